@@ -1,0 +1,72 @@
+"""Short real runs from which a device profile is fitted.
+
+One sequential run measures loads and executions that have the machine to themselves; one run with a
+lookahead of one block measures how much they slow each other down. Both use the real executor on every
+kind of block of the workload, over a few denoising steps.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cidl_sim.core.device import DeviceProfile, Executor, Loader
+from cidl_sim.core.trace import Trace, read_trace
+from cidl_sim.core.workload import Workload
+from cidl_sim.diffusion.job import Job, JobResult, run_job
+from cidl_sim.diffusion.matching import store_sizes
+from cidl_sim.executor.store import BlockStore
+from cidl_sim.models.config import VideoSettings
+from cidl_sim.policies.catalog import make_plan
+from cidl_sim.workloads.catalog import workload_of
+
+CALIBRATION_STEPS = 6
+PROMPT = "calibration"
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One calibration run: its workload, trace and what the worker reported."""
+
+    workload: Workload
+    trace: Trace
+    result: JobResult
+
+
+def observe(
+    store: BlockStore, settings: VideoSettings, on_progress: OnProgress = lambda done, total, stage: None
+) -> dict[str, Observation]:
+    """Run the calibration workload "sequential" and with "next_block", by policy; nothing is limited."""
+    merged = CALIBRATION_STEPS // 2 if settings.tdtm else 0
+    short = settings.model_copy(update={"steps": CALIBRATION_STEPS, "lpl": "off", "tdtm": merged})
+    workload = workload_of(store_sizes(store), short)
+    provisional = _roomy_device(workload)
+    observations = {}
+    for policy in ("sequential", "next_block"):
+        with tempfile.TemporaryDirectory(prefix="cidl-calibrate-") as folder:
+            plan_file, trace_file = Path(folder) / "plan.json", Path(folder) / "trace.json"
+            make_plan(policy, workload, provisional).write(plan_file)
+            job = Job(
+                plan=str(plan_file),
+                store=str(store.root.absolute()),
+                prompt=PROMPT,
+                trace=str(trace_file),
+                sample_memory=True,
+            )
+            result = run_job(job, kernel_limit_bytes=None, on_progress=on_progress)
+            observations[policy] = Observation(workload, read_trace(trace_file), result)
+    return observations
+
+
+def _roomy_device(workload: Workload) -> DeviceProfile:
+    """A stand-in to plan the calibration runs with; neither policy depends on its figures."""
+    largest = max(visit.block.workspace_bytes for visit in workload.visits)
+    return DeviceProfile(
+        name="uncalibrated",
+        memory_limit_bytes=workload.weights_bytes + largest,
+        loader=Loader(bandwidth_bytes_per_s=1e9),
+        executor=Executor(flops_per_s=1e11),
+    )

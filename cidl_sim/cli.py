@@ -1,0 +1,652 @@
+"""The command line: parse, call, print. Exit codes are in docs/reference.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import CidlError, InputError, PlanError
+from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.trace import Trace, read_trace
+from cidl_sim.core.workload import Workload
+from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
+from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.workloads.catalog import SHIPPED, find_workload, merged_settings
+
+app = typer.Typer(
+    name="cidl",
+    help="Simulate, plan and run generative models that are larger than the memory of the device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+model_app = typer.Typer(help="Make block stores.", no_args_is_help=True)
+trace_app = typer.Typer(help="Look at traces.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+app.add_typer(trace_app, name="trace")
+
+# A pipe has no width of its own; names would be cut at 80 columns.
+screen = Console(width=None if sys.stdout.isatty() else 132)
+messages = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
+WorkloadArgument = Annotated[str, typer.Argument(metavar="WORKLOAD", help="A named workload or a workload file.")]
+DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="A named device or a device file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a figure of the device profile.")
+]
+StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The block store.")]
+Optional = typer.Option
+
+
+# Looking things up
+
+
+@app.command()
+def workloads(
+    name: Annotated[str | None, typer.Argument(help="A named workload or a workload file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the named workloads, or show one block by block."""
+    if name is None:
+        found = [find_workload(shipped) for shipped in SHIPPED]
+        rows = [
+            {"name": w.name, "weights_bytes": w.weights_bytes, "visits": len(w.visits), "flops": _total_flops(w)}
+            for w in found
+        ]
+        _show(rows_as_object("workloads", rows), as_json, lambda: _table("named workloads", rows))
+        return
+    workload = find_workload(name)
+    if as_json:
+        print_json_text(workload.to_json())
+    else:
+        screen.print(_workload_table(workload))
+
+
+@app.command()
+def devices(
+    name: Annotated[str | None, typer.Argument(help="A named device or a device file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the device profiles, or show one with the source of each figure."""
+    if name is not None:
+        device = find_device(name)
+        if as_json:
+            print_json_text(device.model_dump_json(indent=1, exclude_none=True))
+        else:
+            screen.print(device.to_toml(), markup=False, highlight=False)
+        return
+    names = [*shipped_devices(), *([THIS_MACHINE] if this_machine_file().is_file() else [])]
+    rows = [
+        {
+            "name": d.name,
+            "memory_limit_bytes": d.memory_limit_bytes,
+            "flops_per_s": d.executor.flops_per_s,
+            "bandwidth_bytes_per_s": d.loader.bandwidth_bytes_per_s,
+            "device": d.provenance.device,
+        }
+        for d in map(find_device, names)
+    ]
+    _show(rows_as_object("devices", rows), as_json, lambda: _table("device profiles", rows))
+    if not as_json and THIS_MACHINE not in names:
+        messages.print(f"'{THIS_MACHINE}' appears here once 'cidl demo' or 'cidl calibrate' has measured it.")
+
+
+@app.command()
+def policies(as_json: AsJson = False) -> None:
+    """List the policies."""
+    rows = [
+        {"name": p.name + (":d" if p.takes_number else ""), "takes_number": p.takes_number, "summary": p.summary}
+        for p in POLICIES.values()
+    ]
+    _show(rows_as_object("policies", rows), as_json, lambda: _table("policies", rows, skip=("takes_number",)))
+
+
+# Simulating and planning
+
+
+@app.command()
+def simulate(
+    workload_name: WorkloadArgument,
+    device_name: DeviceArgument,
+    policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
+    plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
+    settings: SetOption = None,
+    seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on.")] = None,
+    trace_file: Annotated[Path | None, Optional("--trace", help="Write the simulated trace.")] = None,
+    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a policy or a plan on a device."""
+    from cidl_sim.simulator.engine import simulate as run_simulation
+
+    workload, device = find_workload(workload_name), _device_with(device_name, settings)
+    if (policy is None) == (plan_file is None):
+        raise InputError("give either --policy or --plan")
+    if plan_file is not None:
+        plan = read_plan(plan_file)
+        plan.check(workload, device)
+    else:
+        plan = make_plan(policy or "", workload, device)
+    trace = run_simulation(workload, device, plan, seed=seed)
+    if trace_file is not None:
+        trace.write(trace_file)
+    if plot is not None:
+        _draw([(f"simulated, {plan.policy}", trace)], plot, f"{workload.name} on {device.name}")
+    summary = {"workload": workload.name, "device": device.name, **trace.summary()}
+    _show(summary, as_json, lambda: _summary_table(f"{workload.name} on {device.name}", trace))
+
+
+@app.command(name="plan")
+def plan_command(
+    workload_name: WorkloadArgument,
+    device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
+    policy: Annotated[str | None, Optional("--policy", help="Without it: the best of all policies.")] = None,
+    out: Annotated[Path | None, Optional("-o", help="The plan file (a folder, for several devices).")] = None,
+    settings: SetOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a plan and print its bound and the baselines beside it."""
+    from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
+
+    workload = find_workload(workload_name)
+    results = []
+    for name in device_names:
+        device = _device_with(name, settings)
+        if policy is not None:
+            evaluated_plan(policy, workload, device)  # fail before the baselines are worked out
+        baselines = baseline_makespans(workload, device)
+        chosen = policy or min((p for p in baselines if baselines[p] is not None), key=lambda p: baselines[p] or 0.0)
+        plan, _ = evaluated_plan(chosen, workload, device)
+        target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
+        if target is not None:
+            plan.write(target)
+        results.append(_plan_figures(plan, workload, device, baselines, target))
+    _show(results[0] if len(results) == 1 else results, as_json, lambda: [_plan_table(r) for r in results])
+
+
+@app.command()
+def calibrate(
+    store: StoreOption,
+    out: Annotated[Path, Optional("-o", help="The device file to write.")],
+    workload_name: Annotated[
+        str | None, Optional("--workload", help="Measure the blocks of this named workload.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine with short real runs of a store's blocks and write a device profile."""
+    from cidl_sim.calibration.fit import fit_device
+    from cidl_sim.calibration.microbenchmark import observe
+    from cidl_sim.executor.store import BlockStore
+
+    opened = BlockStore.open(store)
+    with _progress() as step:
+        observed = observe(opened, _settings_for(opened, workload_name), lambda *state: step("measure", *state))
+    device = fit_device(THIS_MACHINE, observed["sequential"], observed["next_block"])
+    device.write(out)
+    device.write(this_machine_file())
+    summary = {"device": device.name, "file": str(out), "kinds": len(device.measured), **device.loader.model_dump()}
+    _show(summary, as_json, lambda: f"{len(device.measured)} kinds of blocks measured, profile in {out}")
+
+
+@app.command()
+def validate(
+    store: StoreOption,
+    workload_name: Annotated[str | None, Optional("--workload", help="A variant of the store's model.")] = None,
+    repeats: Annotated[int, Optional("--repeats", min=1, help="Real runs of each policy, interleaved.")] = 1,
+    out: Annotated[Path | None, Optional("-o", help="Keep plans, traces and videos in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate, run every policy for real, and compare with the simulation."""
+    import tempfile
+
+    from cidl_sim.calibration.fit import fit_device
+    from cidl_sim.calibration.microbenchmark import observe
+    from cidl_sim.demo import PROMPT, demo_limit
+    from cidl_sim.diffusion.matching import store_sizes
+    from cidl_sim.executor.store import BlockStore
+    from cidl_sim.validation.compare import compare_policies, report
+    from cidl_sim.workloads.catalog import workload_of
+
+    opened = BlockStore.open(store)
+    video = _settings_for(opened, workload_name)
+    workload = workload_of(store_sizes(opened), video)
+    with _progress() as step, tempfile.TemporaryDirectory(prefix="cidl-validate-") as temporary:
+        observed = observe(opened, video, lambda *state: step("measure this machine", *state))
+        unlimited = fit_device(THIS_MACHINE, observed["sequential"], observed["next_block"])
+        device = unlimited.with_value("memory_limit_bytes", demo_limit(workload, unlimited))
+        comparisons = compare_policies(
+            opened,
+            workload,
+            device,
+            out or Path(temporary),
+            prompt=PROMPT,
+            repeats=repeats,
+            on_run=lambda policy, *state: step(f"run {policy}", *state),
+        )
+    figures = report(comparisons)
+    _show(figures, as_json, lambda: [_comparison_table(figures["policies"]), _error_line(figures)])
+
+
+# Making and running
+
+
+@model_app.command("build")
+def model_build(
+    store: StoreOption,
+    size: Annotated[str, Optional("--size", help="full, small or tiny.")] = "small",
+    seed: Annotated[int, Optional("--random", help="Seed of the random weights.")] = 0,
+    dtype: Annotated[str, Optional("--dtype", help="fp32 or bf16.")] = "fp32",
+    as_json: AsJson = False,
+) -> None:
+    """Build a block store with seeded random weights."""
+    from cidl_sim.models.config import OPENSORA_SMALL, OPENSORA_TINY, OPENSORA_V1_2
+
+    sizes = {"full": OPENSORA_V1_2, "small": OPENSORA_SMALL, "tiny": OPENSORA_TINY}.get(size)
+    if sizes is None:
+        raise InputError(f"--size {size!r}: choose full, small or tiny")
+    if dtype not in ("fp32", "bf16"):
+        raise InputError(f"--dtype {dtype!r}: choose fp32 or bf16")
+    from cidl_sim.diffusion.model_store import build_random_store, distinct_blocks
+
+    count = len(distinct_blocks(sizes, dtype))  # type: ignore[arg-type]
+    written: list[int] = []
+    with _progress() as step:
+
+        def on_block(weights: str, data_bytes: int) -> None:
+            written.append(data_bytes)
+            step("write blocks", len(written), count, weights)
+
+        built = build_random_store(store, sizes, dtype, seed, on_block)  # type: ignore[arg-type]
+    summary = {"store": str(built.root), "model": sizes.name, "dtype": dtype, "blocks": count, "bytes": sum(written)}
+    _show(summary, as_json, lambda: f"{count} blocks, {sum(written) / 1e6:.1f} MB, in {built.root}")
+
+
+@app.command()
+def run(
+    plan_file: Annotated[Path, Optional("--plan", help="The plan to run.")],
+    store: StoreOption,
+    prompt: Annotated[str, Optional("--prompt", help="What the video should show.")],
+    out: Annotated[Path, Optional("-o", help="The video to write (mp4).")],
+    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
+    steps: Annotated[int | None, Optional("--steps", help="Must be what the plan was made for.")] = None,
+    resolution: Annotated[str | None, Optional("--resolution", help="HEIGHTxWIDTH; likewise.")] = None,
+    frames: Annotated[int | None, Optional("--frames", help="Likewise.")] = None,
+    lpl: Annotated[str | None, Optional("--lpl", help="off, a step, or dynamic; likewise.")] = None,
+    tdtm: Annotated[int | None, Optional("--tdtm", help="Merged steps; likewise.")] = None,
+    memory_limit: Annotated[int | None, Optional("--memory-limit", help="Bytes; default: the plan's.")] = None,
+    trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
+    verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a video with the real executor, under a memory limit that the kernel enforces."""
+    from cidl_sim.diffusion.job import Job, describe_mode, run_job
+    from cidl_sim.diffusion.matching import workload_for_plan
+    from cidl_sim.executor.store import BlockStore
+
+    plan = read_plan(plan_file)
+    _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
+    opened = BlockStore.open(store, verify=verify)
+    workload, _ = workload_for_plan(opened, plan)
+    limit = memory_limit or plan.memory_limit_bytes
+    plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
+    job = Job(
+        plan=str(plan_file.absolute()),
+        store=str(store.absolute()),
+        prompt=prompt,
+        seed=seed,
+        memory_limit_bytes=limit,
+        video=str(out.absolute()),
+        trace=str(trace_file.absolute()) if trace_file else None,
+    )
+    with _progress() as step:
+        result = run_job(job, kernel_limit_bytes=limit, on_progress=lambda *state: step("run", *state))
+    summary = {"video": str(out), "memory_limit_bytes": limit, **result.model_dump(mode="json")}
+    kernel = f", {result.peak_kernel_bytes / 1e6:.0f} MB as the kernel saw it" if result.peak_kernel_bytes else ""
+    _show(
+        summary,
+        as_json,
+        lambda: f"{out}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
+        f"{result.peak_resident_bytes / 1e6:.0f} MB accounted{kernel}, limit {limit / 1e6:.0f} MB held by "
+        f"{describe_mode(result.enforced_by)}",
+    )
+
+
+@trace_app.command("show")
+def trace_show(
+    file: Annotated[Path, typer.Argument(help="A trace file (.json or .json.gz).")],
+    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a trace: busy times, idle times by cause, memory."""
+    trace = read_trace(file)
+    if plot is not None:
+        _draw([(f"{trace.header.origin}, {trace.header.policy}", trace)], plot, trace.header.workload_name)
+    _show(trace.summary(), as_json, lambda: _summary_table(str(file), trace))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, Optional("--out", help="The folder for everything the demo makes.")],
+    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
+    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
+    as_json: AsJson = False,
+) -> None:
+    """The main job end to end: build, measure, plan, run under a real limit, simulate, compare."""
+    from cidl_sim.demo import PROMPT, run_demo
+    from cidl_sim.diffusion.job import describe_mode
+
+    with _progress() as step:
+        made = run_demo(out, prompt or PROMPT, seed, step)
+    summary = made.summary
+
+    def lines() -> list[Any]:
+        killed = made.control.killed
+        return [
+            f"\n{summary['weights_bytes'] / 1e6:.0f} MB of weights, {summary['memory_limit_bytes'] / 1e6:.0f} MB for "
+            f"everything, held by {describe_mode(summary['enforced_by'])}",
+            "control, everything resident: "
+            + ("[bold]killed by the kernel[/bold], as it should be" if killed else "finished (nothing held the limit)"),
+            _comparison_table(list(summary["policies"].values())),
+            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (best policy: {summary['best_policy']})",
+        ]
+
+    _show(summary, as_json, lines)
+
+
+# Helpers
+
+
+def _device_with(name: str, settings: list[str] | None) -> DeviceProfile:
+    device = find_device(name)
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting!r}: write KEY=VALUE")
+        try:
+            device = device.with_value(key, json.loads(value))
+        except json.JSONDecodeError:
+            raise InputError(f"--set {setting!r}: {value!r} is not a number") from None
+    return device
+
+
+def _settings_for(store: Any, workload_name: str | None) -> Any:
+    from cidl_sim.demo import SETTINGS
+    from cidl_sim.workloads.catalog import DEFAULTS, parse_name
+
+    if workload_name is not None:
+        sizes, settings = parse_name(workload_name)
+        if sizes.name != store.index.name or settings.dtype != store.index.dtype:
+            raise InputError(f"--workload {workload_name!r}: the store holds {store.index.name!r} in {store.index.dtype}")
+        return settings
+    default = SETTINGS if store.index.name == "opensora-small" else DEFAULTS.get(store.index.name)
+    if default is None:
+        raise InputError(f"{store.root}: a model without default settings; give --workload")
+    return merged_settings(default, {"dtype": store.index.dtype})
+
+
+def _check_asked(plan: Plan, *, resolution: str | None, **asked: str | int | None) -> None:
+    if resolution is not None:
+        height, x, width = resolution.partition("x")
+        if not (x and height.isdigit() and width.isdigit()):
+            raise InputError(f"--resolution {resolution!r}: write HEIGHTxWIDTH")
+        asked.update(height=int(height), width=int(width))
+    for name, value in asked.items():
+        made_for = plan.workload_settings.get(name)
+        if value is not None and value != made_for:
+            raise PlanError(f"the plan was made for another workload: {name} is {made_for} there, {value} was asked for")
+
+
+def _plan_figures(
+    plan: Plan, workload: Workload, device: DeviceProfile, baselines: dict[str, float | None], file: Path | None
+) -> dict[str, Any]:
+    return {
+        "workload": workload.name,
+        "device": device.name,
+        "policy": plan.policy,
+        "makespan_s": plan.makespan_s,
+        "lower_bound": plan.lower_bound,
+        "gap": plan.gap,
+        "proven_optimal": plan.proven_optimal,
+        "proof_scope": plan.proof_scope,
+        "peak_resident_bytes": plan.peak_resident_bytes,
+        "memory_limit_bytes": plan.memory_limit_bytes,
+        "baselines": baselines,
+        "file": str(file) if file else None,
+    }
+
+
+def _draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:
+    from cidl_sim.report.timeline import draw_timelines
+
+    draw_timelines(traces, path, title)
+
+
+def _total_flops(workload: Workload) -> float:
+    return sum(visit.block.flops for visit in workload.visits)
+
+
+# Printing
+
+
+def rows_as_object(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One JSON object around a list."""
+    return {key: rows}
+
+
+def print_json_text(text: str) -> None:
+    """Put JSON on standard output untouched."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def _show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
+    if as_json:
+        print_json_text(json.dumps(data, indent=1))
+        return
+    shown = for_people()
+    for part in shown if isinstance(shown, list) else [shown]:
+        screen.print(part)
+
+
+def _table(title: str, rows: list[dict[str, Any]], skip: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = [name for name in rows[0] if name not in skip]
+    for name in columns:
+        table.add_column(_heading(name), no_wrap=name == "name", justify="right" if isinstance(rows[0][name], int | float) else "left")
+    for row in rows:
+        table.add_row(*(_cell(name, row[name]) for name in columns))
+    return table
+
+
+def _heading(name: str) -> str:
+    units = {"_bytes_per_s": " (GB/s)", "flops_per_s": " (TFLOPS)", "_bytes": " (MB)", "_s": " (s)", "flops": " (TFLOP)"}
+    for ending, unit in units.items():
+        if name.endswith(ending):
+            stem = name.removesuffix(ending).replace("_", " ")
+            return (stem or "compute") + unit
+    return name.replace("_", " ")
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    scales = {"_bytes_per_s": 1e9, "flops_per_s": 1e12, "_bytes": 1e6, "flops": 1e12}
+    for ending, scale in scales.items():
+        if name.endswith(ending):
+            return f"{value / scale:,.2f}" if scale > 1e6 else f"{value / scale:,.1f}"
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
+def _workload_table(workload: Workload) -> Table:
+    table = Table(title=f"{workload.name}: {workload.weights_bytes / 1e9:.2f} GB of weights", title_justify="left")
+    headings = ("stage", "rounds", "kind", "blocks", "weights (MB)", "workspace (MB)", "GFLOP")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i in (0, 2) else "right")
+    for stage in workload.stages:
+        kinds: dict[str, list[Any]] = {}
+        for block in stage.blocks:
+            kinds.setdefault(block.kind, []).append(block)
+        for i, (kind, blocks) in enumerate(kinds.items()):
+            first = blocks[0]
+            table.add_row(
+                stage.name if i == 0 else "",
+                str(stage.rounds) if i == 0 else "",
+                kind,
+                str(len(blocks)),
+                f"{first.weight_bytes / 1e6:,.2f}",
+                f"{first.workspace_bytes / 1e6:,.1f}",
+                f"{first.flops / 1e9:,.2f}",
+            )
+        flops = sum(block.flops for block in stage.blocks)
+        weights = sum(block.weight_bytes for block in stage.blocks)
+        total = ("", "", "[dim]a round[/dim]", f"{len(stage.blocks)}", f"{weights / 1e6:,.1f}", "", f"{flops / 1e9:,.1f}")
+        table.add_row(*total, end_section=True)
+    return table
+
+
+def _summary_table(title: str, trace: Trace) -> Table:
+    summary = trace.summary()
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("policy", summary["policy"])
+    table.add_row("origin", summary["origin"])
+    table.add_row("makespan", f"{summary['makespan_s']:.3f} s")
+    for name in ("executor_busy_s", "loader_busy_s", "overlap_s"):
+        table.add_row(name.removesuffix("_s").replace("_", " "), f"{summary[name]:.3f} s")
+    for worker, causes in summary["idle_s"].items():
+        for cause, seconds in sorted(causes.items()):
+            table.add_row(f"{worker} waits: {cause.replace('_', ' ')}", f"{seconds:.3f} s")
+    for group, figures in summary["groups"].items():
+        table.add_row(f"{group.replace('_', ' ')} takes", f"{figures['elapsed_s']:.3f} s")
+    table.add_row("peak memory, accounted", f"{summary['peak_resident_bytes'] / 1e6:,.1f} MB")
+    if summary["peak_kernel_bytes"]:
+        table.add_row("peak memory, kernel", f"{summary['peak_kernel_bytes'] / 1e6:,.1f} MB")
+    table.add_row("memory limit", f"{summary['memory_limit_bytes'] / 1e6:,.1f} MB")
+    table.add_row("limit enforced by", summary["enforced_by"])
+    notes = summary["fall_backs"]
+    if notes:
+        table.add_row("fall-backs (all with --json)", f"{notes[0]}" + (f", and {len(notes) - 1} more" if notes[1:] else ""))
+    return table
+
+
+def _plan_table(figures: dict[str, Any]) -> Table:
+    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"
+    table = Table(title=title, title_justify="left")
+    table.add_column("policy")
+    table.add_column("makespan (s)", justify="right")
+    table.add_column("above the bound", justify="right")
+    bound = figures["lower_bound"]
+    for policy, seconds in figures["baselines"].items():
+        above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+.1%}"
+        table.add_row(policy, "does not fit" if seconds is None else f"{seconds:.2f}", above)
+    table.add_row("[dim]lower bound[/dim]", f"{bound:.2f}", "")
+    peak, limit = figures["peak_resident_bytes"] / 1e6, figures["memory_limit_bytes"] / 1e6
+    table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (f"; plan in {figures['file']}" if figures["file"] else "")
+    return table
+
+
+def _comparison_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="simulated against measured", title_justify="left")
+    for heading in ("policy", "simulated (s)", "measured (s)", "difference", "peak, accounted", "peak, kernel", "limit"):
+        table.add_column(heading, justify="left" if heading in ("policy", "limit") else "right")
+    for row in rows:
+        kernel = row["peak_kernel_bytes"]
+        table.add_row(
+            row["plan"] if row["plan"].startswith(row["policy"]) else row["policy"],
+            f"{row['simulated_makespan_s']:.2f}",
+            f"{row['measured_makespan_s']:.2f}",
+            f"{row['difference']:+.1%}",
+            f"{row['peak_resident_bytes'] / 1e6:.0f} MB",
+            f"{kernel / 1e6:.0f} MB" if kernel else "-",
+            row["enforced_by"],
+        )
+    return table
+
+
+def _error_line(figures: dict[str, Any]) -> str:
+    prediction, replay = figures["prediction_error"], figures["replay_error"]
+    spread = figures["run_to_run_spread"]
+    return (
+        f"prediction error: mean {prediction['mean']:.1%}, max {prediction['max']:.1%}; "
+        f"replay error: mean {replay['mean']:.1%}, max {replay['max']:.1%}; run-to-run spread: "
+        + (f"{spread:.1%}" if spread is not None else "not measured (one run each)")
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A progress bar on standard error; gives a function (step, done, total, detail)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("[dim]{task.fields[detail]}[/dim]"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=messages) as progress:
+        tasks: dict[str, Any] = {}
+
+        def step(name: str, done: int, total: int, detail: str) -> None:
+            if name not in tasks:
+                for task in tasks.values():
+                    progress.stop_task(task)
+                tasks[name] = progress.add_task(name, total=total, detail=detail)
+            progress.update(tasks[name], completed=done, total=total, detail=detail)
+
+        yield step
+
+
+def main() -> None:
+    """Run the command line and leave with the documented exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_exit_code())
+
+
+def _exit_code() -> int:
+    try:
+        result = app(standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CidlError as problem:
+        return _fail(str(problem), problem.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else 1
+    except Exception as problem:
+        if hasattr(problem, "format_message"):  # what the argument parser raises
+            return _fail(problem.format_message(), 2)
+        if type(problem).__name__ == "Abort":
+            return _fail("interrupted", 128 + signal.SIGINT)
+        if isinstance(problem, OSError):
+            return _fail(f"{problem.filename or ''}: {problem.strerror or problem}".lstrip(": "), 4)
+        if os.environ.get("CIDL_DEBUG"):
+            traceback.print_exc()
+        return _fail(f"internal fault: {type(problem).__name__}: {problem} (CIDL_DEBUG=1 shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"cidl: {message}\n")
+    return code
+
+
+def _terminate(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

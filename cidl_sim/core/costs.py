@@ -1,0 +1,144 @@
+"""What a load and an execution cost on a device, free of contention.
+
+    load    = latency_s + weight_bytes / bandwidth_bytes_per_s
+    execute = launch_s + max(flops / (flops_per_s * efficiency), bytes_moved / memory_bandwidth_bytes_per_s)
+
+A measurement of the block's kind replaces the formula. Kinds are dotted paths: without a measurement of
+`stdit.pair.fp32.5x16` that of `stdit.pair.fp32`, then of `stdit.pair`, and so on, stands in. A block of
+another size than the measured one scales it by the ratio of the formulas. A cold load adds the measured
+cold difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cidl_sim.core.errors import DeviceError
+from cidl_sim.core.workload import Block
+
+if TYPE_CHECKING:
+    from cidl_sim.core.device import DeviceProfile, Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`fixed_s` passes whatever else happens; `work_s` is stretched by contention, sharing and heat.
+
+    `measured` is False where the kind has no measurement and the formula stood in for it.
+    """
+
+    fixed_s: float
+    work_s: float
+    measured: bool
+
+    @property
+    def seconds(self) -> float:
+        """The whole duration without contention."""
+        return self.fixed_s + self.work_s
+
+
+def transfer_s(weight_bytes: int, device: DeviceProfile) -> float | None:
+    """Seconds to read `weight_bytes` without latency, or None if the profile has no bandwidth."""
+    if weight_bytes == 0:
+        return 0.0
+    bandwidth = device.loader.bandwidth_bytes_per_s
+    return None if bandwidth is None else weight_bytes / bandwidth
+
+
+def roofline_s(flops: float, bytes_moved: float, device: DeviceProfile) -> float | None:
+    """Seconds of arithmetic or memory traffic, whichever is longer; None if the profile cannot tell."""
+    executor = device.executor
+    if flops and executor.flops_per_s is None:
+        return None
+    arithmetic = flops / (executor.flops_per_s * executor.efficiency) if executor.flops_per_s else 0.0
+    traffic = bytes_moved / executor.memory_bandwidth_bytes_per_s if executor.memory_bandwidth_bytes_per_s else 0.0
+    if not flops and not traffic:
+        return None if bytes_moved else 0.0
+    return max(arithmetic, traffic)
+
+
+def measurement_of(kind: str, device: DeviceProfile) -> Measured | None:
+    """The measurement of `kind` or of its nearest ancestor in the dotted path."""
+    while kind:
+        if kind in device.measured:
+            return device.measured[kind]
+        kind = kind.rpartition(".")[0]
+    return None
+
+
+def load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:
+    """The cost of loading a block's weights. DeviceError if the profile can neither look up nor compute it."""
+    latency = device.loader.latency_s
+    formula = transfer_s(block.weight_bytes, device)
+    measured = measurement_of(block.kind, device)
+    if measured is None or measured.load_s is None:
+        if formula is None:
+            raise DeviceError(
+                f"{device.name}: no load cost for kind {block.kind!r}: neither measured.{block.kind}.load_s "
+                "nor loader.bandwidth_bytes_per_s is given"
+            )
+        warm = Cost(latency, formula, measured=False)
+    else:
+        seconds = measured.load_s
+        if measured.weight_bytes and measured.weight_bytes != block.weight_bytes and formula is not None:
+            at_measured_size = transfer_s(measured.weight_bytes, device) or 0.0
+            seconds *= (latency + formula) / (latency + at_measured_size)
+        fixed = min(latency, seconds)
+        warm = Cost(fixed, seconds - fixed, measured=True)
+    if cold and measured is not None and measured.cold_load_s is not None:
+        difference = max(0.0, measured.cold_load_s - (measured.load_s if measured.load_s is not None else warm.seconds))
+        return Cost(warm.fixed_s, warm.work_s + difference, warm.measured)
+    return warm
+
+
+def execute_cost(block: Block, device: DeviceProfile) -> Cost:
+    """The cost of executing a block. DeviceError if the profile can neither look up nor compute it."""
+    formula = roofline_s(block.flops, block.bytes_moved, device)
+    measured = measurement_of(block.kind, device)
+    if measured is None or measured.exec_s is None:
+        if formula is None or not _describes_execution(device):
+            raise DeviceError(
+                f"{device.name}: no execution cost for kind {block.kind!r}: neither measured.{block.kind}.exec_s "
+                "nor the figures of [executor] with the block's flops are given"
+            )
+        return Cost(0.0, device.executor.launch_s + formula, measured=False)
+    seconds = measured.exec_s
+    if measured.flops and block.flops and measured.flops != block.flops:
+        seconds *= block.flops / measured.flops
+    return Cost(0.0, seconds, measured=True)
+
+
+def _describes_execution(device: DeviceProfile) -> bool:
+    executor = device.executor
+    return bool(executor.flops_per_s or executor.memory_bandwidth_bytes_per_s or executor.launch_s)
+
+
+def rescaled_measurement(measured: Measured, before: DeviceProfile, after: DeviceProfile) -> Measured:
+    """A kind's measured costs after a change of the loader's or the executor's figures."""
+    update: dict[str, float] = {}
+    load_ratio = _ratio(_load_formula(measured, before), _load_formula(measured, after))
+    for name in ("load_s", "cold_load_s"):
+        value = getattr(measured, name)
+        if value is not None:
+            update[name] = value * load_ratio
+    if measured.exec_s is not None:
+        update["exec_s"] = measured.exec_s * _ratio(_execute_formula(measured, before), _execute_formula(measured, after))
+    return measured.model_copy(update=update)
+
+
+def _load_formula(measured: Measured, device: DeviceProfile) -> float | None:
+    # Without a recorded size the whole measured time is taken for the transfer of one byte.
+    seconds = transfer_s(measured.weight_bytes or 1, device)
+    return None if seconds is None else seconds + (device.loader.latency_s if measured.weight_bytes else 0.0)
+
+
+def _execute_formula(measured: Measured, device: DeviceProfile) -> float | None:
+    seconds = roofline_s(measured.flops or 1.0, 0.0, device)
+    return None if seconds is None else seconds + (device.executor.launch_s if measured.flops else 0.0)
+
+
+def _ratio(before: float | None, after: float | None) -> float:
+    if not before or after is None:
+        return 1.0
+    return after / before

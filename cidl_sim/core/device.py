@@ -1,0 +1,157 @@
+"""What it runs on: memory, loader, executor, measured costs, each figure with its provenance."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, model_validator
+
+from cidl_sim.core.costs import rescaled_measurement
+from cidl_sim.core.errors import DeviceError
+from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
+
+Mark = Literal["measured", "published", "derived", "assumed"]
+
+
+class Loader(Record):
+    """The CPU side: `channels` loads at a time that share `bandwidth_bytes_per_s` equally."""
+
+    channels: int = Field(default=1, ge=1, le=64)
+    latency_s: float = Field(default=0.0, ge=0)
+    bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
+    slowdown_while_executing: float = Field(default=1.0, ge=1)
+
+
+class Executor(Record):
+    """The accelerator side: a roofline of `flops_per_s * efficiency` and memory bandwidth."""
+
+    flops_per_s: float | None = Field(default=None, gt=0)
+    efficiency: float = Field(default=1.0, gt=0, le=1)
+    memory_bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
+    launch_s: float = Field(default=0.0, ge=0)
+    slowdown_while_loading: float = Field(default=1.0, ge=1)
+
+
+class Measured(Record):
+    """Costs measured for one block kind, and the size they were measured at."""
+
+    load_s: float | None = Field(default=None, ge=0)
+    cold_load_s: float | None = Field(default=None, ge=0)
+    exec_s: float | None = Field(default=None, ge=0)
+    weight_bytes: int | None = Field(default=None, ge=0)
+    flops: float | None = Field(default=None, ge=0)
+    samples: int | None = Field(default=None, ge=0)
+
+
+class Noise(Record):
+    """Relative standard deviations of the log-normal factors on loads and executions."""
+
+    load: float = Field(default=0.0, ge=0)
+    execute: float = Field(default=0.0, ge=0)
+
+
+class ThermalStep(Record):
+    """From `after_s` seconds into the run on, the executor's rate is multiplied by `factor`."""
+
+    after_s: float = Field(ge=0)
+    factor: float = Field(gt=0)
+
+
+class Figure(Record):
+    """Where one figure of the profile comes from."""
+
+    source: str
+    mark: Mark
+
+
+class Provenance(Record):
+    """Device, operating system, and the source of each figure by its dotted key."""
+
+    device: str = ""
+    os: str = ""
+    source: str = ""
+    mark: Mark | None = None
+    figures: dict[str, Figure] = Field(default_factory=dict)
+
+
+class DeviceProfile(Record):
+    """A device as the simulator and the planner see it (file format `cidl-device/1`, TOML)."""
+
+    format: Literal["cidl-device/1"] = "cidl-device/1"
+    name: str = Field(min_length=1)
+    memory_limit_bytes: int = Field(gt=0)
+    baseline_bytes: int = Field(default=0, ge=0)
+    loader: Loader = Loader()
+    executor: Executor = Executor()
+    measured: dict[str, Measured] = Field(default_factory=dict)
+    noise: Noise = Noise()
+    thermal: tuple[ThermalStep, ...] = ()
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _thermal_steps_are_ordered(self) -> DeviceProfile:
+        times = [step.after_s for step in self.thermal]
+        if times != sorted(set(times)):
+            raise ValueError("thermal: after_s must increase from step to step")
+        return self
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the profile: the SHA-256 of its canonical JSON."""
+        return sha256_of(self.model_dump(mode="json"))
+
+    def to_toml(self) -> str:
+        """The profile as the text of a device file."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def write(self, path: Path) -> None:
+        """Write the device file in one step."""
+        write_text(path, self.to_toml())
+
+    def with_value(self, key: str, value: Any) -> DeviceProfile:
+        """A copy with the figure at the dotted `key` replaced.
+
+        Measured costs that the figure governs are scaled by the ratio of the analytic costs after and
+        before, so that no parameter is dead on a device that was measured.
+        Raises DeviceError for an unknown key or a value the profile cannot take.
+        """
+        data = self.model_dump(mode="json")
+        *parents, leaf = _split_key(key, data)
+        target = data
+        for parent in parents:
+            target = target[parent]
+        known = set(Measured.model_fields) if parents[:1] == ["measured"] else set(target)
+        if leaf not in known or leaf in ("format",):
+            raise DeviceError(f"{self.name}: no figure named {key!r} (there are: {', '.join(sorted(known))})")
+        target[leaf] = value
+        changed = validated(DeviceProfile, data, f"{self.name}: --set {key}", DeviceError)
+        if parents[:1] not in (["loader"], ["executor"]):
+            return changed
+        scaled = {kind: rescaled_measurement(m, self, changed) for kind, m in self.measured.items()}
+        return changed.model_copy(update={"measured": scaled})
+
+
+def _split_key(key: str, data: dict[str, Any]) -> list[str]:
+    """Split a dotted key; kinds contain dots themselves, so `measured.KIND.leaf` is cut at both ends."""
+    if key.startswith("measured."):
+        kind, _, leaf = key.removeprefix("measured.").rpartition(".")
+        if kind not in data["measured"]:
+            raise DeviceError(f"{data['name']}: no measured kind {kind!r} in {key!r}")
+        return ["measured", kind, leaf]
+    head, _, leaf = key.rpartition(".")
+    if head not in ("", "loader", "executor", "noise"):
+        raise DeviceError(f"{data['name']}: no figure named {key!r}")
+    return [head, leaf] if head else [leaf]
+
+
+def read_device(path: Path) -> DeviceProfile:
+    """Read and validate a device file; DeviceError names the file and the field."""
+    try:
+        data = tomllib.loads(read_text(path, DeviceError))
+    except tomllib.TOMLDecodeError as problem:
+        raise DeviceError(f"{path}: not TOML ({problem})") from None
+    return validated(DeviceProfile, data, str(path), DeviceError)

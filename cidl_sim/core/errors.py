@@ -1,0 +1,49 @@
+"""The exception families of the package, each with the exit code the command line gives it.
+
+An error is raised where the fact is known and says, in one line, what is wrong and (where that is
+possible) what would put it right. The command line prints that line and leaves with `exit_code`.
+"""
+
+
+class CidlError(Exception):
+    """Base of everything the package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(CidlError):
+    """A file, a name or a value that the user gave is wrong."""
+
+    exit_code = 2
+
+
+class WorkloadError(InputError):
+    """A workload that cannot be read or makes no sense."""
+
+
+class DeviceError(InputError):
+    """A device profile that cannot be read or lacks a figure that is needed."""
+
+
+class PlanError(InputError):
+    """A plan that cannot be read, belongs to another workload or breaks a rule of execution."""
+
+
+class TraceError(InputError):
+    """A trace that cannot be read."""
+
+
+class StoreError(InputError):
+    """A block store that is missing, damaged or made for another model."""
+
+
+class InfeasibleError(CidlError):
+    """No room: the limit is below what the plan, or any plan, needs."""
+
+    exit_code = 3
+
+
+class MachineError(CidlError):
+    """The environment failed: disk full, I/O error, no permission."""
+
+    exit_code = 4

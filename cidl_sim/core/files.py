@@ -1,0 +1,89 @@
+"""Reading and writing the project's files: validated on the way in, never half written on the way out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cidl_sim.core.errors import InputError, MachineError
+
+Model = TypeVar("Model", bound="Record")
+
+
+class Record(BaseModel):
+    """Frozen data with no unknown fields and no infinities: the base of every noun that is a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line for the first problem that pydantic found: the field, then what is wrong with it."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{field}: {problem['msg']}{more}"
+
+
+def validated(model: type[Model], data: Any, source: str, error: type[InputError]) -> Model:
+    """`data` as a `model`, or `error` with a line that names `source` and the field."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as problem:
+        raise error(f"{source}: {first_problem(problem)}") from None
+
+
+def read_text(path: Path, error: type[InputError]) -> str:
+    """The text of `path`, or `error` with a line that names it."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "not UTF-8 text"
+        raise error(f"{path}: cannot be read ({reason})") from None
+
+
+def read_json(path: Path, error: type[InputError]) -> Any:
+    """The JSON document in `path`, or `error` with a line that names it."""
+    try:
+        return json.loads(read_text(path, error))
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise error(f"{path}: not JSON ({problem})") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it over `path` only if the body succeeds.
+
+    Raises MachineError where the disk or the permissions fail; `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as problem:
+        raise MachineError(f"{path}: cannot be written ({problem.strerror or problem})") from problem
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: readers see the old file or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys and no spaces: one text for one value, the base of every hash."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def sha256_of(data: Any) -> str:
+    """The hexadecimal SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()

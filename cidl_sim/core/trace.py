@@ -1,0 +1,386 @@
+"""What happened: spans and events of a run, simulated or real, in one form."""
+
+from __future__ import annotations
+
+import gzip
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cidl_sim.core.errors import TraceError
+from cidl_sim.core.files import Record, read_json, replacing, validated
+from cidl_sim.core.plan import Load, Plan
+from cidl_sim.core.schedule import Release, Schedule
+from cidl_sim.core.workload import Visit, Workload
+
+Origin = Literal["simulated", "torch-cpu", "torch-cuda", "mil", "coreml", "imported"]
+EnforcedBy = Literal["none", "accounting", "cgroup-v1", "cgroup-v2", "systemd-scope"]
+Operation = Literal["load", "execute", "wait", "unload"]
+
+
+class Span(Record):
+    """One piece of work or of waiting; times in seconds from the start of the run.
+
+    `bytes` are the weights of a load or an unload and the workspace of an execution.
+    `resident_bytes` is the accounted memory after the span: weights + workspace + baseline.
+    """
+
+    operation: Operation
+    worker: str
+    visit: int = Field(ge=0)
+    start_s: float = Field(ge=0)
+    end_s: float = Field(ge=0)
+    bytes: int = Field(default=0, ge=0)
+    cold: bool = False
+    cause: str | None = None
+    resident_bytes: int = Field(default=0, ge=0)
+
+
+class Event(Record):
+    """Something that happened at one moment, such as a stage that ended early."""
+
+    kind: str
+    at_s: float = Field(ge=0)
+    values: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+
+
+class StageOutline(Record):
+    """A stage as the trace needs it to name its visits."""
+
+    name: str
+    group: str
+    rounds: int
+    blocks: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+class Header(Record):
+    """Which plan, workload and device; who measured, with which clock, under which limit."""
+
+    workload_name: str
+    workload_sha256: str
+    device_name: str
+    device_sha256: str
+    plan_sha256: str
+    policy: str
+    origin: Origin
+    enforced_by: EnforcedBy
+    clock: Literal["virtual", "perf_counter", "cuda_event", "mach_time", "unknown"]
+    memory_limit_bytes: int
+    baseline_bytes: int
+    peak_kernel_bytes: int | None = None
+    seed: int | None = None
+    fall_backs: tuple[str, ...] = ()
+    machine: dict[str, str | int | float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    date: str | None = None
+    settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    stages: tuple[StageOutline, ...]
+
+
+class Trace(Record):
+    """A run as spans and events (file format `cidl-trace/1`, JSON, `.gz` if the name ends so)."""
+
+    format: Literal["cidl-trace/1"] = "cidl-trace/1"
+    header: Header
+    spans: tuple[Span, ...]
+    events: tuple[Event, ...] = ()
+
+    def to_json(self) -> str:
+        """The trace as text: equal traces give equal bytes."""
+        return self.model_dump_json(exclude_defaults=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the trace file in one step."""
+        with replacing(path) as temporary:
+            data = self.to_json().encode()
+            # A fixed time stamp keeps equal traces equal after compression too.
+            temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+    # Figures
+
+    def of(self, operation: Operation) -> list[Span]:
+        """The spans of one operation, in order of their start."""
+        return [span for span in self.spans if span.operation == operation]
+
+    @cached_property
+    def makespan_s(self) -> float:
+        """The end of the last execution."""
+        return max((span.end_s for span in self.of("execute")), default=0.0)
+
+    @cached_property
+    def executor_busy_s(self) -> float:
+        """Seconds in which a visit ran."""
+        return _length(_union((s.start_s, s.end_s) for s in self.of("execute")))
+
+    @cached_property
+    def loader_busy_s(self) -> float:
+        """Seconds in which at least one load was in flight."""
+        return _length(_union((s.start_s, s.end_s) for s in self.of("load")))
+
+    @cached_property
+    def overlap_s(self) -> float:
+        """Seconds in which a visit ran while a load was in flight."""
+        loads = _union((s.start_s, s.end_s) for s in self.of("load"))
+        executions = _union((s.start_s, s.end_s) for s in self.of("execute"))
+        return _length(_intersection(loads, executions))
+
+    @cached_property
+    def idle_s(self) -> dict[str, dict[str, float]]:
+        """Idle seconds by worker and cause."""
+        result: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for span in self.of("wait"):
+            result[span.worker][span.cause or "unknown"] += span.end_s - span.start_s
+        return {worker: dict(causes) for worker, causes in result.items()}
+
+    @cached_property
+    def peak_resident_bytes(self) -> int:
+        """Peak of the accounted memory: weights + workspace + baseline."""
+        return max((bytes_ for _, bytes_ in self.memory_curve), default=self.header.baseline_bytes)
+
+    @cached_property
+    def memory_curve(self) -> list[tuple[float, int]]:
+        """Accounted memory as steps (time in s, bytes from then on), releases before starts."""
+        changes: list[tuple[float, int, int]] = []
+        for span in self.spans:
+            if span.operation == "load":
+                changes.append((span.start_s, 1, span.bytes))
+            elif span.operation == "unload":
+                changes.append((span.end_s, 0, -span.bytes))
+            elif span.operation == "execute":
+                # A visit of no length still needs its workspace: its end sorts after its own start.
+                end_rank = 0 if span.end_s > span.start_s else 2
+                changes += [(span.start_s, 1, span.bytes), (span.end_s, end_rank, -span.bytes)]
+        held, curve = self.header.baseline_bytes, [(0.0, self.header.baseline_bytes)]
+        for at_s, _, change in sorted(changes):
+            held += change
+            curve.append((at_s, held))
+        return curve
+
+    @cached_property
+    def groups(self) -> dict[str, dict[str, float]]:
+        """Per group: seconds until its last execution ended (`elapsed_s`, adding up to the makespan) and busy times."""
+        outlines = self.header.stages
+        group_of_visit = [o.group for o in outlines for _ in range(o.rounds * len(o.blocks))]
+        result = {o.group: {"elapsed_s": 0.0, "executor_busy_s": 0.0, "loader_busy_s": 0.0} for o in outlines}
+        reached = 0.0
+        for span in sorted(self.of("execute"), key=lambda s: s.visit):
+            row = result[group_of_visit[span.visit]]
+            row["executor_busy_s"] += span.end_s - span.start_s
+            row["elapsed_s"] += span.end_s - reached
+            reached = span.end_s
+        for span in self.of("load"):
+            result[group_of_visit[span.visit]]["loader_busy_s"] += span.end_s - span.start_s
+        return result
+
+    @cached_property
+    def stage_rounds(self) -> dict[int, int]:
+        """Per stage, the rounds that really ran; what a replay needs."""
+        runs: dict[int, int] = dict.fromkeys(range(len(self.header.stages)), 0)
+        stage_of_visit = [s for s, o in enumerate(self.header.stages) for _ in range(o.rounds * len(o.blocks))]
+        for span in self.of("execute"):
+            runs[stage_of_visit[span.visit]] += 1
+        return {s: runs[s] // len(outline.blocks) for s, outline in enumerate(self.header.stages)}
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that every command prints about a trace."""
+        return {
+            "policy": self.header.policy,
+            "origin": self.header.origin,
+            "enforced_by": self.header.enforced_by,
+            "makespan_s": self.makespan_s,
+            "peak_resident_bytes": self.peak_resident_bytes,
+            "peak_kernel_bytes": self.header.peak_kernel_bytes,
+            "memory_limit_bytes": self.header.memory_limit_bytes,
+            "executor_busy_s": self.executor_busy_s,
+            "loader_busy_s": self.loader_busy_s,
+            "overlap_s": self.overlap_s,
+            "idle_s": self.idle_s,
+            "groups": self.groups,
+            "fall_backs": list(self.header.fall_backs),
+        }
+
+
+class TraceRecorder:
+    """Builds a trace from what a driver reports. Attached from outside; it never decides anything.
+
+    Idle workers get wait spans whose cause is what the schedule says at that moment; when the cause
+    changes while waiting, one wait ends and another begins.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._spans: list[Span] = []
+        self._events: list[Event] = []
+        self._open: dict[str, tuple[Visit, float, bool]] = {}
+        self._idle: dict[str, tuple[float, str, int] | None] = {"executor": (0.0, "load", 0)}
+        for channel in range(schedule.channels):
+            self._idle[f"loader.{channel}"] = (0.0, "gate", 0)
+
+    def load_started(self, at_s: float, load: Load, worker: str, *, cold: bool) -> None:
+        """A load began on `worker`."""
+        self._begin(at_s, worker, self._schedule.workload.visits[load.visit], cold)
+
+    def load_finished(self, at_s: float, worker: str, released: Iterable[Release]) -> None:
+        """The load on `worker` ended; `released` is not empty if it was wasted."""
+        visit, start_s, cold = self._end(at_s, worker)
+        self._add("load", worker, visit.number, start_s, at_s, visit.block.weight_bytes, cold=cold)
+        self.unloaded(at_s, released)
+
+    def visit_started(self, at_s: float, visit: Visit) -> None:
+        """A visit began."""
+        self._begin(at_s, "executor", visit, cold=False)
+
+    def visit_finished(self, at_s: float, released: Iterable[Release]) -> None:
+        """The running visit ended and released weights."""
+        visit, start_s, _ = self._end(at_s, "executor")
+        self._add("execute", "executor", visit.number, start_s, at_s, visit.block.workspace_bytes)
+        self.unloaded(at_s, released)
+
+    def unloaded(self, at_s: float, released: Iterable[Release]) -> None:
+        """Weights left memory."""
+        for release in released:
+            self._add("unload", "executor", release.visit, at_s, at_s, release.weight_bytes)
+
+    def event(self, at_s: float, kind: str, **values: str | int | float | bool | None) -> None:
+        """Record a moment."""
+        self._events.append(Event(kind=kind, at_s=at_s, values=values))
+
+    def settled(self, at_s: float) -> None:
+        """Everything that may start at `at_s` has started: note why the idle workers wait."""
+        schedule = self._schedule
+        causes: dict[str, str | None] = {"executor": schedule.executor_cause()}
+        loader_cause = schedule.loader_cause()
+        for worker, idle in self._idle.items():
+            if idle is None:
+                continue
+            since, cause, visit = idle
+            now = causes.get(worker, loader_cause) or cause
+            current = min(schedule.current, len(schedule.workload.visits) - 1)
+            if now != cause or (worker == "executor" and current != visit):
+                self._add_wait(worker, visit, since, at_s, cause)
+                self._idle[worker] = (at_s, now, current)
+
+    def _begin(self, at_s: float, worker: str, visit: Visit, cold: bool) -> None:
+        idle = self._idle[worker]
+        if idle is not None:
+            self._add_wait(worker, visit.number, idle[0], at_s, idle[1])
+        self._idle[worker] = None
+        self._open[worker] = (visit, at_s, cold)
+
+    def _end(self, at_s: float, worker: str) -> tuple[Visit, float, bool]:
+        opened = self._open.pop(worker)
+        cause = self._schedule.executor_cause() if worker == "executor" else self._schedule.loader_cause()
+        self._idle[worker] = (at_s, cause or "dispatch", min(self._schedule.current, len(self._schedule.workload.visits) - 1))
+        return opened
+
+    def _add_wait(self, worker: str, visit: int, start_s: float, end_s: float, cause: str) -> None:
+        if end_s > start_s and cause != "done":
+            self._add("wait", worker, visit, start_s, end_s, 0, cause=cause)
+
+    def _add(
+        self,
+        operation: Operation,
+        worker: str,
+        visit: int,
+        start_s: float,
+        end_s: float,
+        bytes_: int,
+        *,
+        cold: bool = False,
+        cause: str | None = None,
+    ) -> None:
+        self._spans.append(
+            Span.model_construct(
+                operation=operation,
+                worker=worker,
+                visit=visit,
+                start_s=start_s,
+                end_s=end_s,
+                bytes=bytes_,
+                cold=cold,
+                cause=cause,
+                resident_bytes=self._schedule.resident_bytes,
+            )
+        )
+
+    def finish(self, header: Header) -> Trace:
+        """The trace of everything recorded so far, spans in order of their start."""
+        order = {"unload": 0, "load": 1, "execute": 2, "wait": 3}
+        spans = sorted(self._spans, key=lambda s: (s.start_s, s.end_s, order[s.operation], s.worker, s.visit))
+        return Trace(header=header, spans=tuple(spans), events=tuple(self._events))
+
+
+def outlines_of(workload: Workload) -> tuple[StageOutline, ...]:
+    """The stages of a workload as a trace's header keeps them."""
+    return tuple(
+        StageOutline(
+            name=stage.name,
+            group=stage.group,
+            rounds=stage.rounds,
+            blocks=tuple(block.name for block in stage.blocks),
+            kinds=tuple(block.kind for block in stage.blocks),
+        )
+        for stage in workload.stages
+    )
+
+
+def header_for(workload: Workload, plan: Plan, **rest: Any) -> Header:
+    """A header with the identities filled in; `rest` are the remaining fields, and any that differ from the plan's."""
+    fields: dict[str, Any] = {
+        "workload_name": workload.name,
+        "workload_sha256": workload.sha256,
+        "device_name": plan.device_name,
+        "device_sha256": plan.device_sha256,
+        "plan_sha256": plan.sha256,
+        "policy": plan.policy,
+        "memory_limit_bytes": plan.memory_limit_bytes,
+        "baseline_bytes": plan.baseline_bytes,
+        "settings": dict(workload.settings),
+        "stages": outlines_of(workload),
+    }
+    return Header(**{**fields, **rest})
+
+
+def read_trace(path: Path) -> Trace:
+    """Read and validate a trace file, compressed or not; TraceError names the file and the field."""
+    if path.suffix != ".gz":
+        return validated(Trace, read_json(path, TraceError), str(path), TraceError)
+    import json
+
+    try:
+        data = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError) as problem:
+        raise TraceError(f"{path}: cannot be read ({problem})") from None
+    return validated(Trace, data, str(path), TraceError)
+
+
+def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _intersection(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    result, i, j = [], 0, 0
+    while i < len(a) and j < len(b):
+        start, end = max(a[i][0], b[j][0]), min(a[i][1], b[j][1])
+        if start < end:
+            result.append((start, end))
+        if a[i][1] < b[j][1]:
+            i += 1
+        else:
+            j += 1
+    return result
+
+
+def _length(intervals: list[tuple[float, float]]) -> float:
+    return sum(end - start for start, end in intervals)

@@ -1,0 +1,157 @@
+"""The main job end to end: a model larger than its memory, planned, run under a real limit, simulated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cidl_sim.calibration.fit import fit_device
+from cidl_sim.calibration.microbenchmark import observe
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import StoreError
+from cidl_sim.core.files import write_text
+from cidl_sim.core.workload import Workload
+from cidl_sim.devices.catalog import THIS_MACHINE, this_machine_file
+from cidl_sim.diffusion.job import Job, JobResult, run_job
+from cidl_sim.executor.store import BlockStore
+from cidl_sim.models.config import OPENSORA_SMALL, VideoSettings
+from cidl_sim.policies.catalog import make_plan
+from cidl_sim.report.timeline import draw_timelines
+from cidl_sim.validation.compare import Comparison, compare_policies, report
+from cidl_sim.workloads.catalog import workload_of
+
+PROMPT = "a red ball rolls over green grass"
+SETTINGS = VideoSettings(height=48, width=48, frames=17, steps=30, lpl="15", tdtm=8)
+# Of the weights, this much may be in memory at a time.
+WEIGHTS_FRACTION = 0.4
+OnStep = Callable[[str, int, int, str], None]
+
+
+@dataclass
+class Demo:
+    """What the demo made: the summary that goes to summary.json, and the comparisons behind it."""
+
+    summary: dict[str, Any]
+    comparisons: list[Comparison]
+    control: JobResult
+    device: DeviceProfile
+
+
+def run_demo(out: Path, prompt: str = PROMPT, seed: int = 42, on_step: OnStep = lambda *_: None) -> Demo:
+    """Build, measure, plan, run and compare; everything lands in the folder `out`.
+
+    `on_step(step, done, total, detail)` observes. Raises the package's errors; files appear whole or not.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    store = _store(out / "store", on_step)
+    observed = observe(store, SETTINGS, lambda done, total, stage: on_step("measure this machine", done, total, stage))
+    workload = workload_of(OPENSORA_SMALL, SETTINGS)
+    unlimited = fit_device(THIS_MACHINE, observed["sequential"], observed["next_block"])
+    device = unlimited.with_value("memory_limit_bytes", demo_limit(workload, unlimited))
+    device.write(out / "device.toml")
+    device.write(this_machine_file())
+    workload.write(out / "workload.json")
+    runs = out / "runs"
+    control = _control(store, workload, device, runs, prompt, seed, on_step)
+    comparisons = compare_policies(
+        store,
+        workload,
+        device,
+        runs,
+        prompt=prompt,
+        seed=seed,
+        on_run=lambda policy, done, total, stage: on_step(f"run {policy}", done, total, stage),
+    )
+    best = min(comparisons, key=lambda c: c.simulated.makespan_s)
+    for source, target in (("plan", "plan.json"), ("trace", "trace.json"), ("video", "video.mp4")):
+        shutil.copyfile(runs / f"{source}-{best.policy}{Path(target).suffix}", out / target)
+    draw_timelines(
+        [(f"simulated, {best.policy}", best.simulated), (f"measured, {best.policy}", best.measured[-1])],
+        out / "timeline.png",
+        title=f"{workload.weights_bytes / 1e6:.0f} MB of weights under {device.memory_limit_bytes / 1e6:.0f} MB in all",
+    )
+    summary = _summary(prompt, workload, device, control, comparisons, best)
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return Demo(summary, comparisons, control, device)
+
+
+def demo_limit(workload: Workload, device: DeviceProfile) -> int:
+    """A limit that leaves `WEIGHTS_FRACTION` of the weights beside the baseline and the largest workspace."""
+    workspace = max(visit.block.workspace_bytes for visit in workload.visits)
+    return device.baseline_bytes + workspace + int(WEIGHTS_FRACTION * workload.weights_bytes)
+
+
+def _store(root: Path, on_step: OnStep) -> BlockStore:
+    """The demo's store, built once: a second run reuses it if it is whole."""
+    try:
+        store = BlockStore.open(root)
+        if store.index.model == OPENSORA_SMALL.model_dump(mode="json"):
+            return store
+    except StoreError:
+        pass  # none yet, or a damaged one: build it anew
+    total = workload_of(OPENSORA_SMALL, SETTINGS).weights_bytes
+    written = 0
+
+    def observe_block(weights: str, data_bytes: int) -> None:
+        nonlocal written
+        written += data_bytes
+        on_step("build the block store", written, total, weights)
+
+    from cidl_sim.diffusion.model_store import build_random_store  # builds networks: seconds of imports
+
+    return build_random_store(root, OPENSORA_SMALL, "fp32", seed=0, on_block=observe_block)
+
+
+def _control(
+    store: BlockStore, workload: Workload, device: DeviceProfile, runs: Path, prompt: str, seed: int, on_step: OnStep
+) -> JobResult:
+    """Load everything under the same limit: the kernel is expected to kill it."""
+    plan_file = runs / "plan-control.json"
+    make_plan("sequential", workload, device).write(plan_file)
+    job = Job(plan=str(plan_file), store=str(store.root.absolute()), prompt=prompt, seed=seed, control=True)
+    on_step("control: all resident", 0, 1, "loading everything")
+    return run_job(
+        job,
+        kernel_limit_bytes=device.memory_limit_bytes,
+        on_progress=lambda done, total, stage: on_step("control: all resident", done, total, stage),
+        tolerate_kill=True,
+    )
+
+
+def _summary(
+    prompt: str,
+    workload: Workload,
+    device: DeviceProfile,
+    control: JobResult,
+    comparisons: list[Comparison],
+    best: Comparison,
+) -> dict[str, Any]:
+    figures = report(comparisons)
+    kernel_peaks = [c.peak_kernel_bytes for c in comparisons if c.peak_kernel_bytes is not None]
+    accounted = max(c.simulated.peak_resident_bytes for c in comparisons)
+    return {
+        "prompt": prompt,
+        "workload": workload.name,
+        "weights_bytes": workload.weights_bytes,
+        "memory_limit_bytes": device.memory_limit_bytes,
+        "enforced_by": best.measured[-1].header.enforced_by,
+        "peak_memory_bytes": max(kernel_peaks) if kernel_peaks else accounted,
+        "peak_resident_bytes": accounted,
+        "control": {
+            "outcome": "killed by the kernel" if control.killed else "finished",
+            "enforced_by": control.enforced_by,
+            "makespan_s": None if control.killed else control.makespan_s,
+        },
+        "best_policy": best.policy,
+        "lpl": SETTINGS.lpl,
+        "tdtm": SETTINGS.tdtm,
+        "prediction_error": figures["prediction_error"],
+        "replay_error": figures["replay_error"],
+        "kendall_tau": figures["kendall_tau"],
+        "policies": {row["policy"]: row for row in figures["policies"]},
+    }
+

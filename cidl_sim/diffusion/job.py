@@ -1,0 +1,142 @@
+"""A run as a job for a child process, so that the kernel can limit it and, if need be, kill it.
+
+The parent puts the child into its memory group and reads lines of JSON from it: progress, then a result or
+an error. The child is `python -m cidl_sim.diffusion.worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from cidl_sim.core.errors import CidlError, InfeasibleError, InputError, MachineError
+from cidl_sim.core.files import Record
+from cidl_sim.core.trace import EnforcedBy
+from cidl_sim.executor.memory_limit import MemoryGroup
+
+OnProgress = Callable[[int, int, str], None]
+_ERRORS: dict[int, type[CidlError]] = {2: InputError, 3: InfeasibleError, 4: MachineError}
+
+
+class Job(Record):
+    """What a worker has to do. `control` loads everything and heeds no plan (`plan` only names the workload)."""
+
+    plan: str
+    store: str
+    prompt: str
+    seed: int = 42
+    control: bool = False
+    verify: bool = False
+    memory_limit_bytes: int | None = None
+    video: str | None = None
+    trace: str | None = None
+    sample_memory: bool = False
+
+
+class JobResult(Record):
+    """What came of it. Byte counts as the kernel saw them are None where it does not tell."""
+
+    makespan_s: float = 0.0
+    enforced_by: EnforcedBy = "accounting"
+    baseline_bytes: int = 0
+    excess_bytes: int = 0
+    peak_resident_bytes: int = 0
+    peak_kernel_bytes: int | None = None
+    touched_bytes: int = 0
+    evaluations: int = 0
+    threads: int = 1
+    fall_backs: tuple[str, ...] = ()
+    killed: bool = False
+
+
+class JobInterruptedError(CidlError):
+    """The run ended by a signal that was sent to it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by signal {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+def run_job(
+    job: Job,
+    *,
+    kernel_limit_bytes: int | None,
+    on_progress: OnProgress = lambda done, total, stage: None,
+    tolerate_kill: bool = False,
+) -> JobResult:
+    """Run `job` in a child under a limit that the kernel enforces (None: only measured).
+
+    With `tolerate_kill` a child that the kernel killed for its memory gives a result with `killed` set;
+    otherwise that is an InfeasibleError. Other failures come back as the errors that the child raised.
+    """
+    with MemoryGroup(kernel_limit_bytes) as group, tempfile.TemporaryDirectory(prefix="cidl-job-") as folder:
+        file = Path(folder) / "job.json"
+        file.write_text(job.model_dump_json())
+        command = group.command([sys.executable, "-m", "cidl_sim.diffusion.worker", str(file)])
+        environment = {**os.environ, **group.environment(), "PYTHONUNBUFFERED": "1", **_allocator_settings()}
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            last = _follow(child, on_progress)
+            code, errors = child.wait(), child.stderr.read() if child.stderr else ""
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+        killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        if killed and (group.was_killed_by_limit() or group.enforced_by == "systemd-scope"):
+            if tolerate_kill:
+                return JobResult(enforced_by=group.enforced_by, killed=True)
+            raise InfeasibleError(
+                f"the kernel killed the run: it needed more than the limit of {kernel_limit_bytes} bytes "
+                f"({group.enforced_by})"
+            )
+    if "result" in last:
+        return JobResult.model_validate(last["result"])
+    if "error" in last:
+        raise _ERRORS.get(last["exit_code"], CidlError)(last["error"])
+    if code < 0:
+        raise JobInterruptedError(-code)
+    if code in (130, 143):
+        raise JobInterruptedError(code - 128)
+    raise CidlError(f"the worker failed with exit code {code}: {_last_line(errors)}")
+
+
+def _follow(child: subprocess.Popen[str], on_progress: OnProgress) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for line in child.stdout or ():
+        message = json.loads(line)
+        if "done" in message:
+            on_progress(message["done"], message["total"], message["stage"])
+        else:
+            last = message
+    return last
+
+
+def _allocator_settings() -> dict[str, str]:
+    # Few heaps, and free memory beyond 16 MiB goes back to the kernel: what was one block's workspace must
+    # not stay charged when another's weights take its place. Smaller thresholds cost up to 10 % of the
+    # executor's time in page faults.
+    return {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "16777216", "MALLOC_MMAP_THRESHOLD_": "16777216"}
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def describe_mode(enforced_by: EnforcedBy | Literal["none"]) -> str:
+    """What held the limit, in words."""
+    return {
+        "cgroup-v1": "the kernel (cgroup v1)",
+        "cgroup-v2": "the kernel (cgroup v2)",
+        "systemd-scope": "the kernel (user scope of systemd)",
+        "accounting": "nothing: the limit was only accounted",
+        "none": "nothing",
+    }[enforced_by]

@@ -1,0 +1,223 @@
+"""The memory that weights live in: one anonymous file, allocated once, touched as it comes into use.
+
+A block needs a contiguous range of addresses, not of memory. So the arena hands out extents of its file:
+where one hole is large enough the block lies there; where only several holes together are, they are
+mapped side by side at a new address. Blocks of any sizes therefore fit whenever their bytes fit, and no
+load ever waits for fragmentation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from dataclasses import dataclass
+
+PAGE = 4096
+_PROT_NONE, _MAP_FIXED = 0x0, 0x10  # names the mmap module of Python 3.11 lacks
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+Extent = tuple[int, int]  # offset in the arena's file, length; both in bytes and whole pages
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A contiguous, page-aligned range of addresses backed by extents (offset, length) of the arena."""
+
+    address: int
+    bytes: int
+    extents: tuple[Extent, ...]
+
+    def buffer(self) -> memoryview:
+        """The slot as writable bytes."""
+        return memoryview((ctypes.c_char * self.bytes).from_address(self.address)).cast("B")
+
+
+class Arena:
+    """`capacity_bytes` of address space; physical memory is taken when a slot is first written.
+
+    Not thread-safe: the caller's lock guards `take` and `give_back`.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = _round_up(max(capacity_bytes, PAGE))
+        self._fd = _anonymous_file(self.capacity_bytes)
+        self._base = _map(None, self.capacity_bytes, self._fd, 0)
+        self._holes: list[Extent] = [(0, self.capacity_bytes)]
+        self._touched: list[Extent] = []
+        self.peak_touched_bytes = 0
+        self.stitched_slots = 0
+
+    @property
+    def touched_bytes(self) -> int:
+        """Bytes that the kernel holds for the arena: every page written and not trimmed since."""
+        return sum(length for _, length in self._touched)
+
+    def take(self, size: int) -> Slot:
+        """A slot of at least `size` bytes, rounded up to pages. MemoryError if the holes together are smaller."""
+        needed = _round_up(max(size, 1))
+        # The lowest hole that is large enough uses touched pages again before it touches new ones.
+        for i, (offset, length) in enumerate(self._holes):
+            if length >= needed:
+                return self._taken(Slot(self._base + offset, needed, (self._cut(i, needed),)))
+        if sum(length for _, length in self._holes) < needed:
+            raise MemoryError(f"the arena of {self.capacity_bytes} bytes has no room for {needed} more")
+        return self._taken(self._stitch(needed))
+
+    def give_back(self, slot: Slot) -> None:
+        """Return a slot's extents; neighbouring holes grow together. The pages stay with the arena."""
+        if len(slot.extents) > 1:
+            _libc.munmap(slot.address, slot.bytes)
+        self._holes = _merged([*self._holes, *slot.extents])
+
+    def trim(self, keep_bytes: int) -> None:
+        """Give free pages back to the kernel until at most `keep_bytes` are touched, if that many are free."""
+        excess = self.touched_bytes - keep_bytes
+        for offset, length in reversed(_intersection(self._holes, self._touched)):
+            if excess <= 0:
+                break
+            piece = min(length, _round_up(excess))
+            at = offset + length - piece
+            if not _punch(self._fd, at, piece):
+                return
+            self._touched = _without(self._touched, (at, piece))
+            excess -= piece
+
+    def close(self) -> None:
+        """Give the memory back to the system. No slot may be in use."""
+        if self._fd >= 0:
+            _libc.munmap(self._base, self.capacity_bytes)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _taken(self, slot: Slot) -> Slot:
+        self._touched = _merged(_united([*self._touched, *slot.extents]))
+        self.peak_touched_bytes = max(self.peak_touched_bytes, self.touched_bytes)
+        return slot
+
+    def _stitch(self, needed: int) -> Slot:
+        extents = []
+        missing = needed
+        # Largest holes first: the fewest mappings.
+        for offset, length in sorted(self._holes, key=lambda hole: -hole[1]):
+            piece = min(length, missing)
+            extents.append((offset, piece))
+            missing -= piece
+            if not missing:
+                break
+        for offset, length in extents:
+            self._cut(next(i for i, hole in enumerate(self._holes) if hole[0] == offset), length)
+        address = _reserve(needed)
+        at = address
+        for offset, length in extents:
+            _map(at, length, self._fd, offset)
+            at += length
+        self.stitched_slots += 1
+        return Slot(address, needed, tuple(extents))
+
+    def _cut(self, index: int, size: int) -> Extent:
+        """Take the first `size` bytes of a hole."""
+        offset, length = self._holes[index]
+        if length == size:
+            del self._holes[index]
+        else:
+            self._holes[index] = (offset + size, length - size)
+        return offset, size
+
+
+def _round_up(size: int) -> int:
+    return -(-size // PAGE) * PAGE
+
+
+def _merged(extents: list[Extent]) -> list[Extent]:
+    """Sorted, with extents that touch each other joined. They must not overlap."""
+    result: list[Extent] = []
+    for offset, length in sorted(extents):
+        if result and sum(result[-1]) == offset:
+            result[-1] = (result[-1][0], result[-1][1] + length)
+        else:
+            result.append((offset, length))
+    return result
+
+
+def _united(extents: list[Extent]) -> list[Extent]:
+    """The same bytes as sorted extents without overlaps."""
+    result: list[Extent] = []
+    for offset, length in sorted(extents):
+        reached = sum(result[-1]) if result else 0
+        end = offset + length
+        if end > reached:
+            start = max(offset, reached)
+            result.append((start, end - start))
+    return result
+
+
+def _intersection(a: list[Extent], b: list[Extent]) -> list[Extent]:
+    pieces = []
+    for offset, length in a:
+        for other, other_length in b:
+            start, end = max(offset, other), min(offset + length, other + other_length)
+            if start < end:
+                pieces.append((start, end - start))
+    return sorted(pieces)
+
+
+def _without(extents: list[Extent], removed: Extent) -> list[Extent]:
+    start, end = removed[0], sum(removed)
+    result = []
+    for offset, length in extents:
+        if offset < start:
+            result.append((offset, min(length, start - offset)))
+        if offset + length > end:
+            result.append((max(offset, end), offset + length - max(offset, end)))
+    return result
+
+
+def _punch(fd: int, offset: int, size: int) -> bool:
+    """Free the pages of a range of the file, keeping its size; False where the system cannot."""
+    fallocate = getattr(_libc, "fallocate", None)
+    if fallocate is None:
+        return False
+    keep_size_and_punch_hole = 0x01 | 0x02
+    return fallocate(fd, keep_size_and_punch_hole, ctypes.c_long(offset), ctypes.c_long(size)) == 0
+
+
+def _anonymous_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("cidl-arena")
+    else:
+        import _posixshmem
+
+        name = f"/cidl-{os.getpid()}-{size}"
+        fd = _posixshmem.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
+        _posixshmem.shm_unlink(name)
+    os.ftruncate(fd, size)
+    return fd
+
+
+def _map(address: int | None, size: int, fd: int, offset: int) -> int:
+    flags = mmap.MAP_SHARED | (_MAP_FIXED if address is not None else 0)
+    return _checked(_libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset))
+
+
+def _reserve(size: int) -> int:
+    return _checked(_libc.mmap(None, size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0))
+
+
+def _checked(address: int | None) -> int:
+    if address is None or address == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise MemoryError(f"mmap failed: {os.strerror(code)}")
+    return address

@@ -1,0 +1,225 @@
+"""Run a command under a memory limit that the kernel enforces, and read what the kernel saw.
+
+In order of preference: cgroup v2, cgroup v1, a user scope of systemd. Each child is put into its group by
+a shell before it becomes the command, so everything it ever touches is charged to the group, page cache
+included. Where none of them can be had, the limit is only accounted, and the trace says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cidl_sim.core.trace import EnforcedBy
+
+GROUP_VARIABLE = "CIDL_MEMORY_GROUP"  # tells the child "<mechanism>:<folder>"
+_V1_ROOT = Path("/sys/fs/cgroup/memory")
+_V2_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass
+class MemoryGroup:
+    """A group that a command runs in. Use as a context manager: the group is removed at the end.
+
+    `limit_bytes` None measures without limiting.
+    """
+
+    limit_bytes: int | None
+    enforced_by: EnforcedBy = "accounting"
+    folder: Path | None = None
+    _command_prefix: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> MemoryGroup:
+        for attempt in (self._enter_v2, self._enter_v1, self._enter_scope):
+            if attempt():
+                return self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.folder is not None and self.enforced_by != "systemd-scope":
+            try:
+                self.folder.rmdir()
+            except OSError:
+                pass  # a process is still leaving; the empty group costs nothing
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """The command line that runs `command` inside the group."""
+        return [*self._command_prefix, *command]
+
+    def environment(self) -> dict[str, str]:
+        """What the child's environment needs so that it can read its own group."""
+        return {GROUP_VARIABLE: f"{self.enforced_by}:{self.folder or ''}"}
+
+    def was_killed_by_limit(self) -> bool:
+        """Whether the kernel killed a process of this group for its memory."""
+        if self.folder is None:
+            return False
+        if self.enforced_by == "cgroup-v1":
+            return _counter(self.folder / "memory.oom_control", "oom_kill") > 0
+        return _counter(self.folder / "memory.events", "oom_kill") > 0
+
+    def _enter_v1(self) -> bool:
+        parent = _own_group(_V1_ROOT, "memory")
+        if parent is None or not (parent / "memory.limit_in_bytes").exists():
+            return False
+        folder = _make_group(parent)
+        if folder is None:
+            return False
+        if self.limit_bytes is not None:
+            (folder / "memory.limit_in_bytes").write_text(str(self.limit_bytes))
+            swap = folder / "memory.memsw.limit_in_bytes"
+            if swap.exists():
+                swap.write_text(str(self.limit_bytes))
+        return self._joined_by_shell("cgroup-v1", folder)
+
+    def _enter_v2(self) -> bool:
+        parent = _own_group(_V2_ROOT, "")
+        if parent is None or "memory" not in _words(parent / "cgroup.controllers"):
+            return False
+        if "memory" not in _words(parent / "cgroup.subtree_control"):
+            try:
+                (parent / "cgroup.subtree_control").write_text("+memory")
+            except OSError:
+                return False  # the group holds processes itself, or is not ours
+        folder = _make_group(parent)
+        if folder is None:
+            return False
+        if self.limit_bytes is not None:
+            (folder / "memory.max").write_text(str(self.limit_bytes))
+            swap = folder / "memory.swap.max"
+            if swap.exists():
+                swap.write_text("0")
+        return self._joined_by_shell("cgroup-v2", folder)
+
+    def _enter_scope(self) -> bool:
+        run = shutil.which("systemd-run")
+        if run is None or self.limit_bytes is None:
+            return False
+        prefix = [run, "--user", "--scope", "--quiet", "--collect"]
+        prefix += ["-p", f"MemoryMax={self.limit_bytes}", "-p", "MemorySwapMax=0", "--"]
+        try:
+            probe = subprocess.run([*prefix, "true"], capture_output=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        if probe.returncode != 0:
+            return False
+        self.enforced_by, self._command_prefix = "systemd-scope", prefix
+        return True
+
+    def _joined_by_shell(self, mechanism: EnforcedBy, folder: Path) -> bool:
+        self.enforced_by, self.folder = mechanism, folder
+        join = f'echo $$ > "{folder}/cgroup.procs" && exec "$@"'
+        self._command_prefix = ["/bin/sh", "-c", join, "sh"]
+        return True
+
+
+@dataclass(frozen=True)
+class Charged:
+    """What the kernel charges a group, read from inside it."""
+
+    enforced_by: EnforcedBy
+    folder: Path | None
+
+    def unreclaimable_bytes(self) -> int | None:
+        """Charged now, page cache that the kernel could drop at any time left out; None if unknown."""
+        if self.folder is None:
+            return _resident_anonymous_bytes()
+        if self.enforced_by == "cgroup-v1":
+            # In version 1 "cache" includes shared memory, which cannot be dropped without swap.
+            stat = _stat(self.folder)
+            usage = _number(self.folder / "memory.usage_in_bytes")
+            return None if usage is None else usage - max(0, stat.get("cache", 0) - stat.get("shmem", 0))
+        stat = _stat(self.folder)
+        usage = _number(self.folder / "memory.current")
+        return None if usage is None else usage - max(0, stat.get("file", 0) - stat.get("shmem", 0))
+
+    def peak_bytes(self) -> int | None:
+        """The most that was ever charged, page cache included; None if the kernel does not tell."""
+        if self.folder is None:
+            return None
+        name = "memory.max_usage_in_bytes" if self.enforced_by == "cgroup-v1" else "memory.peak"
+        return _number(self.folder / name)
+
+    def limit_bytes(self) -> int | None:
+        """The limit that the kernel holds for the group, read back; None if there is none."""
+        if self.folder is None:
+            return None
+        limit = _number(self.folder / ("memory.limit_in_bytes" if self.enforced_by == "cgroup-v1" else "memory.max"))
+        return limit if limit is not None and limit < 1 << 60 else None
+
+
+def charged_to_this_process() -> Charged:
+    """What the group that this process was started in says; an unlimited process is only accounted."""
+    mechanism, _, folder = os.environ.get(GROUP_VARIABLE, "accounting:").partition(":")
+    if mechanism == "systemd-scope":
+        own = _own_group(_V2_ROOT, "")
+        return Charged("systemd-scope", own) if own is not None else Charged("accounting", None)
+    if mechanism in ("cgroup-v1", "cgroup-v2") and folder:
+        return Charged("cgroup-v1" if mechanism == "cgroup-v1" else "cgroup-v2", Path(folder))
+    return Charged("accounting", None)
+
+
+def can_enforce() -> bool:
+    """Whether this machine lets us have a limit that the kernel enforces."""
+    with MemoryGroup(limit_bytes=1 << 30) as group:
+        return group.enforced_by != "accounting"
+
+
+def _own_group(root: Path, controller: str) -> Path | None:
+    """The folder of this process's group under `root`, for a version 1 controller or ("") for version 2."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            folder = root / path.lstrip("/")
+            return folder if folder.is_dir() else (root if root.is_dir() else None)
+    return None
+
+
+def _make_group(parent: Path) -> Path | None:
+    folder = parent / f"cidl-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir()
+    except OSError:
+        return None
+    return folder
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _stat(folder: Path) -> dict[str, int]:
+    words = _words(folder / "memory.stat")
+    return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=False)}
+
+
+def _counter(path: Path, name: str) -> int:
+    words = _words(path)
+    return int(words[words.index(name) + 1]) if name in words else 0
+
+
+def _resident_anonymous_bytes() -> int | None:
+    words = _words(Path("/proc/self/status"))
+    if "RssAnon:" not in words:
+        return None
+    shared = int(words[words.index("RssShmem:") + 1]) if "RssShmem:" in words else 0
+    return (int(words[words.index("RssAnon:") + 1]) + shared) * 1024

@@ -1,0 +1,164 @@
+"""The second driver of the schedule: real threads, real loads, the machine's own clock.
+
+The calling thread executes visits; one thread per loader channel loads. They meet at one lock, under which
+the schedule decides and the trace is written. Whoever fails says so there, and everybody stops.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from cidl_sim.core.plan import Plan
+from cidl_sim.core.schedule import Release, Schedule
+from cidl_sim.core.trace import Event, TraceRecorder
+from cidl_sim.core.workload import Visit, Workload
+from cidl_sim.executor.backend import Backend, Program
+
+OnVisit = Callable[[Visit], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the schedule accounts with: the limit and what the process takes before any weight is loaded."""
+
+    memory_limit_bytes: int
+    baseline_bytes: int
+
+
+class Runtime:
+    """One real run of a plan. `recorder` holds what happened so far, also after a failure."""
+
+    def __init__(self, workload: Workload, plan: Plan, limits: Limits, backend: Backend, program: Program) -> None:
+        self.schedule = Schedule(
+            workload,
+            plan,
+            memory_limit_bytes=limits.memory_limit_bytes,
+            baseline_bytes=limits.baseline_bytes,
+            channels=plan.channels,
+        )
+        self.recorder = TraceRecorder(self.schedule)
+        self._workload = workload
+        self._backend = backend
+        self._program = program
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._began = 0.0
+
+    def run(self, on_visit: OnVisit = lambda visit: None) -> None:
+        """Run every visit. Raises what a loader or the program raised, after all threads have ended."""
+        channels = range(self.schedule.channels)
+        loaders = [threading.Thread(target=self._load_all, args=(f"loader.{c}",), name=f"loader.{c}") for c in channels]
+        self._began = time.perf_counter()
+        for loader in loaders:
+            loader.start()
+        try:
+            while (visit := self._await_visit()) is not None:
+                self._execute(visit)
+                on_visit(visit)
+        finally:
+            with self._changed:
+                self._stopping = True
+                self._changed.notify_all()
+            for loader in loaders:
+                loader.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _await_visit(self) -> Visit | None:
+        with self._changed:
+            while True:
+                if self._failure is not None or self.schedule.is_done:
+                    return None
+                visit = self.schedule.next_visit()
+                if visit is not None:
+                    self._backend.make_room(self.schedule.room_for_weights(visit.number))
+                    self.schedule.start_visit(visit)
+                    self.recorder.visit_started(self._now(), visit)
+                    self._changed.notify_all()
+                    return visit
+                self._changed.wait()
+
+    def _execute(self, visit: Visit) -> None:
+        outcome = self._program.run(visit, self._backend.callable_for(visit))
+        with self._changed:
+            now = self._now()
+            released = self.schedule.finish_visit(visit)
+            self.recorder.visit_finished(now, released)
+            self._unload(released)
+            for kind, values in outcome.events:
+                self.recorder.event(now, kind, **values)
+            if outcome.end_stage is not None:
+                released = self.schedule.end_stage_early(outcome.end_stage)
+                self.recorder.event(now, "stage_ended_early", stage=outcome.end_stage, after_visit=visit.number)
+                self.recorder.unloaded(now, released)
+                self._unload(released)
+            self.recorder.settled(now)
+            self._changed.notify_all()
+
+    def _load_all(self, worker: str) -> None:
+        try:
+            while self._load_one(worker):
+                pass
+        except BaseException as failure:
+            with self._changed:
+                self._failure = self._failure or failure
+                self._changed.notify_all()
+
+    def _load_one(self, worker: str) -> bool:
+        with self._changed:
+            while (load := self.schedule.next_load()) is None:
+                if self._stopping or self._failure is not None or self.schedule.loader_cause() == "done":
+                    return False
+                self._changed.wait()
+            if self._stopping or self._failure is not None:
+                return False
+            weights = self._workload.visits[load.visit].block.weights
+            cold = self.schedule.start_load(load)
+            self._backend.reserve(weights)
+            self._backend.make_room(self.schedule.room_for_weights(load.visit))
+            self.recorder.load_started(self._now(), load, worker, cold=cold)
+        self._backend.load(weights)
+        with self._changed:
+            now = self._now()
+            released = self.schedule.finish_load(load.visit)
+            self.recorder.load_finished(now, worker, released)
+            self._unload(released)
+            self.recorder.settled(now)
+            self._changed.notify_all()
+        return True
+
+    def _unload(self, released: Iterable[Release]) -> None:
+        for release in released:
+            self._backend.unload(release.weights)
+
+
+def run_all_resident(
+    workload: Workload, backend: Backend, program: Program, on_visit: OnVisit = lambda visit: None
+) -> tuple[float, tuple[Event, ...]]:
+    """The control: load every block, keep all of them, run every visit. Returns seconds and events.
+
+    It knows no limit; under a kernel limit below the weights it is killed.
+    """
+    began = time.perf_counter()
+    for weights in dict.fromkeys(visit.block.weights for visit in workload.visits):
+        backend.reserve(weights)
+        backend.load(weights)
+    events: list[Event] = []
+    next_allowed = 0
+    for visit in workload.visits:
+        if visit.number < next_allowed:
+            continue
+        outcome = program.run(visit, backend.callable_for(visit))
+        on_visit(visit)
+        at_s = time.perf_counter() - began
+        events += [Event(kind=kind, at_s=at_s, values=values) for kind, values in outcome.events]
+        if outcome.end_stage is not None:
+            next_allowed = workload.first_visit_of_stage[outcome.end_stage + 1]
+    return time.perf_counter() - began, tuple(events)

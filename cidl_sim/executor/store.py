@@ -1,0 +1,201 @@
+"""The block store: one safetensors file per block, laid out so that a block is one aligned read.
+
+The header of each file is padded with spaces (which the format allows) so that the tensors begin on a
+4096-byte border; then O_DIRECT can put them straight into a slot of the arena.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cidl_sim.core.errors import StoreError
+from cidl_sim.core.files import Record, read_json, replacing, validated, write_text
+
+ALIGNMENT = 4096
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+class BlockFile(Record):
+    """One block's file: where its data starts, how long it is, what it hashes to."""
+
+    file: str
+    data_offset: int = Field(ge=0, multiple_of=ALIGNMENT)
+    data_bytes: int = Field(ge=0)
+    file_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class StoreIndex(Record):
+    """The contents of `store.json`; `model` is what the store was built for."""
+
+    format: Literal["cidl-store/1"] = "cidl-store/1"
+    name: str
+    dtype: str
+    source: str
+    model: dict[str, Any]
+    blocks: dict[str, BlockFile]
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """A tensor inside a block's data: `offset` in bytes from the start of the data."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class BlockStore:
+    """A block store that was opened and, once per state of its files, verified."""
+
+    def __init__(self, root: Path, index: StoreIndex) -> None:
+        self.root = root
+        self.index = index
+
+    @classmethod
+    def open(cls, root: Path, *, verify: bool = False) -> BlockStore:
+        """Open the store in folder `root`.
+
+        Sizes are checked always; hashes once for each state (size, time, inode) of the files, or always
+        with `verify`. StoreError names the file that is missing, truncated or altered.
+        """
+        if not (root / "store.json").is_file():
+            raise StoreError(f"{root}: not a block store (no store.json); make one with 'cidl model build'")
+        index = validated(StoreIndex, read_json(root / "store.json", StoreError), str(root / "store.json"), StoreError)
+        store = cls(root, index)
+        for block in index.blocks.values():
+            if Path(block.file).name != block.file:
+                raise StoreError(f"{root / 'store.json'}: {block.file!r} leaves the folder of the store")
+            store._check_size(block)
+        stamp = store._stamp()
+        stamp_file = root / ".verified.json"
+        try:
+            known = json.loads(stamp_file.read_text()) == stamp
+        except (OSError, ValueError):
+            known = False
+        if verify or not known:
+            for block in index.blocks.values():
+                store._check_hash(block)
+            if os.access(root, os.W_OK):
+                write_text(stamp_file, json.dumps(stamp))
+        return store
+
+    def path(self, weights: str) -> Path:
+        """The file that holds `weights`."""
+        return self.root / self.entry(weights).file
+
+    def entry(self, weights: str) -> BlockFile:
+        """The index entry of `weights`; StoreError if the store has no such block."""
+        if weights not in self.index.blocks:
+            raise StoreError(f"{self.root}: no block {weights!r} in this store")
+        return self.index.blocks[weights]
+
+    def layout(self, weights: str) -> list[TensorLayout]:
+        """The tensors of a block, from the header of its file."""
+        entry, path = self.entry(weights), self.path(weights)
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                if length + 8 != entry.data_offset:
+                    raise StoreError(f"{path}: altered (its header ends elsewhere than store.json says)")
+                header = json.loads(file.read(length))
+        except (OSError, ValueError, struct.error) as problem:
+            raise StoreError(f"{path}: cannot be read ({problem})") from None
+        header.pop("__metadata__", None)
+        return [
+            TensorLayout(name, _DTYPES[t["dtype"]], tuple(t["shape"]), t["data_offsets"][0]) for name, t in header.items()
+        ]
+
+    def _check_size(self, block: BlockFile) -> None:
+        path = self.root / block.file
+        try:
+            size = path.stat().st_size
+        except OSError as problem:
+            raise StoreError(f"{path}: missing or unreadable ({problem.strerror})") from None
+        if size != block.file_bytes:
+            raise StoreError(f"{path}: truncated or altered ({size} bytes instead of {block.file_bytes})")
+
+    def _check_hash(self, block: BlockFile) -> None:
+        path = self.root / block.file
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED) if hasattr(os, "posix_fadvise") else None
+        except OSError as problem:
+            raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
+        if digest != block.sha256:
+            raise StoreError(f"{path}: altered (its SHA-256 is not the one in store.json)")
+
+    def _stamp(self) -> dict[str, list[int | str]]:
+        stats = {b.file: (self.root / b.file).stat() for b in self.index.blocks.values()}
+        return {
+            b.file: [b.sha256, stats[b.file].st_size, stats[b.file].st_mtime_ns, stats[b.file].st_ino]
+            for b in self.index.blocks.values()
+        }
+
+
+def write_store(
+    root: Path,
+    blocks: Iterable[tuple[str, Mapping[str, Tensor]]],
+    *,
+    name: str,
+    dtype: str,
+    source: str,
+    model: dict[str, Any],
+    on_block: Callable[[str, int], None] = lambda weights, data_bytes: None,
+) -> BlockStore:
+    """Write a store block by block (only one is held in memory); `store.json` comes last.
+
+    MachineError where the disk is full or not writable; a store without `store.json` is not a store.
+    """
+    (root / "store.json").unlink(missing_ok=True)
+    entries: dict[str, BlockFile] = {}
+    for weights, tensors in blocks:
+        file = f"{weights}.safetensors"
+        with replacing(root / file) as temporary:
+            entries[weights] = _write_block(temporary, file, tensors)
+        on_block(weights, entries[weights].data_bytes)
+    index = StoreIndex(name=name, dtype=dtype, source=source, model=model, blocks=entries)
+    write_text(root / "store.json", index.model_dump_json(indent=1) + "\n")
+    return BlockStore.open(root)
+
+
+def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockFile:
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    digest = hashlib.sha256()
+    with path.open("wb") as out:
+        for chunk in (struct.pack("<Q", len(text)), text):
+            out.write(chunk)
+            digest.update(chunk)
+        for tensor in tensors.values():
+            data = tensor.detach().contiguous().view(torch.uint8).reshape(-1).numpy() if tensor.numel() else b""
+            out.write(data)
+            digest.update(data)
+        out.flush()
+        os.fsync(out.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    data_offset = len(text) + 8
+    return BlockFile(
+        file=file, data_offset=data_offset, data_bytes=offset, file_bytes=data_offset + offset, sha256=digest.hexdigest()
+    )

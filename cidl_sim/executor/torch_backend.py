@@ -1,0 +1,182 @@
+"""Blocks in PyTorch on the CPU: weights are views of arena slots that were read straight from disk.
+
+A module without weights is built once for each kind of block; a visit points its parameters at the slot of
+the block at hand, which costs microseconds and copies nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cidl_sim.core.errors import StoreError
+from cidl_sim.core.trace import Origin
+from cidl_sim.core.workload import Visit
+from cidl_sim.executor.arena import PAGE, Arena, Slot
+from cidl_sim.executor.backend import Call
+from cidl_sim.executor.store import BlockStore
+from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, StageDefinition
+
+READ_BYTES = 64 << 20  # one system call reads at most this much, so that a stop is noticed in between
+
+
+class TorchBackend:
+    """Loads blocks of a store into an arena and runs them on the CPU."""
+
+    origin: Origin = "torch-cpu"
+
+    def __init__(self, store: BlockStore, stages: Sequence[StageDefinition], capacity_bytes: int) -> None:
+        """Raises StoreError if the store's blocks are not those of `stages`."""
+        self.fall_backs: list[str] = []
+        self._store = store
+        self._skeletons: dict[str, _Skeleton] = {}
+        dtype = TORCH_DTYPES[store.index.dtype]
+        definitions = {block.name: block for stage in stages for block in stage.blocks}
+        for stage in stages:
+            for block in stage.blocks:
+                if block.kind not in self._skeletons:
+                    self._skeletons[block.kind] = _Skeleton(block, dtype)
+        self._layouts = {block.weights: store.layout(block.weights) for block in definitions.values()}
+        for block in definitions.values():
+            found = {tensor.name: tensor.shape for tensor in self._layouts[block.weights]}
+            self._skeletons[block.kind].check(found, str(store.path(block.weights)))
+        # Every slot is rounded up to pages.
+        self._arena = Arena(capacity_bytes + PAGE * len(self._layouts))
+        self._slots: dict[str, Slot] = {}
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def arena(self) -> Arena:
+        """The memory behind the weights."""
+        return self._arena
+
+    def reserve(self, weights: str) -> None:
+        """Take a slot for `weights`."""
+        self._slots[weights] = self._arena.take(self._store.entry(weights).data_bytes)
+
+    def load(self, weights: str) -> None:
+        """Read `weights` into their slot in one pass and make views of the tensors. StoreError if that fails."""
+        buffer = self._slots[weights].buffer()
+        entry = self._store.entry(weights)
+        self._read(str(self._store.path(weights)), entry.data_offset, entry.data_bytes, buffer)
+        views = {}
+        for tensor in self._layouts[weights]:
+            count = 1
+            for side in tensor.shape:
+                count *= side
+            flat = torch.frombuffer(buffer, dtype=tensor.dtype, count=count, offset=tensor.offset)
+            views[tensor.name] = flat.view(tensor.shape)
+        self._tensors[weights] = views
+
+    def callable_for(self, visit: Visit) -> Call:
+        """The module of the visit's kind with its parameters pointed at the loaded weights."""
+        skeleton = self._skeletons[visit.block.kind]
+        skeleton.bind(self._tensors[visit.block.weights])
+        return skeleton.module
+
+    def unload(self, weights: str) -> None:
+        """Give the slot back; no copy, no write-back."""
+        self._tensors.pop(weights, None)
+        self._arena.give_back(self._slots.pop(weights))
+
+    def make_room(self, weights_bytes: int) -> None:
+        """Return free pages to the kernel until at most `weights_bytes` (and page rounding) are touched."""
+        self._arena.trim(weights_bytes + PAGE * len(self._slots))
+
+    def footprint_bytes(self) -> int:
+        """Pages of the arena that the kernel holds."""
+        return self._arena.touched_bytes
+
+    def close(self) -> None:
+        """Free the arena; the modules keep no weights."""
+        for skeleton in self._skeletons.values():
+            skeleton.unbind()
+        self._tensors.clear()
+        self._slots.clear()
+        self._arena.close()
+
+    def _read(self, path: str, offset: int, size: int, buffer: memoryview) -> None:
+        try:
+            fd, direct = _open(path)
+        except OSError as problem:
+            raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
+        if not direct and (note := "O_DIRECT unavailable: buffered reads, page cache dropped behind") not in self.fall_backs:
+            self.fall_backs.append(note)
+        try:
+            done = 0
+            while done < size:
+                # Direct reads want whole pages; the slot is long enough, and the file's end cuts them short.
+                wanted = min(READ_BYTES, len(buffer) - done)
+                count = os.preadv(fd, [buffer[done : done + wanted]], offset + done)
+                if count == 0:
+                    raise StoreError(f"{path}: truncated (ends {size - done} bytes early)")
+                done += count
+            if not direct:
+                _drop_from_page_cache(fd)
+        except OSError as problem:
+            raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
+        finally:
+            os.close(fd)
+
+
+def _open(path: str) -> tuple[int, bool]:
+    """A descriptor for reading, and whether it bypasses the page cache."""
+    if hasattr(os, "O_DIRECT"):
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC), True
+        except OSError as problem:
+            if problem.errno != 22:  # EINVAL: this file system has no direct reads
+                raise
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)  # type: ignore[attr-defined, unused-ignore]
+    except (ImportError, AttributeError):
+        pass  # only macOS has it
+    return fd, False
+
+
+def _drop_from_page_cache(fd: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class _Skeleton:
+    """A module whose parameters and buffers can be pointed at weights."""
+
+    def __init__(self, definition: BlockDefinition, dtype: torch.dtype) -> None:
+        with torch.device("meta"):
+            module = definition.build().to(dtype).eval()
+        self.shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+        self._empty = torch.empty(0, dtype=dtype)
+        self._targets: dict[str, Tensor] = {}
+        for prefix, child in module.named_modules():
+            for table in (child._parameters, child._buffers):
+                for name in [n for n, t in table.items() if t is not None]:
+                    target: Any = torch.empty(0, dtype=dtype)
+                    if table is child._parameters:
+                        target = nn.Parameter(target, requires_grad=False)
+                    table[name] = target
+                    self._targets[f"{prefix}.{name}" if prefix else name] = target
+        self.module = module
+
+    def check(self, found: Mapping[str, tuple[int, ...]], path: str) -> None:
+        """StoreError unless the file holds exactly the tensors of this kind of block."""
+        if found != self.shapes:
+            different = sorted(set(found.items()) ^ set(self.shapes.items()))
+            raise StoreError(f"{path}: made for another model (differs in {different[0][0]!r})")
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> None:
+        """Point every parameter and buffer at `tensors`."""
+        for name, target in self._targets.items():
+            target.data = tensors[name]
+
+    def unbind(self) -> None:
+        """Let go of the weights."""
+        for target in self._targets.values():
+            target.data = self._empty

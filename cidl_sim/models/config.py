@@ -1,0 +1,175 @@
+"""Sizes of the networks, and the settings of a run that decide which blocks run how often. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["fp32", "bf16"]
+
+DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2}
+MICRO_FRAMES = 17  # frames that the temporal decoder takes at a time (Open-Sora v1.2: micro_frame_size)
+MICRO_BATCH = 4  # frames that the spatial decoder takes at a time (Open-Sora v1.2: micro_batch_size)
+TIME_FACTOR = 4  # frames per latent frame
+SPACE_FACTOR = 8  # pixels per latent pixel, in each direction
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class T5Sizes(_Config):
+    """T5 v1.1 encoder: gated-GELU feed-forward, relative position bias in the first block."""
+
+    layers: int = Field(default=24, ge=1)
+    d_model: int = Field(default=4096, ge=1)
+    d_ff: int = Field(default=10240, ge=1)
+    heads: int = Field(default=64, ge=1)
+    d_kv: int = Field(default=64, ge=1)
+    vocabulary: int = Field(default=32128, ge=3)
+
+
+class STDiT3Sizes(_Config):
+    """STDiT3: `depth` pairs of a spatial and a temporal block."""
+
+    depth: int = Field(default=28, ge=1)
+    hidden: int = Field(default=1152, ge=1)
+    heads: int = Field(default=16, ge=1)
+    in_channels: int = Field(default=4, ge=1)
+    max_text_tokens: int = Field(default=300, ge=1)
+    base_pixels: int = Field(default=512, ge=1)  # input_sq_size: the resolution that positions are scaled to
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> STDiT3Sizes:
+        if self.hidden % (4 * self.heads):
+            raise ValueError("hidden must be a multiple of 4 * heads (rotary pairs and 2-D positions)")
+        return self
+
+
+class VAESizes(_Config):
+    """Both decoders: temporal (causal 3-D convolutions) and spatial (SDXL-type AutoencoderKL)."""
+
+    temporal_filters: int = Field(default=128, ge=1)
+    temporal_multipliers: tuple[int, int, int, int] = (1, 2, 2, 4)
+    temporal_res_blocks: int = Field(default=4, ge=1)
+    spatial_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
+    spatial_layers: int = Field(default=2, ge=1)
+    groups: int = Field(default=32, ge=1)
+
+
+class OpenSoraSizes(_Config):
+    """The whole pipeline; the defaults are Open-Sora v1.2."""
+
+    name: str = "opensora-v1.2"
+    t5: T5Sizes = T5Sizes()
+    stdit: STDiT3Sizes = STDiT3Sizes()
+    vae: VAESizes = VAESizes()
+    text_encoder_tokens: int = Field(default=300, ge=1)  # prompts are padded to this length
+    nominal_text_tokens: int = Field(default=50, ge=1)  # unpadded tokens the named workloads count on
+
+
+OPENSORA_V1_2 = OpenSoraSizes()
+
+# The real architecture, small: 31 blocks, 433 MB in fp32, no block above 7 % of it.
+OPENSORA_SMALL = OpenSoraSizes(
+    name="opensora-small",
+    t5=T5Sizes(layers=6, d_model=512, d_ff=1280, heads=8, d_kv=64, vocabulary=384),
+    stdit=STDiT3Sizes(depth=14, hidden=432, heads=6, max_text_tokens=96),
+    vae=VAESizes(
+        temporal_filters=32, temporal_res_blocks=2, spatial_channels=(16, 32, 64, 64), spatial_layers=1, groups=8
+    ),
+    text_encoder_tokens=96,
+    nominal_text_tokens=48,
+)
+
+# For tests: every part of the architecture, next to no weight.
+OPENSORA_TINY = OpenSoraSizes(
+    name="opensora-tiny",
+    t5=T5Sizes(layers=2, d_model=32, d_ff=64, heads=2, d_kv=16, vocabulary=384),
+    stdit=STDiT3Sizes(depth=3, hidden=48, heads=4, max_text_tokens=64),
+    vae=VAESizes(
+        temporal_filters=8, temporal_res_blocks=1, spatial_channels=(8, 8, 16, 16), spatial_layers=1, groups=4
+    ),
+    text_encoder_tokens=64,
+    nominal_text_tokens=32,
+)
+
+SIZES = {sizes.name: sizes for sizes in (OPENSORA_V1_2, OPENSORA_SMALL, OPENSORA_TINY)}
+
+
+class VideoSettings(_Config):
+    """What a run is asked for; decides shapes and rounds, hence the workload.
+
+    `lpl`: "off"; a number n: leap at step n, so n + 1 evaluations; "dynamic": all steps are planned, the
+    run may end the denoiser early. `tdtm`: merge tokens in the first `tdtm` steps.
+    """
+
+    height: int = Field(default=256, ge=16)
+    width: int = Field(default=256, ge=16)
+    frames: int = Field(default=68, ge=1)
+    steps: int = Field(default=30, ge=1)
+    lpl: str = "off"
+    tdtm: int = Field(default=0, ge=0)
+    dtype: Dtype = "fp32"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> VideoSettings:
+        if self.height % 16 or self.width % 16:
+            raise ValueError("height and width must be multiples of 16 (8 in the VAE, 2 in the patches)")
+        if self.lpl not in ("off", "dynamic"):
+            if not self.lpl.isdigit():
+                raise ValueError("lpl must be 'off', 'dynamic' or the number of the step to leap at")
+            if int(self.lpl) >= self.steps:
+                raise ValueError(f"lpl: cannot leap at step {self.lpl} of {self.steps} (steps count from 0)")
+        if self.tdtm > self.steps:
+            raise ValueError(f"tdtm: cannot merge in {self.tdtm} of {self.steps} steps")
+        return self
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser at the most."""
+        return int(self.lpl) + 1 if self.lpl.isdigit() else self.steps
+
+    @property
+    def merged_evaluations(self) -> int:
+        """How many of them run with merged tokens."""
+        return min(self.tdtm, self.evaluations)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Latent frames, height and width."""
+        full, rest = divmod(self.frames, MICRO_FRAMES)
+        frames = full * math.ceil(MICRO_FRAMES / TIME_FACTOR) + math.ceil(rest / TIME_FACTOR)
+        return frames, self.height // SPACE_FACTOR, self.width // SPACE_FACTOR
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Tokens of the denoiser: latent frames, patches per frame."""
+        t, h, w = self.latent_shape
+        return t, (h // 2) * (w // 2)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`rounds` pieces of `frames` frames each, and the latent frames of one piece."""
+
+    frames: int
+    latent_frames: int
+    rounds: int
+
+
+def temporal_chunks(frames: int) -> list[Chunk]:
+    """How the temporal decoder cuts a video: pieces of 17 frames, then the rest."""
+    full, rest = divmod(frames, MICRO_FRAMES)
+    chunks = [Chunk(MICRO_FRAMES, math.ceil(MICRO_FRAMES / TIME_FACTOR), full)] if full else []
+    return chunks + ([Chunk(rest, math.ceil(rest / TIME_FACTOR), 1)] if rest else [])
+
+
+def spatial_chunks(frames: int) -> list[Chunk]:
+    """How the spatial decoder cuts a video: pieces of 4 frames, then the rest."""
+    full, rest = divmod(frames, MICRO_BATCH)
+    chunks = [Chunk(MICRO_BATCH, MICRO_BATCH, full)] if full else []
+    return chunks + ([Chunk(rest, rest, 1)] if rest else [])

@@ -1,0 +1,184 @@
+"""The whole pipeline as stages of blocks: what the workload is measured from and the executor runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from cidl_sim.models import stdit3, t5, vae
+from cidl_sim.models.config import OpenSoraSizes, VideoSettings, spatial_chunks, temporal_chunks
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BlockDefinition:
+    """One block: how to build its module and what it is called with.
+
+    `build` gives a module without weights when called under the meta device. `example` gives meta tensors
+    of the shapes that the block meets in a run.
+    """
+
+    name: str
+    kind: str
+    weights: str
+    build: Callable[[], nn.Module]
+    example: Callable[[], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class StageDefinition:
+    """Ordered blocks, run `rounds` times."""
+
+    name: str
+    group: str
+    rounds: int
+    blocks: tuple[BlockDefinition, ...]
+
+
+def stage_definitions(sizes: OpenSoraSizes, settings: VideoSettings, text_tokens: int) -> list[StageDefinition]:
+    """The pipeline with the block boundaries of the reference app.
+
+    Text encoder: embedding, blocks, final norm. Denoiser: part 1, pairs, part 2, in a merged and a plain
+    stage. Decoder: temporal and spatial parts, each with a stage for whole pieces and one for the rest.
+    `text_tokens` is the number of unpadded tokens that the denoiser attends to.
+    """
+    stages = [StageDefinition("text_encoder", "text_encoder", 1, _t5_blocks(sizes, settings))]
+    merged = settings.merged_evaluations
+    for name, rounds, is_merged in (
+        ("denoiser.merged", merged, True),
+        ("denoiser", settings.evaluations - merged, False),
+    ):
+        if rounds:
+            blocks = _stdit_blocks(sizes, settings, text_tokens, merged=is_merged)
+            stages.append(StageDefinition(name, "denoiser", rounds, blocks))
+    for chunk in temporal_chunks(settings.frames):
+        name = f"decoder.temporal.{chunk.frames}f"
+        stages.append(StageDefinition(name, "decoder", chunk.rounds, _temporal_blocks(sizes, settings, chunk.latent_frames)))
+    for chunk in spatial_chunks(settings.frames):
+        name = f"decoder.spatial.{chunk.frames}f"
+        stages.append(StageDefinition(name, "decoder", chunk.rounds, _spatial_blocks(sizes, settings, chunk.frames)))
+    return stages
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _t5_blocks(sizes: OpenSoraSizes, settings: VideoSettings) -> tuple[BlockDefinition, ...]:
+    tokens, dtype = sizes.text_encoder_tokens, TORCH_DTYPES[settings.dtype]
+    suffix = f"{settings.dtype}.{tokens}"
+
+    def hidden() -> tuple[Tensor, ...]:
+        return (_meta(1, tokens, sizes.t5.d_model, dtype=dtype),)
+
+    def ids() -> tuple[Tensor, ...]:
+        return (_meta(1, tokens, dtype=torch.int64),)
+
+    def first() -> tuple[Tensor, ...]:
+        return (*hidden(), _meta(1, 1, 1, tokens, dtype=dtype))
+
+    def later() -> tuple[Tensor, ...]:
+        return (*first(), _meta(1, sizes.t5.heads, tokens, tokens, dtype=dtype))
+
+    def define(name: str, kind: str, build: type[nn.Module], example: Callable[[], tuple[Tensor, ...]]) -> BlockDefinition:
+        return BlockDefinition(name, f"{kind}.{suffix}", name, partial(build, sizes.t5), example)
+
+    return (
+        define("t5.embedding", "t5.embedding", t5.T5Embedding, ids),
+        define("t5.00", "t5.first_block", t5.T5FirstBlock, first),
+        *(define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later) for i in range(1, sizes.t5.layers)),
+        define("t5.final_norm", "t5.final_norm", t5.T5FinalNorm, hidden),
+    )
+
+
+def _stdit_blocks(
+    sizes: OpenSoraSizes, settings: VideoSettings, text_tokens: int, *, merged: bool
+) -> tuple[BlockDefinition, ...]:
+    dtype, geometry = TORCH_DTYPES[settings.dtype], stdit3.Geometry.of(settings)
+    frames, patches = geometry.tokens
+    hidden, captions = sizes.stdit.hidden, sizes.t5.d_model
+    suffix = f"{settings.dtype}.{frames}x{patches}"
+
+    def part1() -> tuple[Tensor, ...]:
+        latent = _meta(1, sizes.stdit.in_channels, *geometry.latent, dtype=torch.float32)
+        scalar = _meta(1, dtype=torch.float32)
+        return latent, scalar, scalar, _meta(1, text_tokens, captions, dtype=dtype)
+
+    def pair() -> tuple[Tensor, ...]:
+        return (
+            _meta(2, frames * patches, hidden, dtype=dtype),
+            _meta(2, text_tokens, hidden, dtype=dtype),
+            _meta(2, 6 * hidden, dtype=dtype),
+            _meta(hidden // sizes.stdit.heads // 2, dtype=dtype),
+        )
+
+    def part2() -> tuple[Tensor, ...]:
+        return _meta(2, frames * patches, hidden, dtype=dtype), _meta(2, hidden, dtype=dtype)
+
+    variant = "stdit.pair.merged" if merged else "stdit.pair"
+    build_pair = partial(stdit3.STDiT3Pair, sizes.stdit, geometry, merged=merged)
+    pairs = (f"stdit.{i:02}" for i in range(sizes.stdit.depth))
+    return (
+        BlockDefinition(
+            "stdit.part1",
+            f"stdit.part1.{suffix}",
+            "stdit.part1",
+            partial(stdit3.STDiT3Part1, sizes.stdit, captions, geometry),
+            part1,
+        ),
+        *(BlockDefinition(name, f"{variant}.{suffix}", name, build_pair, pair) for name in pairs),
+        BlockDefinition(
+            "stdit.part2",
+            f"stdit.part2.{suffix}",
+            "stdit.part2",
+            partial(stdit3.STDiT3Part2, sizes.stdit, geometry),
+            part2,
+        ),
+    )
+
+
+def _temporal_blocks(sizes: OpenSoraSizes, settings: VideoSettings, latent_frames: int) -> tuple[BlockDefinition, ...]:
+    dtype = TORCH_DTYPES[settings.dtype]
+    _, height, width = settings.latent_shape
+    example = _meta(1, vae.LATENT_CHANNELS, latent_frames, height, width, dtype=torch.float32)
+    suffix = f"{settings.dtype}.{latent_frames}x{height}x{width}"
+    return _chain(vae.temporal_parts(sizes.vae), example, suffix, dtype)
+
+
+def _spatial_blocks(sizes: OpenSoraSizes, settings: VideoSettings, frames: int) -> tuple[BlockDefinition, ...]:
+    dtype = TORCH_DTYPES[settings.dtype]
+    _, height, width = settings.latent_shape
+    example = _meta(frames, vae.LATENT_CHANNELS, height, width, dtype=dtype)
+    suffix = f"{settings.dtype}.{frames}x{height}x{width}"
+    return _chain(vae.spatial_parts(sizes.vae), example, suffix, dtype)
+
+
+def _chain(parts: list[vae.Part], example: Tensor, suffix: str, dtype: torch.dtype) -> tuple[BlockDefinition, ...]:
+    """Blocks that feed each other one tensor; each example is what the part before it gives."""
+    blocks = []
+    for name, build in parts:
+        inputs = example
+        blocks.append(BlockDefinition(name, f"{name}.{suffix}", name, build, lambda inputs=inputs: (inputs,)))  # type: ignore[misc]
+        with torch.device("meta"):
+            example = build().to(dtype)(example)
+    return tuple(blocks)
+
+
+def state_bytes(sizes: OpenSoraSizes, settings: VideoSettings, group: str) -> int:
+    """Bytes of what a run carries from block to block beside each block's own inputs and outputs.
+
+    Text embedding and latents in fp32, the last drift (dynamic LPL), and in the decoder the decoded latents
+    and the frames as 8-bit RGB.
+    """
+    frames, height, width = settings.latent_shape
+    text = sizes.text_encoder_tokens * sizes.t5.d_model * 4
+    latent = sizes.stdit.in_channels * frames * height * width * 4
+    conditioning = (2 * sizes.stdit.max_text_tokens + 2 * 7) * sizes.stdit.hidden * 4
+    video = settings.frames * settings.height * settings.width * 3
+    decoded = settings.frames * height * width * vae.LATENT_CHANNELS * 4
+    return {"text_encoder": text, "denoiser": text + 3 * latent + conditioning, "decoder": latent + decoded + video}[group]

@@ -1,0 +1,48 @@
+"""A policy's plan with its predictions: makespan, bound, gap, and the baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.plan import Plan
+from cidl_sim.core.trace import Trace
+from cidl_sim.core.workload import Workload
+from cidl_sim.planner.bounds import lower_bound_s
+from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.simulator.engine import simulate
+
+# Equal up to rounding in the sums of durations.
+TOLERANCE = 1e-9
+
+
+def evaluated_plan(policy: str, workload: Workload, device: DeviceProfile) -> tuple[Plan, Trace]:
+    """The plan of `policy` with its simulated makespan, bound and gap filled in, and that simulation."""
+    plan = make_plan(policy, workload, device)
+    trace = simulate(workload, device, plan)
+    bound = lower_bound_s(workload, device)
+    gap = max(0.0, trace.makespan_s / bound - 1) if bound > 0 else 0.0
+    figures: dict[str, Any] = {
+        "makespan_s": trace.makespan_s,
+        "lower_bound": bound,
+        "gap": gap,
+        "proven_optimal": gap <= TOLERANCE,
+        "proof_scope": "any plan for this workload and device: first load and all executions, or all first loads",
+        "peak_resident_bytes": trace.peak_resident_bytes,
+    }
+    return plan.model_copy(update=figures), trace
+
+
+def baseline_makespans(
+    workload: Workload, device: DeviceProfile, policies: Sequence[str] = tuple(POLICIES)
+) -> dict[str, float | None]:
+    """The simulated makespan in seconds of each policy; None where it does not fit the memory."""
+    makespans: dict[str, float | None] = {}
+    for policy in policies:
+        try:
+            makespans[policy] = simulate(workload, device, make_plan(policy, workload, device)).makespan_s
+        except InfeasibleError:
+            makespans[policy] = None
+    return makespans

@@ -1,0 +1,74 @@
+"""From decisions (which visits keep their weights) to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.plan import Load, Plan
+from cidl_sim.core.workload import Workload
+
+
+def build_plan(
+    policy: str, workload: Workload, device: DeviceProfile, loads: Sequence[Load], keep: Iterable[int]
+) -> Plan:
+    """A plan with its identities filled in and no predictions yet."""
+    return Plan(
+        policy=policy,
+        workload_name=workload.name,
+        workload_sha256=workload.sha256,
+        workload_settings=workload.settings,
+        device_name=device.name,
+        device_sha256=device.sha256,
+        memory_limit_bytes=device.memory_limit_bytes,
+        baseline_bytes=device.baseline_bytes,
+        channels=device.loader.channels,
+        loads=tuple(loads),
+        keep=tuple(sorted(keep)),
+    )
+
+
+def deep_prefetch(policy: str, workload: Workload, device: DeviceProfile, keep: set[int]) -> Plan:
+    """A plan that loads everything not kept, in order of execution, as early as memory allows."""
+    previous = workload.previous_same_weights
+    loads = [Load(visit=v.number) for v in workload.visits if previous[v.number] not in keep]
+    return build_plan(policy, workload, device, loads, keep)
+
+
+def repeated_positions(workload: Workload, group: str) -> int:
+    """The largest number of blocks in a stage of `group` whose weights are visited more than once; 0 if none."""
+    return max(
+        (len(stage.blocks) for s, stage in enumerate(workload.stages) if stage.group == group and _repeats(workload, s)),
+        default=0,
+    )
+
+
+def repeating_groups(workload: Workload) -> list[str]:
+    """The groups that have something to retain, in order of execution."""
+    groups = dict.fromkeys(stage.group for stage in workload.stages)
+    return [group for group in groups if repeated_positions(workload, group)]
+
+
+def keep_positions(workload: Workload, positions_of_group: dict[str, set[int]]) -> set[int]:
+    """The visits that keep their weights when each group retains the blocks at the given positions.
+
+    Weights stay from round to round and from stage to stage of one group (a keep crosses from merged to
+    plain blocks that share weights), never from one group to another.
+    """
+    keep = set()
+    for visit in workload.visits:
+        group = workload.stages[visit.stage].group
+        following = workload.next_same_weights[visit.number]
+        if following is None or visit.position not in positions_of_group.get(group, ()):
+            continue
+        if workload.stages[workload.visits[following].stage].group == group:
+            keep.add(visit.number)
+    return keep
+
+
+def _repeats(workload: Workload, stage: int) -> bool:
+    first = workload.first_visit_of_stage[stage]
+    return workload.stages[stage].rounds > 1 or any(
+        workload.previous_same_weights[first + p] is not None or workload.next_same_weights[first + p] is not None
+        for p in range(len(workload.stages[stage].blocks))
+    )

@@ -1,0 +1,76 @@
+"""The registry: a policy's name, its function, and how "name:number" is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.plan import Plan, check_any_plan_fits
+from cidl_sim.core.workload import Workload
+from cidl_sim.policies.lru import lru
+from cidl_sim.policies.next_block import next_block
+from cidl_sim.policies.on_device_sora import on_device_sora
+from cidl_sim.policies.retained import prefix, spread
+from cidl_sim.policies.sequential import sequential
+
+
+class PolicyError(InputError):
+    """An unknown policy or a parameter that it cannot take."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A named function from workload and device to plan; `takes_number` if "name:d" means something."""
+
+    name: str
+    make: Callable[..., Plan]
+    summary: str
+    takes_number: bool = False
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("sequential", sequential, "load, run, unload; no overlap"),
+        Policy("next_block", next_block, "prefetch one block, keep none"),
+        Policy("prefix", prefix, "keep the first d blocks, prefetch as deep as memory allows", takes_number=True),
+        Policy("spread", spread, "keep d blocks evenly spaced, prefetch as deep as memory allows", takes_number=True),
+        Policy("on_device_sora", on_device_sora, "the reference app of On-device Sora, rule by rule"),
+        Policy("lru", lru, "what a page cache does: prefetch deep, evict the least recently used"),
+    )
+}
+
+
+def make_plan(policy: str, workload: Workload, device: DeviceProfile) -> Plan:
+    """The plan of the policy called `policy` ("lru", "prefix", "prefix:9", "prefix:denoiser=9,decoder=2").
+
+    Raises PolicyError for a name or number that makes no sense, InfeasibleError if no plan, or not this
+    one, fits the device's memory.
+    """
+    name, colon, argument = policy.partition(":")
+    if name not in POLICIES:
+        raise PolicyError(f"unknown policy {name!r}; there are: {', '.join(POLICIES)}")
+    chosen = POLICIES[name]
+    if colon and not chosen.takes_number:
+        raise PolicyError(f"policy {name!r} takes no number")
+    check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
+    plan = chosen.make(workload, device, _numbers(policy, argument)) if colon else chosen.make(workload, device)
+    plan.check(workload, device)
+    return plan
+
+
+def _numbers(policy: str, argument: str) -> int | dict[str, int]:
+    try:
+        if "=" not in argument:
+            numbers: int | dict[str, int] = int(argument)
+            smallest = numbers
+        else:
+            numbers = {group: int(d) for group, d in (item.split("=") for item in argument.split(","))}
+            smallest = min(numbers.values())
+    except ValueError:
+        raise PolicyError(f"policy {policy!r}: write a number of blocks, or group=number,group=number") from None
+    if smallest < 0:
+        raise PolicyError(f"policy {policy!r}: the number of blocks cannot be negative")
+    return numbers

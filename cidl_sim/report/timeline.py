@@ -1,0 +1,143 @@
+"""Timelines: loader lane, executor lane and memory curve of one or more traces on one time axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from cidl_sim.core.files import replacing
+from cidl_sim.core.trace import Span, Trace
+
+# Okabe and Ito's palette: told apart by colour-blind readers.
+GROUP_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+WAIT_COLOR = "#D9D9D9"
+LIMIT_COLOR = "#D55E00"
+MEMORY_COLOR = "#56B4E9"
+MEGABYTE = 1e6
+
+
+def draw_timelines(traces: Sequence[tuple[str, Trace]], path: Path, title: str = "") -> None:
+    """Draw labelled traces under each other: the whole run on the left, a steady stretch on the right.
+
+    All rows share the time axis of their column, so a simulated run above a measured one can be compared by
+    eye. Raises MachineError if `path` cannot be written.
+    """
+    figure = plt.figure(figsize=(13, 0.9 + 2.9 * len(traces)), layout="constrained")
+    grid = figure.add_gridspec(2 * len(traces), 2, height_ratios=[1, 1.15] * len(traces), width_ratios=[1.25, 1])
+    windows = (_whole(traces), _steady_stretch(traces[0][1]))
+    for column, window in enumerate(windows):
+        shared: Axes | None = None
+        for row, (label, trace) in enumerate(traces):
+            lanes = figure.add_subplot(grid[2 * row, column], sharex=shared)
+            memory = figure.add_subplot(grid[2 * row + 1, column], sharex=lanes)
+            shared = shared or lanes
+            _draw_lanes(lanes, trace, window, outlined=column == 1)
+            _draw_memory(memory, trace, window, legend=column == 0 and row == 0)
+            lanes.set_title(f"{label}: {trace.makespan_s:.2f} s" if column == 0 else _window_title(window), fontsize=10)
+            lanes.tick_params(labelbottom=False)
+            is_last = row == len(traces) - 1
+            memory.tick_params(labelbottom=is_last)
+            if is_last:
+                memory.set_xlabel("time (s)")
+            lanes.set_xlim(*window)
+    _add_legend(figure, traces[0][1])
+    if title:
+        figure.suptitle(title, fontsize=12)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
+    plt.close(figure)
+
+
+def _draw_lanes(axes: Axes, trace: Trace, window: tuple[float, float], *, outlined: bool) -> None:
+    groups = _group_of_visit(trace)
+    colors = _colors(trace)
+    workers = ["executor", *sorted({span.worker for span in trace.of("load")}, reverse=True)]
+    for lane, worker in enumerate(workers):
+        for operation in ("load", "execute", "wait"):
+            spans = [s for s in trace.spans if s.worker == worker and s.operation == operation and _overlaps(s, window)]
+            bars = [(s.start_s, s.end_s - s.start_s) for s in spans]
+            if operation == "wait":
+                axes.broken_barh(bars, (lane - 0.12, 0.24), facecolors=WAIT_COLOR, linewidth=0)
+            else:
+                faces = [colors[groups[s.visit]] for s in spans]
+                edge = {"edgecolors": "white", "linewidth": 0.8} if outlined else {"linewidth": 0}
+                axes.broken_barh(bars, (lane - 0.4, 0.8), facecolors=faces, **edge)
+    axes.set_yticks(range(len(workers)), [w.replace("loader.0", "loader") for w in workers])
+    axes.set_ylim(-0.6, len(workers) - 0.4)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_memory(axes: Axes, trace: Trace, window: tuple[float, float], *, legend: bool) -> None:
+    times = [t for t, _ in trace.memory_curve] + [max(window[1], trace.makespan_s)]
+    held = [b / MEGABYTE for _, b in trace.memory_curve]
+    held.append(held[-1])
+    limit, baseline = trace.header.memory_limit_bytes / MEGABYTE, trace.header.baseline_bytes / MEGABYTE
+    axes.fill_between(times, held, baseline, step="post", color=MEMORY_COLOR, alpha=0.55, linewidth=0, label="weights and workspace")
+    axes.axhline(baseline, color="#7F7F7F", linewidth=1, linestyle=":", label="baseline")
+    axes.axhline(limit, color=LIMIT_COLOR, linewidth=1.4, linestyle="--", label="limit")
+    bottom = baseline - 0.12 * (limit - baseline)
+    axes.set_ylim(bottom, limit + 0.18 * (limit - baseline))
+    axes.set_ylabel("memory (MB)")
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(loc="lower right", fontsize=7, framealpha=0.9, ncols=3)
+
+
+def _add_legend(figure: Figure, trace: Trace) -> None:
+    handles = [Patch(color=color, label=group.replace("_", " ")) for group, color in _colors(trace).items()]
+    handles.append(Patch(color=WAIT_COLOR, label="waiting"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+
+
+def _whole(traces: Sequence[tuple[str, Trace]]) -> tuple[float, float]:
+    return 0.0, 1.01 * max(trace.makespan_s for _, trace in traces)
+
+
+def _steady_stretch(trace: Trace) -> tuple[float, float]:
+    """Two rounds in the middle of the stage that takes the longest."""
+    longest = max(
+        range(len(trace.header.stages)),
+        key=lambda s: sum(span.end_s - span.start_s for span in _stage_spans(trace, s)),
+    )
+    spans = _stage_spans(trace, longest)
+    if not spans:
+        return 0.0, max(trace.makespan_s, 1e-9)
+    blocks = len(trace.header.stages[longest].blocks)
+    rounds = max(1, len(spans) // blocks)
+    first = max(0, rounds // 2 - 1) * blocks
+    last = min(len(spans), first + 2 * blocks) - 1
+    start, end = spans[first].start_s, spans[last].end_s
+    return start, max(end, start + 1e-9)
+
+
+def _stage_spans(trace: Trace, stage: int) -> list[Span]:
+    before = sum(o.rounds * len(o.blocks) for o in trace.header.stages[:stage])
+    outline = trace.header.stages[stage]
+    after = before + outline.rounds * len(outline.blocks)
+    return [span for span in trace.of("execute") if before <= span.visit < after]
+
+
+def _window_title(window: tuple[float, float]) -> str:
+    return f"{window[0]:.2f} to {window[1]:.2f} s"
+
+
+def _overlaps(span: Span, window: tuple[float, float]) -> bool:
+    return span.end_s >= window[0] and span.start_s <= window[1]
+
+
+def _group_of_visit(trace: Trace) -> list[str]:
+    return [outline.group for outline in trace.header.stages for _ in range(outline.rounds * len(outline.blocks))]
+
+
+def _colors(trace: Trace) -> dict[str, str]:
+    groups = list(dict.fromkeys(outline.group for outline in trace.header.stages))
+    return {group: GROUP_COLORS[i % len(GROUP_COLORS)] for i, group in enumerate(groups)}

@@ -1,0 +1,266 @@
+"""Discrete-event simulation of a plan on a device profile, on SimPy.
+
+The schedule decides what may start; this file only gives durations and moves the virtual clock. Work
+under contention is a fluid: its rate changes whenever a load or a visit starts or ends, when another
+channel begins to share the bandwidth, and at each thermal step.
+
+Dispatching has a lower priority than everything else in SimPy's heap, so whatever ends at one instant
+has ended before anything starts at it. That makes the result independent of the order of insertion,
+and equal input gives byte-identical traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import simpy
+
+from cidl_sim.core.costs import Cost, execute_cost, load_cost
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.plan import Load, Plan
+from cidl_sim.core.schedule import Schedule
+from cidl_sim.core.trace import Trace, TraceRecorder, header_for
+from cidl_sim.core.workload import Visit, Workload
+from cidl_sim.simulator.noise import noise_factors
+
+_DISPATCH_PRIORITY = 2
+_Process = Generator[simpy.Event, Any, None]
+
+
+def simulate(
+    workload: Workload,
+    device: DeviceProfile,
+    plan: Plan,
+    *,
+    seed: int | None = None,
+    stage_rounds: Mapping[int, int] | None = None,
+) -> Trace:
+    """Simulate `plan` and return its trace.
+
+    `seed` switches the device's noise on. `stage_rounds` gives, for stages that ended early, the rounds
+    that really ran (replay of a recorded run). Raises InfeasibleError where the plan cannot finish within
+    the memory limit, PlanError where it breaks a rule, DeviceError where a cost is unknown.
+    """
+    plan.check_workload(workload)
+    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds)
+    recorder = TraceRecorder(engine.schedule)
+    engine.recorder = recorder
+    engine.run()
+    header = header_for(
+        workload,
+        plan,
+        device_name=device.name,
+        device_sha256=device.sha256,
+        memory_limit_bytes=device.memory_limit_bytes,
+        baseline_bytes=device.baseline_bytes,
+        origin="simulated",
+        enforced_by="none",
+        clock="virtual",
+        seed=seed,
+        fall_backs=tuple(f"analytic cost for kind {kind}" for kind in engine.unmeasured_kinds),
+    )
+    return recorder.finish(header)
+
+
+def makespan_s(workload: Workload, device: DeviceProfile, plan: Plan, *, seed: int | None = None) -> float:
+    """The makespan of `plan` in seconds, without recording a trace."""
+    engine = Engine(workload, device, plan, seed=seed)
+    engine.run()
+    return engine.finished_s
+
+
+class _Activity:
+    """A load or an execution in progress; `rate` seconds of work pass per second of time."""
+
+    __slots__ = ("is_load", "transferring")
+
+    def __init__(self, *, is_load: bool) -> None:
+        self.is_load = is_load
+        self.transferring = False
+
+
+class Engine:
+    """One simulation. Use `simulate` unless you attach an observer of your own as `recorder`."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        device: DeviceProfile,
+        plan: Plan,
+        *,
+        seed: int | None = None,
+        stage_rounds: Mapping[int, int] | None = None,
+    ) -> None:
+        self.schedule = Schedule.for_device(workload, plan, device)
+        self.recorder: TraceRecorder | None = None
+        self.finished_s = 0.0
+        self._workload = workload
+        self._device = device
+        self._env = simpy.Environment()
+        self._early_ends = _last_visits(workload, stage_rounds or {})
+        self._idle_channels = list(range(device.loader.channels - 1, -1, -1))
+        self._active: list[_Activity] = []
+        self._heat_factor = 1.0
+        self._is_fluid = (
+            device.loader.slowdown_while_executing != 1
+            or device.executor.slowdown_while_loading != 1
+            or device.loader.channels > 1
+            or bool(device.thermal)
+        )
+        self._rates_changed = self._env.event()
+        self._dispatch_pending = False
+        self._done = self._env.event()
+        count = len(workload.visits)
+        noise = device.noise
+        self._load_noise = noise_factors(seed or 0, count, "load", noise.load if seed is not None else 0.0)
+        self._execute_noise = noise_factors(seed or 0, count, "execute", noise.execute if seed is not None else 0.0)
+        self._cost_cache: dict[tuple[str, int, float, float, bool], Cost] = {}
+        self.unmeasured_kinds: list[str] = []
+
+    def run(self) -> None:
+        """Run to the end of the last visit; InfeasibleError if nothing can go on before that."""
+        for step in self._device.thermal:
+            self._env.process(self._heat(step.after_s, step.factor))
+        self._request_dispatch()
+        try:
+            self._env.run(until=self._done)
+        except RuntimeError:
+            # SimPy's word for "nothing is left to happen"; an error of a process comes as itself.
+            if self.schedule.is_done:
+                raise
+            raise InfeasibleError(self.schedule.explain_deadlock()) from None
+
+    # Starting what may start
+
+    def _request_dispatch(self) -> None:
+        if not self._dispatch_pending:
+            self._dispatch_pending = True
+            event = simpy.Event(self._env)
+            event._ok, event._value = True, None
+            event.callbacks.append(self._dispatch)
+            self._env.schedule(event, priority=_DISPATCH_PRIORITY)
+
+    def _dispatch(self, _: simpy.Event) -> None:
+        self._dispatch_pending = False
+        schedule, recorder, now = self.schedule, self.recorder, self._env.now
+        started = True
+        while started:
+            started = False
+            visit = schedule.next_visit()
+            if visit is not None:
+                schedule.start_visit(visit)
+                if recorder:
+                    recorder.visit_started(now, visit)
+                self._env.process(self._execute(visit))
+                started = True
+            while (load := schedule.next_load()) is not None:
+                cold = schedule.start_load(load)
+                channel = self._idle_channels.pop()
+                if recorder:
+                    recorder.load_started(now, load, f"loader.{channel}", cold=cold)
+                self._env.process(self._load(load, channel, cold))
+                started = True
+        if recorder:
+            recorder.settled(now)
+
+    def _load(self, load: Load, channel: int, cold: bool) -> _Process:
+        cost = self._load_cost(self._workload.visits[load.visit], cold)
+        yield from self._perform(_Activity(is_load=True), cost, float(self._load_noise[load.visit]))
+        released = self.schedule.finish_load(load.visit)
+        self._idle_channels.append(channel)
+        if self.recorder:
+            self.recorder.load_finished(self._env.now, f"loader.{channel}", released)
+        self._request_dispatch()
+
+    def _execute(self, visit: Visit) -> _Process:
+        cost = self._execute_cost(visit)
+        yield from self._perform(_Activity(is_load=False), cost, float(self._execute_noise[visit.number]))
+        released = self.schedule.finish_visit(visit)
+        if self.recorder:
+            self.recorder.visit_finished(self._env.now, released)
+        if visit.number in self._early_ends:
+            stage = self._early_ends[visit.number]
+            released = self.schedule.end_stage_early(stage)
+            if self.recorder:
+                self.recorder.event(self._env.now, "stage_ended_early", stage=stage, after_visit=visit.number)
+                self.recorder.unloaded(self._env.now, released)
+        if self.schedule.is_done:
+            self.finished_s = self._env.now
+            self._done.succeed()
+        else:
+            self._request_dispatch()
+
+    # Durations
+
+    def _perform(self, activity: _Activity, cost: Cost, noise: float) -> _Process:
+        if not self._is_fluid:
+            yield self._env.timeout(cost.seconds * noise)
+            return
+        self._active.append(activity)
+        self._announce_rates()
+        if cost.fixed_s:
+            yield self._env.timeout(cost.fixed_s * noise)
+        remaining = cost.work_s * noise
+        activity.transferring = True
+        self._announce_rates()
+        while remaining > 0:
+            rate, began, changed = self._rate(activity), self._env.now, self._rates_changed
+            finished = self._env.timeout(remaining / rate)
+            yield finished | changed
+            if finished.processed:
+                break
+            remaining -= (self._env.now - began) * rate
+        self._active.remove(activity)
+        self._announce_rates()
+
+    def _rate(self, activity: _Activity) -> float:
+        """Seconds of contention-free work done per second; loads also share the bandwidth equally."""
+        if activity.is_load:
+            sharing = sum(1 for other in self._active if other.is_load and other.transferring)
+            executing = any(not other.is_load for other in self._active)
+            return 1.0 / sharing / (self._device.loader.slowdown_while_executing if executing else 1.0)
+        loading = any(other.is_load for other in self._active)
+        return self._heat_factor / (self._device.executor.slowdown_while_loading if loading else 1.0)
+
+    def _announce_rates(self) -> None:
+        changed, self._rates_changed = self._rates_changed, self._env.event()
+        changed.succeed()
+
+    def _heat(self, after_s: float, factor: float) -> _Process:
+        yield self._env.timeout(after_s)
+        self._heat_factor = factor
+        self._announce_rates()
+
+    def _load_cost(self, visit: Visit, cold: bool) -> Cost:
+        block = visit.block
+        key = (block.kind, block.weight_bytes, 0.0, 0.0, cold)
+        if key not in self._cost_cache:
+            self._note_cost(key, load_cost(block, self._device, cold=cold))
+        return self._cost_cache[key]
+
+    def _execute_cost(self, visit: Visit) -> Cost:
+        block = visit.block
+        key = (block.kind, -1, block.flops, block.bytes_moved, False)
+        if key not in self._cost_cache:
+            self._note_cost(key, execute_cost(block, self._device))
+        return self._cost_cache[key]
+
+    def _note_cost(self, key: tuple[str, int, float, float, bool], cost: Cost) -> None:
+        self._cost_cache[key] = cost
+        if not cost.measured and key[0] not in self.unmeasured_kinds:
+            self.unmeasured_kinds.append(key[0])
+
+
+def _last_visits(workload: Workload, stage_rounds: Mapping[int, int]) -> dict[int, int]:
+    """The visits after which stages end early, each with the last stage that ends there."""
+    ends: dict[int, int] = {}
+    for stage, rounds in sorted(stage_rounds.items()):
+        if rounds < workload.stages[stage].rounds:
+            last = workload.first_visit_of_stage[stage] + rounds * len(workload.stages[stage].blocks) - 1
+            # A stage that did not run at all ended with the one before it.
+            skipped_from = [v for v, s in ends.items() if s == stage - 1] if rounds == 0 else []
+            ends[skipped_from[0] if skipped_from else last] = stage
+    return ends
+

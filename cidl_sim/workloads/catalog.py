@@ -1,0 +1,137 @@
+"""Named workloads: `opensora-v1.2-256x256-68f-30s-fp32-lpl15-tdtm10`, every part after the model optional.
+
+The headline variants are shipped as files (made by experiments/write_named_workloads.py, compared in a
+test), so that most commands never import torch. Any other variant is measured on the meta device.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cidl_sim.core.errors import WorkloadError
+from cidl_sim.core.files import first_problem
+from cidl_sim.core.workload import Block, Stage, Workload, read_workload
+from cidl_sim.models.config import SIZES, OpenSoraSizes, VideoSettings
+
+DEFAULTS = {
+    "opensora-v1.2": VideoSettings(),
+    "opensora-small": VideoSettings(height=64, width=64, frames=17),
+    "opensora-tiny": VideoSettings(height=32, width=32, frames=17, steps=6),
+}
+
+SHIPPED = (
+    "opensora-v1.2-256x256-68f",
+    "opensora-v1.2-256x256-68f-lpl15",
+    "opensora-v1.2-256x256-68f-lpl15-tdtm10",
+    "opensora-v1.2-256x256-68f-50s",
+    "opensora-v1.2-256x256-68f-bf16",
+    "opensora-v1.2-192x192-68f",
+    "opensora-v1.2-192x192-68f-lpl15",
+    "opensora-v1.2-192x192-17f",
+    "opensora-small",
+    "opensora-small-48x48-lpl15-tdtm8",
+)
+
+_PART = {
+    "size": re.compile(r"(?P<height>\d+)x(?P<width>\d+)"),
+    "frames": re.compile(r"(?P<frames>\d+)f"),
+    "steps": re.compile(r"(?P<steps>\d+)s"),
+    "dtype": re.compile(r"(?P<dtype>fp32|bf16)"),
+    "lpl": re.compile(r"lpl(?P<lpl>off|dynamic|\d+)"),
+    "tdtm": re.compile(r"tdtm(?P<tdtm>\d+)"),
+}
+
+
+def canonical_name(model: str, settings: VideoSettings) -> str:
+    """The full name of a variant; LPL and TDTM appear when they are on."""
+    name = f"{model}-{settings.height}x{settings.width}-{settings.frames}f-{settings.steps}s-{settings.dtype}"
+    name += f"-lpl{settings.lpl}" if settings.lpl != "off" else ""
+    return name + (f"-tdtm{settings.tdtm}" if settings.tdtm else "")
+
+
+def parse_name(name: str) -> tuple[OpenSoraSizes, VideoSettings]:
+    """Model sizes and settings of a workload's name. WorkloadError names the part that is wrong."""
+    model = next((m for m in SIZES if name == m or name.startswith(m + "-")), None)
+    if model is None:
+        raise WorkloadError(f"unknown workload {name!r}: neither a file nor one of {', '.join(SIZES)} (see 'cidl workloads')")
+    values: dict[str, str] = {}
+    for part in name[len(model) :].split("-")[1:]:
+        match = next((m for pattern in _PART.values() if (m := pattern.fullmatch(part))), None)
+        if match is None or match.groupdict().keys() & values.keys():
+            raise WorkloadError(f"workload {name!r}: cannot read {part!r}; write {model}-256x256-68f-30s-fp32-lpl15-tdtm10")
+        values.update(match.groupdict())
+    return SIZES[model], merged_settings(DEFAULTS[model], values)
+
+
+def merged_settings(defaults: VideoSettings, values: dict[str, str]) -> VideoSettings:
+    """`defaults` with some values replaced. WorkloadError says what is impossible."""
+    try:
+        return VideoSettings.model_validate({**defaults.model_dump(), **values})
+    except ValidationError as problem:
+        raise WorkloadError(f"settings: {first_problem(problem)}") from None
+
+
+def find_workload(name_or_file: str) -> Workload:
+    """The workload in a file, or the named one."""
+    path = Path(name_or_file)
+    if path.suffix == ".json" or path.is_file():
+        return read_workload(path)
+    sizes, settings = parse_name(name_or_file)
+    return workload_of(sizes, settings)
+
+
+@cache
+def workload_of(sizes: OpenSoraSizes, settings: VideoSettings) -> Workload:
+    """The workload of a pipeline under some settings: shipped if it is a headline variant, else measured."""
+    name = canonical_name(sizes.name, settings)
+    shipped = resources.files("cidl_sim.workloads") / "data" / f"{name}.json"
+    if sizes == SIZES.get(sizes.name) and shipped.is_file():
+        return Workload.model_validate_json(shipped.read_text(encoding="utf-8"))
+    return measure_workload(sizes, settings)
+
+
+def measure_workload(sizes: OpenSoraSizes, settings: VideoSettings) -> Workload:
+    """Build every kind of block on the meta device and measure it (torch is imported here, not before).
+
+    Arithmetic is counted at the model's nominal number of text tokens, workspace at the largest.
+    """
+    import torch
+
+    from cidl_sim.models.open_sora import TORCH_DTYPES, stage_definitions, state_bytes
+    from cidl_sim.workloads.layer_graph import measure_module
+
+    nominal = stage_definitions(sizes, settings, sizes.nominal_text_tokens)
+    longest = stage_definitions(sizes, settings, sizes.stdit.max_text_tokens)
+    by_kind: dict[str, tuple[int, int, int, int]] = {}
+    stages = []
+    for stage, stage_at_longest in zip(nominal, longest, strict=True):
+        blocks = []
+        for definition, at_longest in zip(stage.blocks, stage_at_longest.blocks, strict=True):
+            if definition.kind not in by_kind:
+                with torch.device("meta"):
+                    module = definition.build().to(TORCH_DTYPES[settings.dtype])
+                m, peak = measure_module(module, definition.example()), measure_module(module, at_longest.example())
+                by_kind[definition.kind] = (m.weight_bytes, m.flops, m.bytes_moved, peak.workspace_bytes)
+            weight_bytes, flops, bytes_moved, workspace_bytes = by_kind[definition.kind]
+            blocks.append(
+                Block(
+                    name=definition.name,
+                    kind=definition.kind,
+                    weights=definition.weights,
+                    weight_bytes=weight_bytes,
+                    workspace_bytes=workspace_bytes + state_bytes(sizes, settings, stage.group),
+                    flops=flops,
+                    bytes_moved=bytes_moved,
+                )
+            )
+        stages.append(Stage(name=stage.name, group=stage.group, rounds=stage.rounds, blocks=tuple(blocks)))
+    return Workload(
+        name=canonical_name(sizes.name, settings),
+        settings={"model": sizes.name, **settings.model_dump()},
+        stages=tuple(stages),
+    )

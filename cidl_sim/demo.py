@@ -27,7 +27,7 @@ from cidl_sim.workloads.catalog import workload_of
 PROMPT = "a red ball rolls over green grass"
 SETTINGS = VideoSettings(height=48, width=48, frames=17, steps=30, lpl="15", tdtm=8)
 # Of the weights, this much may be in memory at a time.
-WEIGHTS_FRACTION = 0.4
+WEIGHTS_FRACTION = 0.3
 OnStep = Callable[[str, int, int, str], None]
 
 

@@ -27,7 +27,7 @@ from cidl_sim.diffusion.job import Job, JobResult
 from cidl_sim.diffusion.matching import store_sizes, workload_for_plan
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, TextToVideo
 from cidl_sim.diffusion.video_file import write_video
-from cidl_sim.executor.memory_limit import charged_to_this_process
+from cidl_sim.executor.memory_limit import charged_to_this_process, push_out_page_cache
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
@@ -69,10 +69,11 @@ def do(job: Job) -> JobResult:
     stages = stage_definitions(sizes, settings, sizes.nominal_text_tokens)
     _warm_up()
     charged = charged_to_this_process()
-    baseline = charged.unreclaimable_bytes() or 0
+    baseline = charged.baseline_bytes()
+    push_out_page_cache(charged, limit)
     capacity = sum(store.entry(w).data_bytes for w in store.index.blocks) if job.control else limit - plan.baseline_bytes
     backend = TorchBackend(store, stages, capacity)
-    watch = _Watch(workload, backend, baseline, sample=job.sample_memory)
+    watch = _Watch(workload, backend, sample=job.sample_memory)
     trace: Trace | None = None
     try:
         if job.control:
@@ -108,12 +109,12 @@ def do(job: Job) -> JobResult:
 class _Watch:
     """Reports progress after each visit; on request also samples what the kernel charges beyond the arena."""
 
-    def __init__(self, workload: Workload, backend: TorchBackend, baseline: int, *, sample: bool) -> None:
+    def __init__(self, workload: Workload, backend: TorchBackend, *, sample: bool) -> None:
         self._workload = workload
         self._backend = backend
-        self._baseline = baseline
         self._sample = sample
         self._charged = charged_to_this_process()
+        self._unreclaimable = self._charged.unreclaimable_bytes() or 0
         self.excess_bytes = 0
 
     def __call__(self, visit: Visit) -> None:
@@ -121,14 +122,14 @@ class _Watch:
         if visit.position == len(stage.blocks) - 1:
             _say({"done": visit.number + 1, "total": len(self._workload.visits), "stage": stage.name})
         if self._sample:
-            now = self._charged.unreclaimable_bytes() or 0
-            beyond = now - self._baseline - self._backend.footprint_bytes()
-            self.excess_bytes = max(self.excess_bytes, beyond)
+            grown = (self._charged.unreclaimable_bytes() or 0) - self._unreclaimable
+            self.excess_bytes = max(self.excess_bytes, grown - self._backend.footprint_bytes())
 
 
 def _warm_up() -> None:
     """Let the libraries take their own buffers before the baseline is read."""
     a = torch.ones(256, 256)
+    torch.nn.functional.conv2d(torch.ones(1, 4, 8, 8), torch.ones(4, 4, 3, 3))
     torch.nn.functional.conv3d(torch.ones(1, 4, 3, 8, 8), torch.ones(4, 4, 3, 3, 3))
     torch.nn.functional.scaled_dot_product_attention(a[None, None], a[None, None], a[None, None])
     (a @ a).softmax(-1)

@@ -55,6 +55,7 @@ class Arena:
         self.capacity_bytes = _round_up(max(capacity_bytes, PAGE))
         self._fd = _anonymous_file(self.capacity_bytes)
         self._base = _map(None, self.capacity_bytes, self._fd, 0)
+        _prefer_huge_pages(self._base, self.capacity_bytes)
         self._holes: list[Extent] = [(0, self.capacity_bytes)]
         self._touched: list[Extent] = []
         self.peak_touched_bytes = 0
@@ -210,6 +211,14 @@ def _anonymous_file(size: int) -> int:
 def _map(address: int | None, size: int, fd: int, offset: int) -> int:
     flags = mmap.MAP_SHARED | (_MAP_FIXED if address is not None else 0)
     return _checked(_libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset))
+
+
+def _prefer_huge_pages(address: int, size: int) -> None:
+    # First touch in pages of 2 MiB costs a fraction of what it costs in 4 KiB; where the kernel does not
+    # offer them for shared memory, nothing changes.
+    madvise, huge = getattr(_libc, "madvise", None), getattr(mmap, "MADV_HUGEPAGE", None)
+    if madvise is not None and huge is not None:
+        madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), huge)
 
 
 def _reserve(size: int) -> int:

@@ -7,16 +7,20 @@ included. Where none of them can be had, the limit is only accounted, and the tr
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from cidl_sim.core.trace import EnforcedBy
 
+_SAFETY_BYTES = 16 << 20
+_MAPPED: dict[str, str] = {"cgroup-v1": "mapped_file", "cgroup-v2": "file_mapped", "systemd-scope": "file_mapped"}
 GROUP_VARIABLE = "CIDL_MEMORY_GROUP"  # tells the child "<mechanism>:<folder>"
 _V1_ROOT = Path("/sys/fs/cgroup/memory")
 _V2_ROOT = Path("/sys/fs/cgroup")
@@ -118,17 +122,18 @@ class MemoryGroup:
         return True
 
 
-@dataclass(frozen=True)
+@dataclass
 class Charged:
     """What the kernel charges a group, read from inside it."""
 
     enforced_by: EnforcedBy
     folder: Path | None
+    _peak_descriptor: int | None = None
 
     def unreclaimable_bytes(self) -> int | None:
         """Charged now, page cache that the kernel could drop at any time left out; None if unknown."""
         if self.folder is None:
-            return _resident_anonymous_bytes()
+            return (_resident_bytes("RssAnon:") + _resident_bytes("RssShmem:")) or None
         if self.enforced_by == "cgroup-v1":
             # In version 1 "cache" includes shared memory, which cannot be dropped without swap.
             stat = _stat(self.folder)
@@ -138,12 +143,39 @@ class Charged:
         usage = _number(self.folder / "memory.current")
         return None if usage is None else usage - max(0, stat.get("file", 0) - stat.get("shmem", 0))
 
+    def baseline_bytes(self) -> int:
+        """Unreclaimable memory and the mapped files charged to the group.
+
+        The kernel may drop pages of mapped libraries, but the process reads them back at its next call, so
+        they belong to what it needs. Pages that another group brought in first are charged there.
+        """
+        mapped = _stat(self.folder).get(_MAPPED[self.enforced_by], 0) if self.folder is not None else 0
+        return (self.unreclaimable_bytes() or 0) + mapped
+
     def peak_bytes(self) -> int | None:
-        """The most that was ever charged, page cache included; None if the kernel does not tell."""
+        """The most that was charged since the last reset, page cache included; None if the kernel does not tell."""
         if self.folder is None:
             return None
+        if self._peak_descriptor is not None:
+            return int(os.pread(self._peak_descriptor, 64, 0))
         name = "memory.max_usage_in_bytes" if self.enforced_by == "cgroup-v1" else "memory.peak"
         return _number(self.folder / name)
+
+    def reset_peak(self) -> bool:
+        """Let `peak_bytes` start again from now; False where the kernel cannot (version 2 before Linux 6.12)."""
+        if self.folder is None:
+            return False
+        try:
+            if self.enforced_by == "cgroup-v1":
+                (self.folder / "memory.max_usage_in_bytes").write_text("0")
+                return True
+            # In version 2 a reset holds for the descriptor that wrote it, so the peak is read through it later.
+            if self._peak_descriptor is None:
+                self._peak_descriptor = os.open(self.folder / "memory.peak", os.O_RDWR)
+            os.write(self._peak_descriptor, b"reset\n")
+        except OSError:
+            return False
+        return True
 
     def limit_bytes(self) -> int | None:
         """The limit that the kernel holds for the group, read back; None if there is none."""
@@ -153,6 +185,24 @@ class Charged:
         return limit if limit is not None and limit < 1 << 60 else None
 
 
+def push_out_page_cache(charged: Charged, size: int) -> None:
+    """Let the kernel drop the page cache that start-up left in the group, up to `size` bytes.
+
+    Otherwise the first loads pay for it: each page that the arena grows by would have to be reclaimed
+    first. Nothing happens without a limit, and never more is asked for than the limit leaves.
+    """
+    limit, held = charged.limit_bytes(), charged.unreclaimable_bytes()
+    if limit is None or held is None or not charged.reset_peak():
+        return
+    room = min(size, limit - held - _SAFETY_BYTES)
+    if room > 0:
+        with mmap.mmap(-1, room) as memory:
+            for offset in range(0, room, mmap.PAGESIZE):
+                memory[offset] = 1
+        charged.reset_peak()
+
+
+@cache
 def charged_to_this_process() -> Charged:
     """What the group that this process was started in says; an unlimited process is only accounted."""
     mechanism, _, folder = os.environ.get(GROUP_VARIABLE, "accounting:").partition(":")
@@ -217,9 +267,6 @@ def _counter(path: Path, name: str) -> int:
     return int(words[words.index(name) + 1]) if name in words else 0
 
 
-def _resident_anonymous_bytes() -> int | None:
+def _resident_bytes(field_name: str) -> int:
     words = _words(Path("/proc/self/status"))
-    if "RssAnon:" not in words:
-        return None
-    shared = int(words[words.index("RssShmem:") + 1]) if "RssShmem:" in words else 0
-    return (int(words[words.index("RssAnon:") + 1]) + shared) * 1024
+    return int(words[words.index(field_name) + 1]) * 1024 if field_name in words else 0

@@ -73,11 +73,11 @@ class OpenSoraSizes(_Config):
 
 OPENSORA_V1_2 = OpenSoraSizes()
 
-# The real architecture, small: 31 blocks, 433 MB in fp32, no block above 7 % of it.
+# The real architecture, small: 39 blocks, 699 MB in fp32, no block above 7 % of it.
 OPENSORA_SMALL = OpenSoraSizes(
     name="opensora-small",
     t5=T5Sizes(layers=6, d_model=512, d_ff=1280, heads=8, d_kv=64, vocabulary=384),
-    stdit=STDiT3Sizes(depth=14, hidden=432, heads=6, max_text_tokens=96),
+    stdit=STDiT3Sizes(depth=14, hidden=576, heads=8, max_text_tokens=96),
     vae=VAESizes(
         temporal_filters=32, temporal_res_blocks=2, spatial_channels=(16, 32, 64, 64), spatial_layers=1, groups=8
     ),

@@ -154,4 +154,3 @@ def _summary(
         "kendall_tau": figures["kendall_tau"],
         "policies": {row["policy"]: row for row in figures["policies"]},
     }
-

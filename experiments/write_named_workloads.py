@@ -1,6 +1,6 @@
 """Write the shipped workload files again: run after any change of the models or of how they are measured.
 
-    .venv/bin/python experiments/write_named_workloads.py
+.venv/bin/python experiments/write_named_workloads.py
 """
 
 from pathlib import Path

@@ -1,0 +1,1 @@
+"""From short real runs to a device profile."""

@@ -85,9 +85,7 @@ def load_line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return 0.0, float(sizes.sum() / seconds.sum())
 
 
-def slowdown(
-    trace: Trace, operation: str, measured: dict[str, Measured], blocks: dict[int, Block]
-) -> float:
+def slowdown(trace: Trace, operation: str, measured: dict[str, Measured], blocks: dict[int, Block]) -> float:
     """By how much the other side slows this one down: s in W = O/s + (D - O), summed over all spans.
 
     W is the duration alone, D the duration here, O the part of D during which the other side worked.
@@ -128,7 +126,9 @@ def _samples(spans: Sequence[Span], blocks: dict[int, Block]) -> dict[str, list[
     return dict(by_kind)
 
 
-def _load_of_twin(kind: str, kinds: dict[str, Block], loads: dict[str, list[float]], workload: Workload) -> float | None:
+def _load_of_twin(
+    kind: str, kinds: dict[str, Block], loads: dict[str, list[float]], workload: Workload
+) -> float | None:
     """A kind that was never loaded itself shares weights with one that was (merged and plain blocks)."""
     weights = {b.weights for s in workload.stages for b in s.blocks if b.kind == kind}
     twins = [b.kind for s in workload.stages for b in s.blocks if b.weights in weights and b.kind in loads]

@@ -1,0 +1,1 @@
+"""The nouns, the rules of execution and the files: no clocks, no torch."""

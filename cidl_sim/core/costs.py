@@ -123,7 +123,9 @@ def rescaled_measurement(measured: Measured, before: DeviceProfile, after: Devic
         if value is not None:
             update[name] = value * load_ratio
     if measured.exec_s is not None:
-        update["exec_s"] = measured.exec_s * _ratio(_execute_formula(measured, before), _execute_formula(measured, after))
+        update["exec_s"] = measured.exec_s * _ratio(
+            _execute_formula(measured, before), _execute_formula(measured, after)
+        )
     return measured.model_copy(update=update)
 
 

@@ -66,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as problem:
         raise MachineError(f"{path}: cannot be written ({problem.strerror or problem})") from problem
     finally:

@@ -275,7 +275,11 @@ class TraceRecorder:
     def _end(self, at_s: float, worker: str) -> tuple[Visit, float, bool]:
         opened = self._open.pop(worker)
         cause = self._schedule.executor_cause() if worker == "executor" else self._schedule.loader_cause()
-        self._idle[worker] = (at_s, cause or "dispatch", min(self._schedule.current, len(self._schedule.workload.visits) - 1))
+        self._idle[worker] = (
+            at_s,
+            cause or "dispatch",
+            min(self._schedule.current, len(self._schedule.workload.visits) - 1),
+        )
         return opened
 
     def _add_wait(self, worker: str, visit: int, start_s: float, end_s: float, cause: str) -> None:

@@ -93,7 +93,8 @@ class Workload(Record):
             for block in stage.blocks:
                 if sizes.setdefault(block.weights, block.weight_bytes) != block.weight_bytes:
                     raise ValueError(
-                        f"weights {block.weights!r} have two sizes: {sizes[block.weights]} and {block.weight_bytes} bytes"
+                        f"weights {block.weights!r} have two sizes: {sizes[block.weights]} and "
+                        f"{block.weight_bytes} bytes"
                     )
         count = sum(stage.rounds * len(stage.blocks) for stage in self.stages)
         if count > MAX_VISITS:
@@ -103,7 +104,7 @@ class Workload(Record):
     @cached_property
     def visits(self) -> tuple[Visit, ...]:
         """Every visit in execution order."""
-        visits = []
+        visits: list[Visit] = []
         for s, stage in enumerate(self.stages):
             for r in range(stage.rounds):
                 for p, block in enumerate(stage.blocks):

@@ -1,0 +1,1 @@
+"""Text to video: sampler, leap, the run as a job."""

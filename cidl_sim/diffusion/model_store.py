@@ -45,4 +45,3 @@ def distinct_blocks(sizes: OpenSoraSizes, dtype: Dtype) -> list[BlockDefinition]
     settings = VideoSettings(height=16, width=16, frames=17, steps=1, dtype=dtype)
     stages = stage_definitions(sizes, settings, text_tokens=1)
     return list({block.weights: block for stage in stages for block in stage.blocks}.values())
-

@@ -13,7 +13,7 @@ from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.diffusion import rectified_flow as flow
 from cidl_sim.diffusion.linear_proportional_leap import DynamicLeap, StoppingRule
 from cidl_sim.diffusion.tokenizer import encode_prompt
-from cidl_sim.executor.backend import Call, Outcome
+from cidl_sim.executor.backend import Call, Outcome, StepEvent
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings, spatial_chunks, temporal_chunks
 from cidl_sim.models.open_sora import TORCH_DTYPES
 from cidl_sim.models.t5 import additive_mask
@@ -94,7 +94,7 @@ class TextToVideo:
         leaps = leaps or (settings.lpl.isdigit() and step == int(settings.lpl))
         dt = self._times[step] if leaps else flow.step_length(self._times, step)
         self._z = flow.moved(self._z, drift, dt)
-        events = ()
+        events: tuple[StepEvent, ...] = ()
         if similarity is not None:
             events = (("drift_similarity", {"step": step, "value": similarity}),)
         ends_early = leaps and self._leap is not None and step + 1 < settings.steps

@@ -71,7 +71,9 @@ def do(job: Job) -> JobResult:
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
     push_out_page_cache(charged, limit)
-    capacity = sum(store.entry(w).data_bytes for w in store.index.blocks) if job.control else limit - plan.baseline_bytes
+    capacity = (
+        sum(store.entry(w).data_bytes for w in store.index.blocks) if job.control else limit - plan.baseline_bytes
+    )
     backend = TorchBackend(store, stages, capacity)
     watch = _Watch(workload, backend, sample=job.sample_memory)
     trace: Trace | None = None

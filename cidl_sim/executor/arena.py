@@ -192,7 +192,7 @@ def _punch(fd: int, offset: int, size: int) -> bool:
     if fallocate is None:
         return False
     keep_size_and_punch_hole = 0x01 | 0x02
-    return fallocate(fd, keep_size_and_punch_hole, ctypes.c_long(offset), ctypes.c_long(size)) == 0
+    return bool(fallocate(fd, keep_size_and_punch_hole, ctypes.c_long(offset), ctypes.c_long(size)) == 0)
 
 
 def _anonymous_file(size: int) -> int:

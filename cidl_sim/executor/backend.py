@@ -10,6 +10,7 @@ from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit
 
 Call = Callable[..., Any]
+StepEvent = tuple[str, dict[str, str | int | float | bool | None]]  # kind, values
 
 
 class Backend(Protocol):
@@ -47,7 +48,7 @@ class Outcome:
     """What a visit decided: the stage that ends early, if one does, and events for the trace."""
 
     end_stage: int | None = None
-    events: tuple[tuple[str, dict[str, str | int | float | bool | None]], ...] = ()
+    events: tuple[StepEvent, ...] = ()
 
 
 class Program(Protocol):

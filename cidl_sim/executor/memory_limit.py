@@ -7,6 +7,7 @@ included. Where none of them can be had, the limit is only accounted, and the tr
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import shutil
@@ -46,10 +47,8 @@ class MemoryGroup:
 
     def __exit__(self, *_: object) -> None:
         if self.folder is not None and self.enforced_by != "systemd-scope":
-            try:
+            with contextlib.suppress(OSError):  # a process is still leaving; the empty group costs nothing
                 self.folder.rmdir()
-            except OSError:
-                pass  # a process is still leaving; the empty group costs nothing
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` inside the group."""

@@ -116,7 +116,8 @@ class BlockStore:
             raise StoreError(f"{path}: cannot be read ({problem})") from None
         header.pop("__metadata__", None)
         return [
-            TensorLayout(name, _DTYPES[t["dtype"]], tuple(t["shape"]), t["data_offsets"][0]) for name, t in header.items()
+            TensorLayout(name, _DTYPES[t["dtype"]], tuple(t["shape"]), t["data_offsets"][0])
+            for name, t in header.items()
         ]
 
     def _check_size(self, block: BlockFile) -> None:
@@ -178,7 +179,11 @@ def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockF
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
@@ -188,7 +193,7 @@ def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockF
             out.write(chunk)
             digest.update(chunk)
         for tensor in tensors.values():
-            data = tensor.detach().contiguous().view(torch.uint8).reshape(-1).numpy() if tensor.numel() else b""
+            data = memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             out.write(data)
             digest.update(data)
         out.flush()
@@ -197,5 +202,9 @@ def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockF
             os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     data_offset = len(text) + 8
     return BlockFile(
-        file=file, data_offset=data_offset, data_bytes=offset, file_bytes=data_offset + offset, sha256=digest.hexdigest()
+        file=file,
+        data_offset=data_offset,
+        data_bytes=offset,
+        file_bytes=data_offset + offset,
+        sha256=digest.hexdigest(),
     )

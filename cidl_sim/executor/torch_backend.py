@@ -104,7 +104,10 @@ class TorchBackend:
             fd, direct = _open(path)
         except OSError as problem:
             raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
-        if not direct and (note := "O_DIRECT unavailable: buffered reads, page cache dropped behind") not in self.fall_backs:
+        if (
+            not direct
+            and (note := "O_DIRECT unavailable: buffered reads, page cache dropped behind") not in self.fall_backs
+        ):
             self.fall_backs.append(note)
         try:
             done = 0

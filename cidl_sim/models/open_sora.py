@@ -58,7 +58,9 @@ def stage_definitions(sizes: OpenSoraSizes, settings: VideoSettings, text_tokens
             stages.append(StageDefinition(name, "denoiser", rounds, blocks))
     for chunk in temporal_chunks(settings.frames):
         name = f"decoder.temporal.{chunk.frames}f"
-        stages.append(StageDefinition(name, "decoder", chunk.rounds, _temporal_blocks(sizes, settings, chunk.latent_frames)))
+        stages.append(
+            StageDefinition(name, "decoder", chunk.rounds, _temporal_blocks(sizes, settings, chunk.latent_frames))
+        )
     for chunk in spatial_chunks(settings.frames):
         name = f"decoder.spatial.{chunk.frames}f"
         stages.append(StageDefinition(name, "decoder", chunk.rounds, _spatial_blocks(sizes, settings, chunk.frames)))
@@ -85,7 +87,9 @@ def _t5_blocks(sizes: OpenSoraSizes, settings: VideoSettings) -> tuple[BlockDefi
     def later() -> tuple[Tensor, ...]:
         return (*first(), _meta(1, sizes.t5.heads, tokens, tokens, dtype=dtype))
 
-    def define(name: str, kind: str, build: type[nn.Module], example: Callable[[], tuple[Tensor, ...]]) -> BlockDefinition:
+    def define(
+        name: str, kind: str, build: type[nn.Module], example: Callable[[], tuple[Tensor, ...]]
+    ) -> BlockDefinition:
         return BlockDefinition(name, f"{kind}.{suffix}", name, partial(build, sizes.t5), example)
 
     return (
@@ -181,4 +185,6 @@ def state_bytes(sizes: OpenSoraSizes, settings: VideoSettings, group: str) -> in
     conditioning = (2 * sizes.stdit.max_text_tokens + 2 * 7) * sizes.stdit.hidden * 4
     video = settings.frames * settings.height * settings.width * 3
     decoded = settings.frames * height * width * vae.LATENT_CHANNELS * 4
-    return {"text_encoder": text, "denoiser": text + 3 * latent + conditioning, "decoder": latent + decoded + video}[group]
+    return {"text_encoder": text, "denoiser": text + 3 * latent + conditioning, "decoder": latent + decoded + video}[
+        group
+    ]

@@ -8,6 +8,7 @@ batch: (conditioned, unconditioned). They share one text mask, so padding is sim
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +117,7 @@ class Mlp(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift."""
+    """X * (1 + scale) + shift."""
     return x * (1 + scale) + shift
 
 
@@ -136,7 +137,7 @@ class STDiT3Block(nn.Module):
         self, x: Tensor, y: Tensor, t_mlp: Tensor, frequencies: Tensor, grid: tuple[int, int], *, merged: bool
     ) -> Tensor:
         """x: (B, T*S, C), y: (B, L, C), t_mlp: (B, 6*C), frequencies: (D/2,), grid: (T, S) -> (B, T*S, C)."""
-        batch, tokens, dim = x.shape
+        batch, _, dim = x.shape
         norm = (dim,)
         parameters = self.scale_shift_table[None] + t_mlp.view(batch, 6, dim)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parameters.chunk(6, dim=1)
@@ -147,7 +148,7 @@ class STDiT3Block(nn.Module):
         return x + gate_mlp * self.mlp(h)
 
     @staticmethod
-    def _around(x, grid, merged, attend):  # type: ignore[no-untyped-def]
+    def _around(x: Tensor, grid: tuple[int, int], merged: bool, attend: Callable[[Tensor], Tensor]) -> Tensor:
         frames, patches = grid
         h = x.view(x.shape[0], frames, patches, x.shape[2])
         h = unmerge_frames(attend(merge_frames(h)), frames) if merged else attend(h)
@@ -199,7 +200,8 @@ class _ScalarEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, scalar: Tensor) -> Tensor:
-        return self.mlp(sinusoid(scalar).to(self.mlp[0].weight.dtype))
+        first: nn.Linear = self.mlp[0]  # type: ignore[assignment]
+        return self.mlp(sinusoid(scalar).to(first.weight.dtype))
 
 
 class _CaptionEmbedder(nn.Module):

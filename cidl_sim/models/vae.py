@@ -171,7 +171,6 @@ def _spatial_decoder(sizes: VAESizes) -> SpatialDecoder:
 
 def spatial_parts(sizes: VAESizes) -> list[Part]:
     """Names and constructors of the spatial parts, in order. They are built on the meta device."""
-
     decoder = _spatial_decoder(sizes)
     with torch.device("meta"):
         post_quant_conv = nn.Conv2d(LATENT_CHANNELS, LATENT_CHANNELS, 1)

@@ -1,0 +1,1 @@
+"""Plain functions from workload and device to plan, one file per family."""

@@ -38,7 +38,11 @@ def deep_prefetch(policy: str, workload: Workload, device: DeviceProfile, keep: 
 def repeated_positions(workload: Workload, group: str) -> int:
     """The largest number of blocks in a stage of `group` whose weights are visited more than once; 0 if none."""
     return max(
-        (len(stage.blocks) for s, stage in enumerate(workload.stages) if stage.group == group and _repeats(workload, s)),
+        (
+            len(stage.blocks)
+            for s, stage in enumerate(workload.stages)
+            if stage.group == group and _repeats(workload, s)
+        ),
         default=0,
     )
 

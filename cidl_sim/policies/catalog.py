@@ -64,13 +64,13 @@ def make_plan(policy: str, workload: Workload, device: DeviceProfile) -> Plan:
 def _numbers(policy: str, argument: str) -> int | dict[str, int]:
     try:
         if "=" not in argument:
-            numbers: int | dict[str, int] = int(argument)
-            smallest = numbers
+            number = int(argument)
+            numbers: int | dict[str, int] = number
         else:
-            numbers = {group: int(d) for group, d in (item.split("=") for item in argument.split(","))}
-            smallest = min(numbers.values())
+            by_group = {group: int(d) for group, d in (item.split("=") for item in argument.split(","))}
+            numbers, number = by_group, min(by_group.values())
     except ValueError:
         raise PolicyError(f"policy {policy!r}: write a number of blocks, or group=number,group=number") from None
-    if smallest < 0:
+    if number < 0:
         raise PolicyError(f"policy {policy!r}: the number of blocks cannot be negative")
     return numbers

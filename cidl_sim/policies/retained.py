@@ -67,9 +67,7 @@ def _retained(
     return plan
 
 
-def _plan(
-    label: str, positions: Positions, workload: Workload, device: DeviceProfile, numbers: dict[str, int]
-) -> Plan:
+def _plan(label: str, positions: Positions, workload: Workload, device: DeviceProfile, numbers: dict[str, int]) -> Plan:
     sets = {group: positions(d, repeated_positions(workload, group)) if d else set() for group, d in numbers.items()}
     return deep_prefetch(label, workload, device, keep_positions(workload, sets))
 

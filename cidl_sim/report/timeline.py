@@ -81,7 +81,9 @@ def _draw_memory(axes: Axes, trace: Trace, window: tuple[float, float], *, legen
     held = [b / MEGABYTE for _, b in trace.memory_curve]
     held.append(held[-1])
     limit, baseline = trace.header.memory_limit_bytes / MEGABYTE, trace.header.baseline_bytes / MEGABYTE
-    axes.fill_between(times, held, baseline, step="post", color=MEMORY_COLOR, alpha=0.55, linewidth=0, label="weights and workspace")
+    axes.fill_between(
+        times, held, baseline, step="post", color=MEMORY_COLOR, alpha=0.55, linewidth=0, label="weights and workspace"
+    )
     axes.axhline(baseline, color="#7F7F7F", linewidth=1, linestyle=":", label="baseline")
     axes.axhline(limit, color=LIMIT_COLOR, linewidth=1.4, linestyle="--", label="limit")
     bottom = baseline - 0.12 * (limit - baseline)

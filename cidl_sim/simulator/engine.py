@@ -12,9 +12,10 @@ and equal input gives byte-identical traces.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import simpy
+from simpy.events import EventPriority
 
 from cidl_sim.core.costs import Cost, execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
@@ -25,7 +26,8 @@ from cidl_sim.core.trace import Trace, TraceRecorder, header_for
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.simulator.noise import noise_factors
 
-_DISPATCH_PRIORITY = 2
+# After SimPy's own URGENT (0) and NORMAL (1).
+_DISPATCH_PRIORITY = cast(EventPriority, 2)
 _Process = Generator[simpy.Event, Any, None]
 
 
@@ -263,4 +265,3 @@ def _last_visits(workload: Workload, stage_rounds: Mapping[int, int]) -> dict[in
             skipped_from = [v for v, s in ends.items() if s == stage - 1] if rounds == 0 else []
             ends[skipped_from[0] if skipped_from else last] = stage
     return ends
-

@@ -58,12 +58,16 @@ def parse_name(name: str) -> tuple[OpenSoraSizes, VideoSettings]:
     """Model sizes and settings of a workload's name. WorkloadError names the part that is wrong."""
     model = next((m for m in SIZES if name == m or name.startswith(m + "-")), None)
     if model is None:
-        raise WorkloadError(f"unknown workload {name!r}: neither a file nor one of {', '.join(SIZES)} (see 'cidl workloads')")
+        raise WorkloadError(
+            f"unknown workload {name!r}: neither a file nor one of {', '.join(SIZES)} (see 'cidl workloads')"
+        )
     values: dict[str, str] = {}
     for part in name[len(model) :].split("-")[1:]:
         match = next((m for pattern in _PART.values() if (m := pattern.fullmatch(part))), None)
         if match is None or match.groupdict().keys() & values.keys():
-            raise WorkloadError(f"workload {name!r}: cannot read {part!r}; write {model}-256x256-68f-30s-fp32-lpl15-tdtm10")
+            raise WorkloadError(
+                f"workload {name!r}: cannot read {part!r}; write {model}-256x256-68f-30s-fp32-lpl15-tdtm10"
+            )
         values.update(match.groupdict())
     return SIZES[model], merged_settings(DEFAULTS[model], values)
 

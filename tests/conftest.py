@@ -1,0 +1,47 @@
+"""Shared builders: small workloads, devices, and one tiny block store for the whole session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured
+from cidl_sim.core.workload import Block, Stage, Workload
+
+
+def uniform_workload(blocks: int, rounds: int, **block_fields: int) -> Workload:
+    """`blocks` blocks of one byte, kind "b", swept `rounds` times."""
+    fields = {"weight_bytes": 1, **block_fields}
+    stage = Stage(name="denoiser", rounds=rounds, blocks=[Block(name=f"b{i}", kind="b", **fields) for i in range(blocks)])
+    return Workload(name="uniform", stages=[stage])
+
+
+def uniform_device(slots: int, load_s: float, exec_s: float, **fields: object) -> DeviceProfile:
+    """A device with room for `slots` bytes that needs fixed times for kind "b"."""
+    return DeviceProfile(
+        name="uniform",
+        memory_limit_bytes=slots,
+        measured={"b": Measured(load_s=load_s, exec_s=exec_s)},
+        **fields,
+    )
+
+
+def analytic_device(limit: int, **fields: object) -> DeviceProfile:
+    """One byte a second, one flop a second: durations can be read off the blocks."""
+    defaults: dict[str, object] = {
+        "loader": Loader(bandwidth_bytes_per_s=1.0),
+        "executor": Executor(flops_per_s=1.0),
+    }
+    return DeviceProfile(name="analytic", memory_limit_bytes=limit, **{**defaults, **fields})
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the tiny model in fp32, seed 0. Do not alter its files: copy the folder first."""
+    from cidl_sim.diffusion.model_store import build_random_store
+    from cidl_sim.models.config import OPENSORA_TINY
+
+    root = tmp_path_factory.mktemp("stores") / "tiny"
+    build_random_store(root, OPENSORA_TINY, "fp32", seed=0)
+    return root

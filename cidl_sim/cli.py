@@ -363,7 +363,7 @@ def demo(
             "control, everything resident: "
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
             _comparison_table(list(summary["policies"].values())),
-            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (best policy: {summary['best_policy']})",
+            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
         ]
 
     _show(summary, as_json, lines)

@@ -72,6 +72,7 @@ class Header(Record):
     clock: Literal["virtual", "perf_counter", "cuda_event", "mach_time", "unknown"]
     memory_limit_bytes: int
     baseline_bytes: int
+    peak_resident_bytes: int | None = None
     peak_kernel_bytes: int | None = None
     seed: int | None = None
     fall_backs: tuple[str, ...] = ()
@@ -139,7 +140,12 @@ class Trace(Record):
 
     @cached_property
     def peak_resident_bytes(self) -> int:
-        """Peak of the accounted memory: weights + workspace + baseline."""
+        """Peak of the accounted memory: weights + workspace + baseline.
+
+        The driver's own count where it gave one; the curve cannot tell the order of changes at one instant.
+        """
+        if self.header.peak_resident_bytes is not None:
+            return self.header.peak_resident_bytes
         return max((bytes_ for _, bytes_ in self.memory_curve), default=self.header.baseline_bytes)
 
     @cached_property
@@ -316,6 +322,7 @@ class TraceRecorder:
         """The trace of everything recorded so far, spans in order of their start."""
         order = {"unload": 0, "load": 1, "execute": 2, "wait": 3}
         spans = sorted(self._spans, key=lambda s: (s.start_s, s.end_s, order[s.operation], s.worker, s.visit))
+        header = header.model_copy(update={"peak_resident_bytes": self._schedule.peak_resident_bytes})
         return Trace(header=header, spans=tuple(spans), events=tuple(self._events))
 
 

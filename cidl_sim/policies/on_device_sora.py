@@ -15,8 +15,8 @@ policy follows the documented rule, by which the set is dropped there and chosen
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from collections.abc import Sequence
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Gate, Load, Plan
@@ -34,7 +34,7 @@ def on_device_sora(workload: Workload, device: DeviceProfile) -> Plan:
         body = repeated_body(stage)
         retained = range(0)
         if _is_denoiser(stage):
-            d = retained_blocks(device, stage.blocks[body.start], len(body))
+            d = retained_blocks(device, stage.blocks[body.start : body.stop])
             retained = range(body.start, body.start + d)
         for r in range(stage.rounds):
             for p in range(len(stage.blocks)):
@@ -53,22 +53,22 @@ def on_device_sora(workload: Workload, device: DeviceProfile) -> Plan:
     return build_plan("on_device_sora", workload, device, loads, keep)
 
 
-def retained_blocks(device: DeviceProfile, block: Block, count: int) -> int:
-    """How many blocks the app's reserve rule retains, 0 to `count`.
+def retained_blocks(device: DeviceProfile, blocks: Sequence[Block]) -> int:
+    """How many of `blocks` the app's reserve rule retains.
 
     A block of size s is retained while remaining - s > need + 2 s, where remaining starts as what the
     system reports free before the first block is loaded and need is the footprint after that block ran.
     Hence d = ceil((available - need - 2 s) / s) - 1. The app's constants are 170 and 340 MB, one and two
-    of its blocks; here they are one and two blocks of the workload at hand.
+    of its blocks; here they are one and two blocks of the workload at hand, the largest if they differ.
     """
-    size = block.weight_bytes
+    size = max(block.weight_bytes for block in blocks)
     if size == 0:
-        return count
+        return len(blocks)
     available = device.memory_limit_bytes - device.baseline_bytes
-    need = device.baseline_bytes + size + block.workspace_bytes
+    need = device.baseline_bytes + size + max(block.workspace_bytes for block in blocks)
     # Exact integer arithmetic: ceil(a / s) - 1 for a = available - need - 2 s.
     d = -(-(available - need - 2 * size) // size) - 1
-    return max(0, min(count, math.trunc(d)))
+    return max(0, min(len(blocks), d))
 
 
 def repeated_body(stage: Stage) -> range:

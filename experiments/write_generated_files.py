@@ -1,14 +1,19 @@
-"""Write the shipped workload files again: run after any change of the models or of how they are measured.
+"""Write the files that are made from code: the JSON Schemas and the shipped workloads.
 
-.venv/bin/python experiments/write_named_workloads.py
+Run it after any change of the file formats, of the models or of how they are measured; tests compare.
+
+    .venv/bin/python experiments/write_generated_files.py
 """
 
 from pathlib import Path
 
+from cidl_sim.core import schemas
 from cidl_sim.workloads import catalog
 
 
 def main() -> None:
+    for path in schemas.write_schemas():
+        print(path)
     folder = Path(catalog.__file__).parent / "data"
     for old in folder.glob("*.json"):
         old.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -39,10 +40,13 @@ class Demo:
     comparisons: list[Comparison]
     control: JobResult
     device: DeviceProfile
+    video_hashes: dict[str, str]
 
 
-def run_demo(out: Path, prompt: str = PROMPT, seed: int = 42, on_step: OnStep = lambda *_: None) -> Demo:
-    """Build, measure, plan, run and compare; everything lands in the folder `out`.
+def run_demo(
+    out: Path, prompt: str = PROMPT, seed: int = 42, on_step: OnStep = lambda *_: None, *, repeats: int = 1
+) -> Demo:
+    """Build, measure, plan, run (each policy `repeats` times, interleaved) and compare, all in the folder `out`.
 
     `on_step(step, done, total, detail)` observes. Raises the package's errors; files appear whole or not.
     """
@@ -64,6 +68,7 @@ def run_demo(out: Path, prompt: str = PROMPT, seed: int = 42, on_step: OnStep = 
         runs,
         prompt=prompt,
         seed=seed,
+        repeats=repeats,
         on_run=lambda policy, done, total, stage: on_step(f"run {policy}", done, total, stage),
     )
     best = min(comparisons, key=lambda c: c.simulated.makespan_s)
@@ -76,7 +81,12 @@ def run_demo(out: Path, prompt: str = PROMPT, seed: int = 42, on_step: OnStep = 
     )
     summary = _summary(prompt, workload, device, control, comparisons, best)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return Demo(summary, comparisons, control, device)
+    hashes = {c.policy: _sha256(runs / f"video-{c.policy}.mp4") for c in comparisons}
+    return Demo(summary, comparisons, control, device, hashes)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def demo_limit(workload: Workload, device: DeviceProfile) -> int:
@@ -113,13 +123,16 @@ def _control(
     plan_file = runs / "plan-control.json"
     make_plan("sequential", workload, device).write(plan_file)
     job = Job(plan=str(plan_file), store=str(store.root.absolute()), prompt=prompt, seed=seed, control=True)
-    on_step("control: all resident", 0, 1, "loading everything")
-    return run_job(
+    step, total = "control: all resident", len(workload.visits)
+    on_step(step, 0, total, "loading everything")
+    result = run_job(
         job,
         kernel_limit_bytes=device.memory_limit_bytes,
-        on_progress=lambda done, total, stage: on_step("control: all resident", done, total, stage),
+        on_progress=lambda done, total, stage: on_step(step, done, total, stage),
         tolerate_kill=True,
     )
+    on_step(step, total, total, "killed by the kernel" if result.killed else "finished")
+    return result
 
 
 def _summary(

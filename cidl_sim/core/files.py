@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,7 +70,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as problem:
         raise MachineError(f"{path}: cannot be written ({problem.strerror or problem})") from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that kept it from being written is the one to report
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -101,7 +101,7 @@ def _add_legend(figure: Figure, trace: Trace) -> None:
 
 
 def _whole(traces: Sequence[tuple[str, Trace]]) -> tuple[float, float]:
-    return 0.0, 1.01 * max(trace.makespan_s for _, trace in traces)
+    return 0.0, max(1.01 * max(trace.makespan_s for _, trace in traces), 1e-9)
 
 
 def _steady_stretch(trace: Trace) -> tuple[float, float]:

@@ -142,7 +142,9 @@ def test_a_load_leaves_room_for_the_workspace_of_every_visit_before_it():
     workload = uniform_workload(3, 1)
     blocks = list(workload.stages[0].blocks)
     blocks[1] = blocks[1].model_copy(update={"workspace_bytes": 2})
-    workload = workload.model_copy(update={"stages": (workload.stages[0].model_copy(update={"blocks": tuple(blocks)}),)})
+    workload = workload.model_copy(
+        update={"stages": (workload.stages[0].model_copy(update={"blocks": tuple(blocks)}),)}
+    )
     device = uniform_device(4, 1, 1)
     plan = build_plan("test", workload, device, [Load(visit=v) for v in range(3)], ())
     schedule = Schedule.for_device(workload, plan, device)

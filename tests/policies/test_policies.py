@@ -203,7 +203,9 @@ def test_a_uniform_sweep_by_the_app_takes_what_the_reference_says():
 # The registry
 
 
-@pytest.mark.parametrize("policy", ["", "nonsense", "lru:3", "prefix:x", "prefix:-1", "spread:a=b", "prefix:denoiser=-1"])
+@pytest.mark.parametrize(
+    "policy", ["", "nonsense", "lru:3", "prefix:x", "prefix:-1", "spread:a=b", "prefix:denoiser=-1"]
+)
 def test_a_policy_that_makes_no_sense_is_refused(policy):
     with pytest.raises(PolicyError) as caught:
         make_plan(policy, uniform_workload(2, 2), uniform_device(2, 1, 1))

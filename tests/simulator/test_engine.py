@@ -124,9 +124,7 @@ def test_only_the_overlapping_part_is_slowed_down():
 
 def test_the_first_load_of_weights_is_cold():
     workload = uniform_workload(1, 3)
-    device = DeviceProfile(
-        name="d", memory_limit_bytes=1, measured={"b": Measured(load_s=1, cold_load_s=5, exec_s=1)}
-    )
+    device = DeviceProfile(name="d", memory_limit_bytes=1, measured={"b": Measured(load_s=1, cold_load_s=5, exec_s=1)})
     trace = simulate(workload, device, make_plan("sequential", workload, device))
     assert [(s.cold, s.end_s - s.start_s) for s in trace.of("load")] == [(True, 5), (False, 1), (False, 1)]
 

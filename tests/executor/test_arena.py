@@ -1,0 +1,201 @@
+"""The arena: whatever the fragmentation, bytes that fit have a place, and nobody writes over anybody."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from cidl_sim.executor.arena import PAGE, Arena, Slot
+
+CAPACITY_PAGES = 12
+
+
+def pages_of(slot: Slot) -> set[int]:
+    return {page for offset, length in slot.extents for page in range(offset // PAGE, (offset + length) // PAGE)}
+
+
+class ArenaMachine(RuleBasedStateMachine):
+    """Takes, writes, gives back and trims in any order; every slot keeps its own pattern throughout."""
+
+    slots = Bundle("slots")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arena = Arena(CAPACITY_PAGES * PAGE)
+        self.patterns: dict[Slot, int] = {}
+        self.taken = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(slot.bytes for slot in self.patterns)
+
+    @rule(target=slots, size=st.integers(0, CAPACITY_PAGES * PAGE))
+    def take(self, size: int) -> Slot | None:
+        needed = max(1, -(-size // PAGE)) * PAGE
+        free = self.arena.capacity_bytes - self.held_bytes
+        if needed > free:
+            with pytest.raises(MemoryError, match="no room"):
+                self.arena.take(size)
+            return None
+        slot = self.arena.take(size)
+        assert slot.bytes == needed == sum(length for _, length in slot.extents)
+        assert slot.address % PAGE == 0
+        self.taken += 1
+        slot.buffer()[:] = bytes([self.taken % 255 + 1]) * slot.bytes
+        self.patterns[slot] = self.taken % 255 + 1
+        return slot
+
+    @rule(slot=consumes(slots))
+    def give_back(self, slot: Slot | None) -> None:
+        if slot is not None:
+            del self.patterns[slot]
+            self.arena.give_back(slot)
+
+    @rule(keep_bytes=st.integers(0, CAPACITY_PAGES * PAGE))
+    def trim(self, keep_bytes: int) -> None:
+        before = self.arena.touched_bytes
+        self.arena.trim(keep_bytes)
+        assert self.arena.touched_bytes <= max(self.held_bytes, keep_bytes)
+        # No more is given up than whole pages ask for.
+        assert self.arena.touched_bytes > min(before, keep_bytes) - PAGE
+
+    @invariant()
+    def every_slot_keeps_its_pattern(self) -> None:
+        for slot, pattern in self.patterns.items():
+            assert bytes(slot.buffer()) == bytes([pattern]) * slot.bytes
+
+    @invariant()
+    def slots_share_no_page(self) -> None:
+        pages = [page for slot in self.patterns for page in pages_of(slot)]
+        assert len(pages) == len(set(pages))
+        assert all(0 <= page < CAPACITY_PAGES for page in pages)
+
+    @invariant()
+    def what_is_held_counts_as_touched(self) -> None:
+        assert self.held_bytes <= self.arena.touched_bytes <= self.arena.peak_touched_bytes
+        assert self.arena.peak_touched_bytes <= self.arena.capacity_bytes
+
+    def teardown(self) -> None:
+        for slot in self.patterns:
+            self.arena.give_back(slot)
+        self.arena.close()
+
+
+TestArenaMachine = ArenaMachine.TestCase
+TestArenaMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@contextlib.contextmanager
+def arena_of(pages: int) -> Iterator[Arena]:
+    arena = Arena(pages * PAGE)
+    try:
+        yield arena
+    finally:
+        arena.close()
+
+
+def fill(slot: Slot, value: int) -> None:
+    slot.buffer()[:] = bytes([value]) * slot.bytes
+
+
+def test_a_stitched_slot_is_contiguous():
+    with arena_of(4) as arena:
+        slots = [arena.take(PAGE) for _ in range(4)]
+        for value, slot in enumerate(slots):
+            fill(slot, value + 1)
+        arena.give_back(slots[0])
+        arena.give_back(slots[2])
+        stitched = arena.take(2 * PAGE)
+        pattern = bytes(range(256)) * (stitched.bytes // 256)
+        stitched.buffer()[:] = pattern
+        assert arena.stitched_slots == 1
+        assert len(stitched.extents) == 2
+        assert bytes(stitched.buffer()) == pattern
+        assert bytes(slots[1].buffer()) == b"\2" * PAGE
+        assert bytes(slots[3].buffer()) == b"\4" * PAGE
+        arena.give_back(stitched)
+
+
+def test_a_slot_is_stitched_only_where_no_hole_is_large_enough():
+    with arena_of(5) as arena:
+        first, second, third = arena.take(PAGE), arena.take(PAGE), arena.take(3 * PAGE)
+        arena.give_back(first)
+        arena.give_back(third)
+        assert len(arena.take(3 * PAGE).extents) == 1
+        assert arena.stitched_slots == 0
+        arena.give_back(second)
+
+
+def test_neighbouring_holes_grow_together():
+    with arena_of(3) as arena:
+        slots = [arena.take(PAGE) for _ in range(3)]
+        for slot in (slots[1], slots[0], slots[2]):
+            arena.give_back(slot)
+        assert arena.take(3 * PAGE).extents == ((0, 3 * PAGE),)
+
+
+def test_touched_pages_are_used_again_before_new_ones():
+    with arena_of(8) as arena:
+        arena.give_back(arena.take(2 * PAGE))
+        arena.take(2 * PAGE)
+        assert arena.touched_bytes == 2 * PAGE
+
+
+def test_a_full_arena_says_what_did_not_fit():
+    with arena_of(2) as arena:
+        arena.take(PAGE)
+        with pytest.raises(MemoryError, match=f"{2 * PAGE} bytes has no room for {2 * PAGE} more"):
+            arena.take(PAGE + 1)
+        arena.take(PAGE)
+
+
+def test_trimmed_pages_go_back_to_the_kernel():
+    with arena_of(4) as arena:
+        kept, dropped = arena.take(PAGE), arena.take(3 * PAGE)
+        fill(kept, 7)
+        fill(dropped, 8)
+        arena.give_back(dropped)
+        arena.trim(0)
+        assert arena.touched_bytes == PAGE
+        assert bytes(kept.buffer()) == b"\7" * PAGE
+        # The kernel hands out new pages as zeros: had it kept the old ones, they would still say 8.
+        assert bytes(arena.take(3 * PAGE).buffer()) == bytes(3 * PAGE)
+
+
+def test_trimming_leaves_what_may_stay():
+    with arena_of(4) as arena:
+        slot = arena.take(4 * PAGE)
+        fill(slot, 8)
+        arena.give_back(slot)
+        arena.trim(3 * PAGE)
+        assert arena.touched_bytes == 3 * PAGE
+        assert bytes(arena.take(4 * PAGE).buffer()) == b"\10" * 3 * PAGE + bytes(PAGE)
+
+
+def test_the_peak_remembers_what_was_trimmed():
+    with arena_of(4) as arena:
+        arena.give_back(arena.take(3 * PAGE))
+        arena.trim(0)
+        assert arena.touched_bytes == 0
+        assert arena.peak_touched_bytes == 3 * PAGE
+
+
+def test_sizes_are_rounded_up_to_pages():
+    with arena_of(1) as arena:
+        assert arena.capacity_bytes == PAGE
+    arena = Arena(PAGE + 1)
+    assert arena.capacity_bytes == 2 * PAGE
+    arena.close()
+
+
+def test_closing_twice_is_harmless():
+    arena = Arena(PAGE)
+    arena.close()
+    arena.close()
+    with arena_of(1) as other:
+        fill(other.take(PAGE), 1)

@@ -1,23 +1,26 @@
 # Every target sets up what it needs in .venv; a second call reuses it.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-out
 TORCH  ?= torch==2.13.0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
-# On Linux without an NVIDIA driver the CPU build saves gigabytes. Where the index below cannot be
-# reached, pip goes on with the registry alone.
-CPU_TORCH := $(shell if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
-	echo "--extra-index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 5"; fi)
 
 .PHONY: setup demo test test-slow test-full-size lint format clean
 
 setup: $(VENV)/.ready
 
+# On Linux without an NVIDIA driver a CPU build of torch saves gigabytes. If the registry's own build would
+# bring CUDA along (the dry run says so), PyTorch's CPU index is asked as well; its builds sort as newer.
 $(VENV)/.ready: pyproject.toml
 	@echo "setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install $(CPU_TORCH) "$(TORCH)"
+	@index=""; \
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && \
+	   $(PIP) install --dry-run --no-deps --ignore-installed --report - "$(TORCH)" | grep -q '"nvidia-'; then \
+		index="--extra-index-url https://download.pytorch.org/whl/cpu"; \
+	fi; \
+	$(PIP) install $$index "$(TORCH)"
 	@$(PIP) install -e ".[dev]"
 	@touch $@
 

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import CidlError, InputError, PlanError
@@ -24,6 +23,14 @@ from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
 from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.report.tables import (
+    comparison_table,
+    error_line,
+    plan_table,
+    rows_table,
+    summary_table,
+    workload_table,
+)
 from cidl_sim.workloads.catalog import SHIPPED, find_workload, merged_settings
 
 app = typer.Typer(
@@ -67,13 +74,13 @@ def workloads(
             {"name": w.name, "weights_bytes": w.weights_bytes, "visits": len(w.visits), "flops": _total_flops(w)}
             for w in found
         ]
-        _show(rows_as_object("workloads", rows), as_json, lambda: _table("named workloads", rows))
+        _show(rows_as_object("workloads", rows), as_json, lambda: rows_table("named workloads", rows))
         return
     workload = find_workload(name)
     if as_json:
         print_json_text(workload.to_json())
     else:
-        screen.print(_workload_table(workload))
+        screen.print(workload_table(workload))
 
 
 @app.command()
@@ -100,7 +107,7 @@ def devices(
         }
         for d in map(find_device, names)
     ]
-    _show(rows_as_object("devices", rows), as_json, lambda: _table("device profiles", rows))
+    _show(rows_as_object("devices", rows), as_json, lambda: rows_table("device profiles", rows))
     if not as_json and THIS_MACHINE not in names:
         messages.print(f"'{THIS_MACHINE}' appears here once 'cidl demo' or 'cidl calibrate' has measured it.")
 
@@ -112,7 +119,7 @@ def policies(as_json: AsJson = False) -> None:
         {"name": p.name + (":d" if p.takes_number else ""), "takes_number": p.takes_number, "summary": p.summary}
         for p in POLICIES.values()
     ]
-    _show(rows_as_object("policies", rows), as_json, lambda: _table("policies", rows, skip=("takes_number",)))
+    _show(rows_as_object("policies", rows), as_json, lambda: rows_table("policies", rows, skip=("takes_number",)))
 
 
 # Simulating and planning
@@ -147,7 +154,7 @@ def simulate(
     if plot is not None:
         _draw([(f"simulated, {plan.policy}", trace)], plot, f"{workload.name} on {device.name}")
     summary = {"workload": workload.name, "device": device.name, **trace.summary()}
-    _show(summary, as_json, lambda: _summary_table(f"{workload.name} on {device.name}", trace))
+    _show(summary, as_json, lambda: summary_table(f"{workload.name} on {device.name}", trace))
 
 
 @app.command(name="plan")
@@ -175,7 +182,7 @@ def plan_command(
         if target is not None:
             plan.write(target)
         results.append(_plan_figures(plan, workload, device, baselines, target))
-    _show(results[0] if len(results) == 1 else results, as_json, lambda: [_plan_table(r) for r in results])
+    _show(results[0] if len(results) == 1 else results, as_json, lambda: [plan_table(r) for r in results])
 
 
 @app.command()
@@ -188,14 +195,13 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine with short real runs of a store's blocks and write a device profile."""
-    from cidl_sim.calibration.fit import fit_device
-    from cidl_sim.calibration.microbenchmark import observe
+    from cidl_sim.calibration.this_machine import measure_this_machine
     from cidl_sim.executor.store import BlockStore
 
     opened = BlockStore.open(store)
     with _progress() as step:
-        observed = observe(opened, _settings_for(opened, workload_name), lambda *state: step("measure", *state))
-    device = fit_device(THIS_MACHINE, observed["sequential"], observed["next_block"])
+        settings = _settings_for(opened, workload_name)
+        device = measure_this_machine(opened, settings, lambda *state: step("measure this machine", *state))
     device.write(out)
     device.write(this_machine_file())
     summary = {"device": device.name, "file": str(out), "kinds": len(device.measured), **device.loader.model_dump()}
@@ -213,8 +219,7 @@ def validate(
     """Calibrate, run every policy for real, and compare with the simulation."""
     import tempfile
 
-    from cidl_sim.calibration.fit import fit_device
-    from cidl_sim.calibration.microbenchmark import observe
+    from cidl_sim.calibration.this_machine import measure_this_machine
     from cidl_sim.demo import PROMPT, demo_limit
     from cidl_sim.diffusion.matching import store_sizes
     from cidl_sim.executor.store import BlockStore
@@ -225,8 +230,7 @@ def validate(
     video = _settings_for(opened, workload_name)
     workload = workload_of(store_sizes(opened), video)
     with _progress() as step, tempfile.TemporaryDirectory(prefix="cidl-validate-") as temporary:
-        observed = observe(opened, video, lambda *state: step("measure this machine", *state))
-        unlimited = fit_device(THIS_MACHINE, observed["sequential"], observed["next_block"])
+        unlimited = measure_this_machine(opened, video, lambda *state: step("measure this machine", *state))
         device = unlimited.with_value("memory_limit_bytes", demo_limit(workload, unlimited))
         comparisons = compare_policies(
             opened,
@@ -238,7 +242,7 @@ def validate(
             on_run=lambda policy, *state: step(f"run {policy}", *state),
         )
     figures = report(comparisons)
-    _show(figures, as_json, lambda: [_comparison_table(figures["policies"]), _error_line(figures)])
+    _show(figures, as_json, lambda: [comparison_table(figures["policies"]), error_line(figures)])
 
 
 # Making and running
@@ -337,7 +341,7 @@ def trace_show(
     trace = read_trace(file)
     if plot is not None:
         _draw([(f"{trace.header.origin}, {trace.header.policy}", trace)], plot, trace.header.workload_name)
-    _show(trace.summary(), as_json, lambda: _summary_table(str(file), trace))
+    _show(trace.summary(), as_json, lambda: summary_table(str(file), trace))
 
 
 @app.command()
@@ -362,7 +366,7 @@ def demo(
             f"everything, held by {describe_mode(summary['enforced_by'])}",
             "control, everything resident: "
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
-            _comparison_table(list(summary["policies"].values())),
+            comparison_table(list(summary["policies"].values())),
             f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
         ]
 
@@ -465,162 +469,6 @@ def _show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
     shown = for_people()
     for part in shown if isinstance(shown, list) else [shown]:
         screen.print(part)
-
-
-def _table(title: str, rows: list[dict[str, Any]], skip: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left")
-    columns = [name for name in rows[0] if name not in skip]
-    for name in columns:
-        table.add_column(
-            _heading(name),
-            no_wrap=name == "name",
-            justify="right" if isinstance(rows[0][name], int | float) else "left",
-        )
-    for row in rows:
-        table.add_row(*(_cell(name, row[name]) for name in columns))
-    return table
-
-
-def _heading(name: str) -> str:
-    units = {
-        "_bytes_per_s": " (GB/s)",
-        "flops_per_s": " (TFLOPS)",
-        "_bytes": " (MB)",
-        "_s": " (s)",
-        "flops": " (TFLOP)",
-    }
-    for ending, unit in units.items():
-        if name.endswith(ending):
-            stem = name.removesuffix(ending).replace("_", " ")
-            return (stem or "compute") + unit
-    return name.replace("_", " ")
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    scales = {"_bytes_per_s": 1e9, "flops_per_s": 1e12, "_bytes": 1e6, "flops": 1e12}
-    for ending, scale in scales.items():
-        if name.endswith(ending):
-            return f"{value / scale:,.2f}" if scale > 1e6 else f"{value / scale:,.1f}"
-    return f"{value:,.2f}" if isinstance(value, float) else str(value)
-
-
-def _workload_table(workload: Workload) -> Table:
-    table = Table(title=f"{workload.name}: {workload.weights_bytes / 1e9:.2f} GB of weights", title_justify="left")
-    headings = ("stage", "rounds", "kind", "blocks", "weights (MB)", "workspace (MB)", "GFLOP")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i in (0, 2) else "right")
-    for stage in workload.stages:
-        kinds: dict[str, list[Any]] = {}
-        for block in stage.blocks:
-            kinds.setdefault(block.kind, []).append(block)
-        for i, (kind, blocks) in enumerate(kinds.items()):
-            first = blocks[0]
-            table.add_row(
-                stage.name if i == 0 else "",
-                str(stage.rounds) if i == 0 else "",
-                kind,
-                str(len(blocks)),
-                f"{first.weight_bytes / 1e6:,.2f}",
-                f"{first.workspace_bytes / 1e6:,.1f}",
-                f"{first.flops / 1e9:,.2f}",
-            )
-        flops = sum(block.flops for block in stage.blocks)
-        weights = sum(block.weight_bytes for block in stage.blocks)
-        total = (
-            "",
-            "",
-            "[dim]a round[/dim]",
-            f"{len(stage.blocks)}",
-            f"{weights / 1e6:,.1f}",
-            "",
-            f"{flops / 1e9:,.1f}",
-        )
-        table.add_row(*total, end_section=True)
-    return table
-
-
-def _summary_table(title: str, trace: Trace) -> Table:
-    summary = trace.summary()
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("policy", summary["policy"])
-    table.add_row("origin", summary["origin"])
-    table.add_row("makespan", f"{summary['makespan_s']:.3f} s")
-    for name in ("executor_busy_s", "loader_busy_s", "overlap_s"):
-        table.add_row(name.removesuffix("_s").replace("_", " "), f"{summary[name]:.3f} s")
-    for worker, causes in summary["idle_s"].items():
-        for cause, seconds in sorted(causes.items()):
-            table.add_row(f"{worker} waits: {cause.replace('_', ' ')}", f"{seconds:.3f} s")
-    for group, figures in summary["groups"].items():
-        table.add_row(f"{group.replace('_', ' ')} takes", f"{figures['elapsed_s']:.3f} s")
-    table.add_row("peak memory, accounted", f"{summary['peak_resident_bytes'] / 1e6:,.1f} MB")
-    if summary["peak_kernel_bytes"]:
-        table.add_row("peak memory, kernel", f"{summary['peak_kernel_bytes'] / 1e6:,.1f} MB")
-    table.add_row("memory limit", f"{summary['memory_limit_bytes'] / 1e6:,.1f} MB")
-    table.add_row("limit enforced by", summary["enforced_by"])
-    notes = summary["fall_backs"]
-    if notes:
-        table.add_row(
-            "fall-backs (all with --json)", f"{notes[0]}" + (f", and {len(notes) - 1} more" if notes[1:] else "")
-        )
-    return table
-
-
-def _plan_table(figures: dict[str, Any]) -> Table:
-    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"
-    table = Table(title=title, title_justify="left")
-    table.add_column("policy")
-    table.add_column("makespan (s)", justify="right")
-    table.add_column("above the bound", justify="right")
-    bound = figures["lower_bound"]
-    for policy, seconds in figures["baselines"].items():
-        above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+.1%}"
-        table.add_row(policy, "does not fit" if seconds is None else f"{seconds:.2f}", above)
-    table.add_row("[dim]lower bound[/dim]", f"{bound:.2f}", "")
-    peak, limit = figures["peak_resident_bytes"] / 1e6, figures["memory_limit_bytes"] / 1e6
-    table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (
-        f"; plan in {figures['file']}" if figures["file"] else ""
-    )
-    return table
-
-
-def _comparison_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="simulated against measured", title_justify="left")
-    for heading in (
-        "policy",
-        "simulated (s)",
-        "measured (s)",
-        "difference",
-        "peak, accounted",
-        "peak, kernel",
-        "limit",
-    ):
-        table.add_column(heading, justify="left" if heading in ("policy", "limit") else "right")
-    for row in rows:
-        kernel = row["peak_kernel_bytes"]
-        table.add_row(
-            row["plan"] if row["plan"].startswith(row["policy"]) else row["policy"],
-            f"{row['simulated_makespan_s']:.2f}",
-            f"{row['measured_makespan_s']:.2f}",
-            f"{row['difference']:+.1%}",
-            f"{row['peak_resident_bytes'] / 1e6:.0f} MB",
-            f"{kernel / 1e6:.0f} MB" if kernel else "-",
-            row["enforced_by"],
-        )
-    return table
-
-
-def _error_line(figures: dict[str, Any]) -> str:
-    prediction, replay = figures["prediction_error"], figures["replay_error"]
-    spread = figures["run_to_run_spread"]
-    return (
-        f"prediction error: mean {prediction['mean']:.1%}, max {prediction['max']:.1%}; "
-        f"replay error: mean {replay['mean']:.1%}, max {replay['max']:.1%}; run-to-run spread: "
-        + (f"{spread:.1%}" if spread is not None else "not measured (one run each)")
-    )
 
 
 @contextmanager

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cidl_sim.calibration.fit import fit_device
-from cidl_sim.calibration.microbenchmark import observe
+from cidl_sim.calibration.this_machine import measure_this_machine
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.files import write_text
 from cidl_sim.core.workload import Workload
-from cidl_sim.devices.catalog import THIS_MACHINE, this_machine_file
+from cidl_sim.devices.catalog import this_machine_file
 from cidl_sim.diffusion.job import Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.config import OPENSORA_SMALL, VideoSettings
@@ -52,9 +51,8 @@ def run_demo(
     """
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
-    observed = observe(store, SETTINGS, lambda done, total, stage: on_step("measure this machine", done, total, stage))
     workload = workload_of(OPENSORA_SMALL, SETTINGS)
-    unlimited = fit_device(THIS_MACHINE, observed["sequential"], observed["next_block"])
+    unlimited = measure_this_machine(store, SETTINGS, lambda *state: on_step("measure this machine", *state))
     device = unlimited.with_value("memory_limit_bytes", demo_limit(workload, unlimited))
     device.write(out / "device.toml")
     device.write(this_machine_file())

@@ -105,10 +105,10 @@ def test_every_policy_leaves_a_sane_trace(tiny_run):
     assert_sane(tiny_run.trace, workload, tiny_run.plan, tiny_run.plan.memory_limit_bytes)
 
 
-def test_frames_depend_on_the_weights_and_on_the_prompt(tiny_store, control):
+def test_the_frames_of_the_tiny_model_are_not_all_alike(control):
     # Otherwise equal frames would prove nothing.
     assert control.frames.float().std() > 1
-    assert len(torch.unique(control.frames[:, ::4, ::4].flatten(1), dim=0)) > 1
+    assert len(torch.unique(control.frames.flatten(1), dim=0)) == SETTINGS.frames
 
 
 def test_no_thread_is_left_after_a_run(tiny_run):
@@ -420,19 +420,22 @@ def test_a_stage_that_ends_early_releases_everything_and_says_so(early, ends_at)
 def test_a_load_in_flight_for_a_skipped_visit_finishes_as_waste():
     workload, device = two_stages(3), analytic_device(4)
     plan = deep_prefetch("test", workload, device, set())
-    ended = threading.Event()
+    in_flight, ended = threading.Event(), threading.Event()
 
     class SlowSecondRound(FakeBackend):
         def load(self, weights: str) -> None:
             if ("load", weights) in self.calls:
+                in_flight.set()
                 assert ended.wait(10)
             super().load(weights)
 
     def end(visit: Visit) -> Outcome | None:
-        return Outcome(end_stage=0) if visit.number == 1 else None
+        if visit.number != 1:
+            return None
+        assert in_flight.wait(10)
+        return Outcome(end_stage=0)
 
     def announce(visit: Visit) -> None:
-        # The first load of round 2 is in flight by now: it started when round 1 released its weights.
         if visit.number == 1:
             ended.set()
 
@@ -441,8 +444,10 @@ def test_a_load_in_flight_for_a_skipped_visit_finishes_as_waste():
     runtime.run(announce)
     trace = trace_of(runtime, workload, plan)
     assert program.visits == [0, 1, 6, 7]
-    wasted = [span.visit for span in trace.of("load") if span.visit in range(2, 6)]
-    assert [span.visit for span in trace.of("unload") if span.visit in range(2, 6)] == wasted
+    assert [span.visit for span in trace.of("load")] == [0, 1, 2, 6, 7]
+    (loaded,) = (span for span in trace.of("load") if span.visit == 2)
+    (released,) = (span for span in trace.of("unload") if span.visit == 2)
+    assert released.start_s == loaded.end_s
     assert backend.reserved == set()
 
 

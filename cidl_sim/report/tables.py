@@ -1,0 +1,172 @@
+"""Tables for people: rich renderables made from plain figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from cidl_sim.core.trace import Trace
+from cidl_sim.core.workload import Workload
+
+
+def rows_table(title: str, rows: list[dict[str, Any]], skip: tuple[str, ...] = ()) -> Table:
+    """A table of equal rows; the units of a column follow from the ending of its name."""
+    table = Table(title=title, title_justify="left")
+    columns = [name for name in rows[0] if name not in skip]
+    for name in columns:
+        table.add_column(
+            _heading(name),
+            no_wrap=name == "name",
+            justify="right" if isinstance(rows[0][name], int | float) else "left",
+        )
+    for row in rows:
+        table.add_row(*(_cell(name, row[name]) for name in columns))
+    return table
+
+
+def _heading(name: str) -> str:
+    units = {
+        "_bytes_per_s": " (GB/s)",
+        "flops_per_s": " (TFLOPS)",
+        "_bytes": " (MB)",
+        "_s": " (s)",
+        "flops": " (TFLOP)",
+    }
+    for ending, unit in units.items():
+        if name.endswith(ending):
+            stem = name.removesuffix(ending).replace("_", " ")
+            return (stem or "compute") + unit
+    return name.replace("_", " ")
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    scales = {"_bytes_per_s": 1e9, "flops_per_s": 1e12, "_bytes": 1e6, "flops": 1e12}
+    for ending, scale in scales.items():
+        if name.endswith(ending):
+            return f"{value / scale:,.2f}" if scale > 1e6 else f"{value / scale:,.1f}"
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
+def workload_table(workload: Workload) -> Table:
+    """A workload kind by kind, with totals per round."""
+    table = Table(title=f"{workload.name}: {workload.weights_bytes / 1e9:.2f} GB of weights", title_justify="left")
+    headings = ("stage", "rounds", "kind", "blocks", "weights (MB)", "workspace (MB)", "GFLOP")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if i in (0, 2) else "right")
+    for stage in workload.stages:
+        kinds: dict[str, list[Any]] = {}
+        for block in stage.blocks:
+            kinds.setdefault(block.kind, []).append(block)
+        for i, (kind, blocks) in enumerate(kinds.items()):
+            first = blocks[0]
+            table.add_row(
+                stage.name if i == 0 else "",
+                str(stage.rounds) if i == 0 else "",
+                kind,
+                str(len(blocks)),
+                f"{first.weight_bytes / 1e6:,.2f}",
+                f"{first.workspace_bytes / 1e6:,.1f}",
+                f"{first.flops / 1e9:,.2f}",
+            )
+        flops = sum(block.flops for block in stage.blocks)
+        weights = sum(block.weight_bytes for block in stage.blocks)
+        total = (
+            "",
+            "",
+            "[dim]a round[/dim]",
+            f"{len(stage.blocks)}",
+            f"{weights / 1e6:,.1f}",
+            "",
+            f"{flops / 1e9:,.1f}",
+        )
+        table.add_row(*total, end_section=True)
+    return table
+
+
+def summary_table(title: str, trace: Trace) -> Table:
+    """The figures of a trace."""
+    summary = trace.summary()
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("policy", summary["policy"])
+    table.add_row("origin", summary["origin"])
+    table.add_row("makespan", f"{summary['makespan_s']:.3f} s")
+    for name in ("executor_busy_s", "loader_busy_s", "overlap_s"):
+        table.add_row(name.removesuffix("_s").replace("_", " "), f"{summary[name]:.3f} s")
+    for worker, causes in summary["idle_s"].items():
+        for cause, seconds in sorted(causes.items()):
+            table.add_row(f"{worker} waits: {cause.replace('_', ' ')}", f"{seconds:.3f} s")
+    for group, figures in summary["groups"].items():
+        table.add_row(f"{group.replace('_', ' ')} takes", f"{figures['elapsed_s']:.3f} s")
+    table.add_row("peak memory, accounted", f"{summary['peak_resident_bytes'] / 1e6:,.1f} MB")
+    if summary["peak_kernel_bytes"]:
+        table.add_row("peak memory, kernel", f"{summary['peak_kernel_bytes'] / 1e6:,.1f} MB")
+    table.add_row("memory limit", f"{summary['memory_limit_bytes'] / 1e6:,.1f} MB")
+    table.add_row("limit enforced by", summary["enforced_by"])
+    notes = summary["fall_backs"]
+    if notes:
+        table.add_row(
+            "fall-backs (all with --json)", f"{notes[0]}" + (f", and {len(notes) - 1} more" if notes[1:] else "")
+        )
+    return table
+
+
+def plan_table(figures: dict[str, Any]) -> Table:
+    """Every baseline beside the bound, for one plan (the figures of `cidl plan`)."""
+    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"
+    table = Table(title=title, title_justify="left", min_width=80)
+    table.add_column("policy")
+    table.add_column("makespan (s)", justify="right")
+    table.add_column("above the bound", justify="right")
+    bound = figures["lower_bound"]
+    for policy, seconds in figures["baselines"].items():
+        above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+.1%}"
+        table.add_row(policy, "does not fit" if seconds is None else f"{seconds:.2f}", above)
+    table.add_row("[dim]lower bound[/dim]", f"{bound:.2f}", "")
+    peak, limit = figures["peak_resident_bytes"] / 1e6, figures["memory_limit_bytes"] / 1e6
+    table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (
+        f"; plan in {figures['file']}" if figures["file"] else ""
+    )
+    return table
+
+
+def comparison_table(rows: list[dict[str, Any]]) -> Table:
+    """Simulated beside measured, a row for each policy."""
+    table = Table(title="simulated against measured", title_justify="left")
+    for heading in (
+        "policy",
+        "simulated (s)",
+        "measured (s)",
+        "difference",
+        "peak, accounted",
+        "peak, kernel",
+        "limit",
+    ):
+        table.add_column(heading, justify="left" if heading in ("policy", "limit") else "right")
+    for row in rows:
+        kernel = row["peak_kernel_bytes"]
+        table.add_row(
+            row["plan"] if row["plan"].startswith(row["policy"]) else row["policy"],
+            f"{row['simulated_makespan_s']:.2f}",
+            f"{row['measured_makespan_s']:.2f}",
+            f"{row['difference']:+.1%}",
+            f"{row['peak_resident_bytes'] / 1e6:.0f} MB",
+            f"{kernel / 1e6:.0f} MB" if kernel else "-",
+            row["enforced_by"],
+        )
+    return table
+
+
+def error_line(figures: dict[str, Any]) -> str:
+    """Both errors and the spread in one line."""
+    prediction, replay = figures["prediction_error"], figures["replay_error"]
+    spread = figures["run_to_run_spread"]
+    return (
+        f"prediction error: mean {prediction['mean']:.1%}, max {prediction['max']:.1%}; "
+        f"replay error: mean {replay['mean']:.1%}, max {replay['max']:.1%}; run-to-run spread: "
+        + (f"{spread:.1%}" if spread is not None else "not measured (one run each)")
+    )

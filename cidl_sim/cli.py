@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -22,6 +22,7 @@ from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
+from cidl_sim.models.config import LPL_RULES, OPENSORA_SMALL, OPENSORA_TINY, OPENSORA_V1_2, Dtype, OpenSoraSizes
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.report.tables import (
     comparison_table,
@@ -253,30 +254,40 @@ def model_build(
     store: StoreOption,
     size: Annotated[str, Optional("--size", help="full, small or tiny.")] = "small",
     seed: Annotated[int, Optional("--random", help="Seed of the random weights.")] = 0,
-    dtype: Annotated[str, Optional("--dtype", help="fp32 or bf16.")] = "fp32",
+    dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     as_json: AsJson = False,
 ) -> None:
     """Build a block store with seeded random weights."""
-    from cidl_sim.models.config import OPENSORA_SMALL, OPENSORA_TINY, OPENSORA_V1_2
-
-    sizes = {"full": OPENSORA_V1_2, "small": OPENSORA_SMALL, "tiny": OPENSORA_TINY}.get(size)
-    if sizes is None:
-        raise InputError(f"--size {size!r}: choose full, small or tiny")
-    if dtype not in ("fp32", "bf16"):
-        raise InputError(f"--dtype {dtype!r}: choose fp32 or bf16")
+    sizes, chosen = _sizes(size), _dtype(dtype)
     from cidl_sim.diffusion.model_store import build_random_store, distinct_blocks
 
-    count = len(distinct_blocks(sizes, dtype))  # type: ignore[arg-type]
-    written: list[int] = []
+    count = len(distinct_blocks(sizes, chosen))
     with _progress() as step:
+        counted = _Counted(lambda done, weights: step("write blocks", done, count, weights))
+        built = build_random_store(store, sizes, chosen, seed, counted)
+    _show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
-        def on_block(weights: str, data_bytes: int) -> None:
-            written.append(data_bytes)
-            step("write blocks", len(written), count, weights)
 
-        built = build_random_store(store, sizes, dtype, seed, on_block)  # type: ignore[arg-type]
-    summary = {"store": str(built.root), "model": sizes.name, "dtype": dtype, "blocks": count, "bytes": sum(written)}
-    _show(summary, as_json, lambda: f"{count} blocks, {sum(written) / 1e6:.1f} MB, in {built.root}")
+@model_app.command("import")
+def model_import(
+    t5: Annotated[Path, Optional("--t5", help="Folder of DeepFloyd/t5-v1_1-xxl.")],
+    stdit: Annotated[Path, Optional("--stdit", help="Folder of hpcai-tech/OpenSora-STDiT-v3.")],
+    vae: Annotated[Path, Optional("--vae", help="Folder of hpcai-tech/OpenSora-VAE-v1.2.")],
+    store: StoreOption,
+    dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    size: Annotated[str, Optional("--size", help="full, small or tiny.")] = "full",
+    as_json: AsJson = False,
+) -> None:
+    """Build a block store from published checkpoints; an interrupted import goes on where it stopped."""
+    sizes, chosen = _sizes(size), _dtype(dtype)
+    from cidl_sim.diffusion.model_store import distinct_blocks, import_checkpoints
+
+    folders = {"t5": t5, "stdit": stdit, "vae": vae}
+    count = len(distinct_blocks(sizes, chosen))
+    with _progress() as step:
+        counted = _Counted(lambda done, weights: step("import blocks", done, count, weights))
+        built = import_checkpoints(store, sizes, chosen, folders, counted)
+    _show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
 
 @app.command()
@@ -293,6 +304,8 @@ def run(
     tdtm: Annotated[int | None, Optional("--tdtm", help="Merged steps; likewise.")] = None,
     memory_limit: Annotated[int | None, Optional("--memory-limit", help="Bytes; default: the plan's.")] = None,
     trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
+    lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
+    frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,
     verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -301,6 +314,8 @@ def run(
     from cidl_sim.diffusion.matching import workload_for_plan
     from cidl_sim.executor.store import BlockStore
 
+    if lpl_rule not in LPL_RULES:
+        raise InputError(f"--lpl-rule {lpl_rule!r}: choose one of {', '.join(LPL_RULES)}")
     plan = read_plan(plan_file)
     _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
     opened = BlockStore.open(store, verify=verify)
@@ -313,7 +328,9 @@ def run(
         prompt=prompt,
         seed=seed,
         memory_limit_bytes=limit,
+        lpl_rule=lpl_rule,
         video=str(out.absolute()),
+        frames_folder=str(frames_folder.absolute()) if frames_folder else None,
         trace=str(trace_file.absolute()) if trace_file else None,
     )
     with _progress() as step:
@@ -374,6 +391,37 @@ def demo(
 
 
 # Helpers
+
+
+class _Counted:
+    """Counts the blocks of a store as they are written."""
+
+    def __init__(self, show: Callable[[int, str], None]) -> None:
+        self._show = show
+        self.blocks = self.bytes = 0
+
+    def __call__(self, weights: str, data_bytes: int) -> None:
+        self.blocks, self.bytes = self.blocks + 1, self.bytes + data_bytes
+        self._show(self.blocks, weights)
+
+    def summary(self, store: Any, model: str, dtype: str) -> dict[str, Any]:
+        return {"store": str(store.root), "model": model, "dtype": dtype, "blocks": self.blocks, "bytes": self.bytes}
+
+    def line(self, store: Any) -> str:
+        return f"{self.blocks} blocks, {self.bytes / 1e6:.1f} MB, in {store.root}"
+
+
+def _sizes(size: str) -> OpenSoraSizes:
+    known = {"full": OPENSORA_V1_2, "small": OPENSORA_SMALL, "tiny": OPENSORA_TINY}
+    if size not in known:
+        raise InputError(f"--size {size!r}: choose full, small or tiny")
+    return known[size]
+
+
+def _dtype(dtype: str) -> Dtype:
+    if dtype not in get_args(Dtype):
+        raise InputError(f"--dtype {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
+    return cast(Dtype, dtype)
 
 
 def _device_with(name: str, settings: list[str] | None) -> DeviceProfile:

@@ -35,7 +35,9 @@ class Job(Record):
     control: bool = False
     verify: bool = False
     memory_limit_bytes: int | None = None
+    lpl_rule: str = "paper"
     video: str | None = None
+    frames_folder: str | None = None
     trace: str | None = None
     sample_memory: bool = False
 

@@ -9,6 +9,8 @@ from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings
 from cidl_sim.workloads.catalog import workload_of
 
+TOKENIZER_FOLDER = "tokenizer"  # beside the blocks, if the checkpoint brought one
+
 
 def store_sizes(store: BlockStore) -> OpenSoraSizes:
     """The sizes of the model in a store. StoreError if it is not one of this pipeline."""

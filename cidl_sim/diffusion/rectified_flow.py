@@ -30,9 +30,13 @@ def transformed(t: float, ratio: float) -> float:
     return ratio * u / (1 + (ratio - 1) * u) * TIMESTEPS
 
 
-def timesteps(steps: int, ratio: float) -> list[float]:
-    """The times t_0 > t_1 > ... of `steps` evaluations, continuous, transformed."""
-    return [transformed((1 - i / steps) * TIMESTEPS, ratio) for i in range(steps)]
+def timesteps(steps: int, ratio: float, *, rounded: bool = False) -> list[float]:
+    """The times t_0 > t_1 > ... of `steps` evaluations, transformed; `rounded` to whole numbers before that.
+
+    Open-Sora v1.2 samples with continuous times; the rounded ones are its `use_discrete_timesteps`.
+    """
+    times = [(1 - i / steps) * TIMESTEPS for i in range(steps)]
+    return [transformed(round(t) if rounded else t, ratio) for t in times]
 
 
 def step_length(times: list[float], i: int) -> float:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.diffusion import rectified_flow as flow
-from cidl_sim.diffusion.linear_proportional_leap import DynamicLeap, StoppingRule
-from cidl_sim.diffusion.tokenizer import encode_prompt
+from cidl_sim.diffusion.linear_proportional_leap import DynamicLeap, stopping_rule
+from cidl_sim.diffusion.prompt import Tokens
 from cidl_sim.executor.backend import Call, Outcome, StepEvent
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings, spatial_chunks, temporal_chunks
 from cidl_sim.models.open_sora import TORCH_DTYPES
@@ -25,13 +25,20 @@ class TextToVideo:
     """One video in the making. `frames` holds the result, (F, H, W, 3) in 8-bit RGB."""
 
     def __init__(
-        self, workload: Workload, sizes: OpenSoraSizes, settings: VideoSettings, prompt: str, seed: int
+        self,
+        workload: Workload,
+        sizes: OpenSoraSizes,
+        settings: VideoSettings,
+        tokens: Tokens,
+        seed: int,
+        *,
+        lpl_rule: str = "paper",
     ) -> None:
         self._workload = workload
         self._sizes = sizes
         self._settings = settings
         self._dtype = TORCH_DTYPES[settings.dtype]
-        self._ids, self._token_mask = encode_prompt(prompt, sizes.text_encoder_tokens)
+        self._ids, self._token_mask = tokens
         self._mask = additive_mask(self._token_mask, self._dtype)
         self._hidden = torch.empty(0)
         self._position_bias = torch.empty(0)
@@ -39,7 +46,8 @@ class TextToVideo:
         ratio = flow.time_ratio(settings.height, settings.width, settings.frames)
         self._times = flow.timesteps(settings.steps, ratio)
         self._z = flow.initial_noise((1, sizes.stdit.in_channels, *settings.latent_shape), seed)
-        self._leap = DynamicLeap(StoppingRule.paper(settings.steps)) if settings.lpl == "dynamic" else None
+        rule = stopping_rule(lpl_rule, settings.steps)
+        self._leap = DynamicLeap(rule) if settings.lpl == "dynamic" else None
         self._conditioning: tuple[Tensor, ...] = ()
         self._decoded: list[Tensor] = []
         self.frames = torch.empty((settings.frames, settings.height, settings.width, 3), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Frames to mp4."""
+"""Frames to mp4, and to single pictures."""
 
 from __future__ import annotations
 
@@ -25,3 +25,12 @@ def write_video(path: Path, frames: Tensor, frames_per_second: int) -> None:
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+
+
+def write_frames(folder: Path, frames: Tensor) -> None:
+    """Write each of (F, H, W, 3) 8-bit RGB frames as frame-0000.png and so on; each file is whole or not there."""
+    from PIL import Image
+
+    for i, frame in enumerate(frames.numpy()):
+        with replacing(folder / f"frame-{i:04}.png") as temporary:
+            Image.fromarray(frame).save(temporary, format="PNG")

@@ -24,9 +24,10 @@ from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.diffusion.job import Job, JobResult
-from cidl_sim.diffusion.matching import store_sizes, workload_for_plan
+from cidl_sim.diffusion.matching import TOKENIZER_FOLDER, store_sizes, workload_for_plan
+from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, TextToVideo
-from cidl_sim.diffusion.video_file import write_video
+from cidl_sim.diffusion.video_file import write_frames, write_video
 from cidl_sim.executor.memory_limit import charged_to_this_process, push_out_page_cache
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
@@ -62,7 +63,9 @@ def do(job: Job) -> JobResult:
     if not job.control:
         plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     sizes = store_sizes(store)
-    program = TextToVideo(workload, sizes, settings, job.prompt, job.seed)
+    tokenizer = store.root / TOKENIZER_FOLDER
+    tokens = encode_prompt(job.prompt, sizes.text_encoder_tokens, tokenizer if tokenizer.is_dir() else None)
+    program = TextToVideo(workload, sizes, settings, tokens, job.seed, lpl_rule=job.lpl_rule)
     # One core is left to each loader channel.
     threads = max(1, (os.cpu_count() or 2) - plan.channels)
     torch.set_num_threads(threads)
@@ -92,6 +95,8 @@ def do(job: Job) -> JobResult:
         backend.close()
     if job.video:
         write_video(Path(job.video), program.frames, FRAMES_PER_SECOND)
+    if job.frames_folder:
+        write_frames(Path(job.frames_folder), program.frames)
     if job.trace and trace is not None:
         trace.write(Path(job.trace))
     return JobResult(

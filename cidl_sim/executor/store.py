@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cidl_sim.core.errors import StoreError
+from cidl_sim.core.errors import MachineError, StoreError
 from cidl_sim.core.files import Record, read_json, replacing, validated, write_text
 
 ALIGNMENT = 4096
@@ -150,7 +151,7 @@ class BlockStore:
 
 def write_store(
     root: Path,
-    blocks: Iterable[tuple[str, Mapping[str, Tensor]]],
+    blocks: Iterable[tuple[str, Callable[[], Mapping[str, Tensor]]]],
     *,
     name: str,
     dtype: str,
@@ -158,20 +159,62 @@ def write_store(
     model: dict[str, Any],
     on_block: Callable[[str, int], None] = lambda weights, data_bytes: None,
 ) -> BlockStore:
-    """Write a store block by block (only one is held in memory); `store.json` comes last.
+    """Write a store block by block; `blocks` gives the weights' names and functions that make their tensors.
 
-    MachineError where the disk is full or not writable; a store without `store.json` is not a store.
+    Only one block is held in memory. `store.json` comes last: a folder without it is not a store. After an
+    interruption the same call goes on where it stopped: blocks that are whole are not made again.
+    MachineError where the disk is full or not writable.
     """
-    (root / "store.json").unlink(missing_ok=True)
-    entries: dict[str, BlockFile] = {}
-    for weights, tensors in blocks:
-        file = f"{weights}.safetensors"
-        with replacing(root / file) as temporary:
-            entries[weights] = _write_block(temporary, file, tensors)
-        on_block(weights, entries[weights].data_bytes)
-    index = StoreIndex(name=name, dtype=dtype, source=source, model=model, blocks=entries)
+    journal = _Journal(root, {"name": name, "dtype": dtype, "source": source, "model": model})
+    with _writing_errors(root):
+        (root / "store.json").unlink(missing_ok=True)
+    for weights, make in blocks:
+        if weights not in journal.entries:
+            file = f"{weights}.safetensors"
+            with replacing(root / file) as temporary:
+                entry = _write_block(temporary, file, make())
+            journal.add(weights, entry)
+        on_block(weights, journal.entries[weights].data_bytes)
+    index = StoreIndex(name=name, dtype=dtype, source=source, model=model, blocks=journal.entries)
     write_text(root / "store.json", index.model_dump_json(indent=1) + "\n")
+    journal.path.unlink()
     return BlockStore.open(root)
+
+
+class _Journal:
+    """What has been written of a store that is not whole yet, and what it is going to be."""
+
+    def __init__(self, root: Path, identity: dict[str, Any]) -> None:
+        self.path = root / ".writing.json"
+        self._identity = identity
+        self.entries: dict[str, BlockFile] = {}
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+            entries = {weights: BlockFile.model_validate(entry) for weights, entry in known["entries"].items()}
+        except (OSError, ValueError, KeyError):
+            return  # none, or of no use: begin anew
+        if known["identity"] == identity:
+            self.entries = {w: entry for w, entry in entries.items() if _is_whole(root / entry.file, entry)}
+
+    def add(self, weights: str, entry: BlockFile) -> None:
+        """Note a block that was written whole."""
+        self.entries[weights] = entry
+        entries = {w: e.model_dump() for w, e in self.entries.items()}
+        write_text(self.path, json.dumps({"identity": self._identity, "entries": entries}))
+
+
+def _is_whole(path: Path, entry: BlockFile) -> bool:
+    # A block is renamed into place only once it is complete, so its size tells enough here; its hash is
+    # checked when the finished store is opened.
+    return path.is_file() and path.stat().st_size == entry.file_bytes
+
+
+@contextmanager
+def _writing_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise MachineError(f"{root}: cannot be written ({problem.strerror})") from problem
 
 
 def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockFile:

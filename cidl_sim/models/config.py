@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Dtype = Literal["fp32", "bf16"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 
-DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2}
+LPL_RULES = ("paper", "reference-python", "reference-app")  # the stopping rules of dynamic LPL, by name
 MICRO_FRAMES = 17  # frames that the temporal decoder takes at a time (Open-Sora v1.2: micro_frame_size)
 MICRO_BATCH = 4  # frames that the spatial decoder takes at a time (Open-Sora v1.2: micro_batch_size)
 TIME_FACTOR = 4  # frames per latent frame

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cidl_sim.models import stdit3, t5, vae
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings, spatial_chunks, temporal_chunks
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class BlockDefinition:
     """One block: how to build its module and what it is called with.
 
     `build` gives a module without weights when called under the meta device. `example` gives meta tensors
-    of the shapes that the block meets in a run.
+    of the shapes that the block meets in a run. `checkpoint` ("t5", "stdit" or "vae") and `published` say where
+    its tensors are in the published checkpoints: the beginning of a name in the block, and what stands there
+    instead.
     """
 
     name: str
@@ -28,6 +30,13 @@ class BlockDefinition:
     weights: str
     build: Callable[[], nn.Module]
     example: Callable[[], tuple[Tensor, ...]]
+    checkpoint: str
+    published: dict[str, str]
+
+    def published_key(self, name: str) -> str:
+        """The key in the published checkpoint of the tensor that the block calls `name`."""
+        beginning = max((b for b in self.published if name.startswith(b)), key=len)
+        return self.published[beginning] + name.removeprefix(beginning)
 
 
 @dataclass(frozen=True)
@@ -88,15 +97,22 @@ def _t5_blocks(sizes: OpenSoraSizes, settings: VideoSettings) -> tuple[BlockDefi
         return (*first(), _meta(1, sizes.t5.heads, tokens, tokens, dtype=dtype))
 
     def define(
-        name: str, kind: str, build: type[nn.Module], example: Callable[[], tuple[Tensor, ...]]
+        name: str,
+        kind: str,
+        build: type[nn.Module],
+        example: Callable[[], tuple[Tensor, ...]],
+        published: dict[str, str],
     ) -> BlockDefinition:
-        return BlockDefinition(name, f"{kind}.{suffix}", name, partial(build, sizes.t5), example)
+        return BlockDefinition(name, f"{kind}.{suffix}", name, partial(build, sizes.t5), example, "t5", published)
+
+    def number(i: int) -> dict[str, str]:
+        return {"block.": f"encoder.block.{i}."}
 
     return (
-        define("t5.embedding", "t5.embedding", t5.T5Embedding, ids),
-        define("t5.00", "t5.first_block", t5.T5FirstBlock, first),
-        *(define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later) for i in range(1, sizes.t5.layers)),
-        define("t5.final_norm", "t5.final_norm", t5.T5FinalNorm, hidden),
+        define("t5.embedding", "t5.embedding", t5.T5Embedding, ids, {"": ""}),
+        define("t5.00", "t5.first_block", t5.T5FirstBlock, first, number(0)),
+        *(define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later, number(i)) for i in range(1, sizes.t5.layers)),
+        define("t5.final_norm", "t5.final_norm", t5.T5FinalNorm, hidden, {"": "encoder."}),
     )
 
 
@@ -126,23 +142,25 @@ def _stdit_blocks(
 
     variant = "stdit.pair.merged" if merged else "stdit.pair"
     build_pair = partial(stdit3.STDiT3Pair, sizes.stdit, geometry, merged=merged)
-    pairs = (f"stdit.{i:02}" for i in range(sizes.stdit.depth))
+    build_part1 = partial(stdit3.STDiT3Part1, sizes.stdit, captions, geometry)
+    build_part2 = partial(stdit3.STDiT3Part2, sizes.stdit, geometry)
+
+    def define(
+        name: str,
+        kind: str,
+        build: Callable[[], nn.Module],
+        example: Callable[[], tuple[Tensor, ...]],
+        published: dict[str, str],
+    ) -> BlockDefinition:
+        return BlockDefinition(name, f"{kind}.{suffix}", name, build, example, "stdit", published)
+
+    def number(i: int) -> dict[str, str]:
+        return {"spatial.": f"spatial_blocks.{i}.", "temporal.": f"temporal_blocks.{i}."}
+
     return (
-        BlockDefinition(
-            "stdit.part1",
-            f"stdit.part1.{suffix}",
-            "stdit.part1",
-            partial(stdit3.STDiT3Part1, sizes.stdit, captions, geometry),
-            part1,
-        ),
-        *(BlockDefinition(name, f"{variant}.{suffix}", name, build_pair, pair) for name in pairs),
-        BlockDefinition(
-            "stdit.part2",
-            f"stdit.part2.{suffix}",
-            "stdit.part2",
-            partial(stdit3.STDiT3Part2, sizes.stdit, geometry),
-            part2,
-        ),
+        define("stdit.part1", "stdit.part1", build_part1, part1, {"": ""}),
+        *(define(f"stdit.{i:02}", variant, build_pair, pair, number(i)) for i in range(sizes.stdit.depth)),
+        define("stdit.part2", "stdit.part2", build_part2, part2, {"": ""}),
     )
 
 
@@ -165,11 +183,21 @@ def _spatial_blocks(sizes: OpenSoraSizes, settings: VideoSettings, frames: int) 
 def _chain(parts: list[vae.Part], example: Tensor, suffix: str, dtype: torch.dtype) -> tuple[BlockDefinition, ...]:
     """Blocks that feed each other one tensor; each example is what the part before it gives."""
     blocks = []
-    for name, build in parts:
+    for part in parts:
         inputs = example
-        blocks.append(BlockDefinition(name, f"{name}.{suffix}", name, build, lambda inputs=inputs: (inputs,)))  # type: ignore[misc]
+        blocks.append(
+            BlockDefinition(
+                part.name,
+                f"{part.name}.{suffix}",
+                part.name,
+                part.build,
+                lambda inputs=inputs: (inputs,),  # type: ignore[misc]
+                "vae",
+                part.published,
+            )
+        )
         with torch.device("meta"):
-            example = build().to(dtype)(example)
+            example = part.build().to(dtype)(example)
     return tuple(blocks)
 
 

@@ -271,10 +271,32 @@ class STDiT3Part2(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x: (2, T*S, C), t: (2, C) -> drift (2, 4, T, H, W) in fp32."""
-        shift, scale = (self.final_layer.scale_shift_table[None] + t[:, None]).chunk(2, dim=1)
-        h = modulate(F.layer_norm(x, (self.sizes.hidden,), eps=NORM_EPS), shift, scale)
-        out = unpatchify(self.final_layer.linear(h), self.geometry.latent, 2 * self.sizes.in_channels)
-        return out[:, : self.sizes.in_channels].float()
+        return final_drift(self.final_layer, x, t, self.geometry, self.sizes)
+
+
+class STDiT3(STDiT3Part1):
+    """The whole network with the published state-dict keys, for checkpoints, training and comparison."""
+
+    def __init__(self, sizes: STDiT3Sizes, caption_channels: int, geometry: Geometry) -> None:
+        super().__init__(sizes, caption_channels, geometry)
+        self.spatial_blocks = nn.ModuleList(STDiT3Block(sizes, temporal=False) for _ in range(sizes.depth))
+        self.temporal_blocks = nn.ModuleList(STDiT3Block(sizes, temporal=True) for _ in range(sizes.depth))
+        self.final_layer = _FinalLayer(sizes)
+
+    def drift(self, z: Tensor, timestep: Tensor, fps: Tensor, text: Tensor, *, merged: bool = False) -> Tensor:
+        """Latent (1, 4, T, H, W), timestep (1,), fps (1,), text (1, L, captions) -> drift (2, 4, T, H, W)."""
+        x, t, t_mlp, y, frequencies = self(z, timestep, fps, text)
+        for pair in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
+            for block in pair:
+                x = block(x, y, t_mlp, frequencies, self.geometry.tokens, merged=merged)
+        return final_drift(self.final_layer, x, t, self.geometry, self.sizes)
+
+
+def final_drift(layer: _FinalLayer, x: Tensor, t: Tensor, geometry: Geometry, sizes: STDiT3Sizes) -> Tensor:
+    """The final layer: x (2, T*S, C), t (2, C) -> drift (2, 4, T, H, W) in fp32, without the predicted variance."""
+    shift, scale = (layer.scale_shift_table[None] + t[:, None]).chunk(2, dim=1)
+    h = modulate(F.layer_norm(x, (sizes.hidden,), eps=NORM_EPS), shift, scale)
+    return unpatchify(layer.linear(h), geometry.latent, 2 * sizes.in_channels)[:, : sizes.in_channels].float()
 
 
 def unpatchify(x: Tensor, latent: tuple[int, int, int], channels: int) -> Tensor:

@@ -1,20 +1,21 @@
-"""Decoder half of OpenSora-VAE-v1.2, cut into the 9 temporal and 9 spatial parts of the reference app.
+"""OpenSora-VAE-v1.2: the decoder cut into the 9 temporal and 9 spatial parts of the reference app, and the whole.
 
-Temporal: causal 3-D convolutions, ours. Spatial: the decoder of the diffusers library's AutoencoderKL.
-Every part maps one tensor to one tensor.
+Temporal: causal 3-D convolutions, ours. Spatial: the diffusers library's AutoencoderKL. Every part maps one
+tensor to one tensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.vae import Decoder as SpatialDecoder
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from cidl_sim.models.config import VAESizes
+from cidl_sim.models.config import MICRO_BATCH, TIME_FACTOR, VAESizes, temporal_chunks
 
 LATENT_CHANNELS = 4
 SPATIAL_SCALE = 0.18215
@@ -52,6 +53,25 @@ class ResBlock3d(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv3 is None else self.conv3(x))
+
+
+class StridedCausalConv3d(nn.Module):
+    """Causal 3-D convolution that halves the frames."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels_in, channels_out, 3, stride=(2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, C', T/2, H, W); one frame of zeros less in front than without the stride."""
+        return self.conv(F.pad(x, (1, 1, 1, 1, 1, 0)))
+
+
+def depth_to_time(x: Tensor) -> Tensor:
+    """(B, 2 C, T, H, W) -> (B, C, 2 T, H, W): each two neighbouring channels become two frames."""
+    batch, channels, frames, height, width = x.shape
+    x = x.view(batch, channels // 2, 2, frames, height, width)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, channels // 2, 2 * frames, height, width)
 
 
 class TemporalHead(nn.Module):
@@ -93,10 +113,7 @@ class TemporalLevel(nn.Module):
             x = block(x)
         if self.conv_block is None:
             return x
-        x = self.conv_block(x)
-        batch, channels, frames, height, width = x.shape
-        x = x.view(batch, channels // 2, 2, frames, height, width)
-        return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, channels // 2, 2 * frames, height, width)
+        return depth_to_time(self.conv_block(x))
 
 
 class TemporalTail(nn.Module):
@@ -136,53 +153,212 @@ def _unscale(x: Tensor) -> Tensor:
     return x / SPATIAL_SCALE
 
 
-Part = tuple[str, Callable[[], nn.Module]]
+@dataclass(frozen=True)
+class Part:
+    """A part of a decoder: its name, how to build it, and where its tensors are in the published checkpoint.
+
+    `published` maps the beginning of a tensor's name in the part to its beginning in the checkpoint.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    published: dict[str, str]
 
 
 def temporal_parts(sizes: VAESizes) -> list[Part]:
-    """Names and constructors of the temporal parts, in order."""
+    """The temporal parts, in order."""
+    decoder = "temporal_vae.decoder."
     filters = [sizes.temporal_filters * m for m in sizes.temporal_multipliers]
-    parts: list[Part] = [("vae.temporal.part1", partial(TemporalHead, sizes))]
+    head = {name: decoder + name for name in ("conv1.", "res_blocks.")}
+    head |= {"scale": "scale", "shift": "shift", "post_quant_conv.": "temporal_vae.post_quant_conv."}
+    parts = [Part("vae.temporal.part1", partial(TemporalHead, sizes), head)]
     width = filters[3]
     for level in (3, 2, 1, 0):
         channels = []
         for _ in range(sizes.temporal_res_blocks):
             channels.append((width, filters[level]))
             width = filters[level]
-        # The reference app cuts the level that neither halves time nor fits one package block by block.
-        pieces = [channels] if level != 1 else [[c] for c in channels]
+        # The reference app cuts the level that neither doubles time nor narrows block by block.
+        size = 1 if level == 1 else len(channels)
+        pieces = [channels[i : i + size] for i in range(0, len(channels), size)]
         for i, piece in enumerate(pieces):
             name = f"vae.temporal.part2_{4 - level}" + (f"_{i + 1}" if len(pieces) > 1 else "")
-            parts.append((name, partial(TemporalLevel, piece, sizes.groups, doubles_time=level >= 2)))
-    return [*parts, ("vae.temporal.part3", partial(TemporalTail, sizes))]
+            published = {
+                f"blocks.{j}.": f"{decoder}block_res_blocks.{level}.{i * size + j}." for j in range(len(piece))
+            }
+            published["conv_block."] = f"{decoder}conv_blocks.{level - 1}."
+            build = partial(TemporalLevel, piece, sizes.groups, doubles_time=level >= 2)
+            parts.append(Part(name, build, published))
+    tail = {name: decoder + name for name in ("norm1.", "conv_out.")}
+    return [*parts, Part("vae.temporal.part3", partial(TemporalTail, sizes), tail)]
 
 
-def _spatial_decoder(sizes: VAESizes) -> SpatialDecoder:
-    with torch.device("meta"):
-        return SpatialDecoder(
-            in_channels=LATENT_CHANNELS,
-            out_channels=3,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=sizes.spatial_channels,
-            layers_per_block=sizes.spatial_layers,
-            norm_num_groups=sizes.groups,
-        )
+def autoencoder_kl(sizes: VAESizes) -> AutoencoderKL:
+    """The library's spatial autoencoder, both halves, at these sizes."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=sizes.spatial_channels,
+        layers_per_block=sizes.spatial_layers,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=sizes.groups,
+    )
 
 
 def spatial_parts(sizes: VAESizes) -> list[Part]:
-    """Names and constructors of the spatial parts, in order. They are built on the meta device."""
-    decoder = _spatial_decoder(sizes)
+    """The spatial parts, in order. They are built on the meta device and share no module with other calls."""
     with torch.device("meta"):
-        post_quant_conv = nn.Conv2d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
-    cut: list[tuple[str, dict[str, nn.Module]]] = [
-        ("part1", {"post_quant_conv": post_quant_conv, "conv_in": decoder.conv_in}),
-        ("part2", {"mid_block": decoder.mid_block}),
+        library = autoencoder_kl(sizes)
+    decoder, module = library.decoder, "spatial_vae.module."
+    up = decoder.up_blocks
+    cut: list[tuple[str, dict[str, nn.Module], dict[str, str]]] = [
+        ("part1", {"post_quant_conv": library.post_quant_conv, "conv_in": decoder.conv_in}, {}),
+        ("part2", {"mid_block": decoder.mid_block}, {}),
     ]
-    cut += [(f"part3_{i + 1}", {"up_block": decoder.up_blocks[i]}) for i in range(3)]
-    cut += [(f"part3_4_{i + 1}", {"resnet": _Resnet(r)}) for i, r in enumerate(decoder.up_blocks[3].resnets)]
-    cut += [("part4", {"conv_norm_out": decoder.conv_norm_out, "conv_act": nn.SiLU(), "conv_out": decoder.conv_out})]
-    before = {"part1": _unscale}
-    return [(f"vae.spatial.{name}", partial(SpatialPart, layers, before.get(name))) for name, layers in cut]
+    cut += [(f"part3_{i + 1}", {"up_block": up[i]}, {"up_block.": f"up_blocks.{i}."}) for i in range(3)]
+    cut += [
+        (f"part3_4_{i + 1}", {"resnet": _Resnet(resnet)}, {"resnet.resnet.": f"up_blocks.3.resnets.{i}."})
+        for i, resnet in enumerate(up[3].resnets)
+    ]
+    last = {"conv_norm_out": decoder.conv_norm_out, "conv_act": nn.SiLU(), "conv_out": decoder.conv_out}
+    cut.append(("part4", last, {}))
+    parts = []
+    for name, layers, renamed in cut:
+        published = {f"{layer}.": f"{module}decoder.{layer}." for layer in layers if layer != "post_quant_conv"}
+        published |= {"post_quant_conv.": f"{module}post_quant_conv."} if "post_quant_conv" in layers else {}
+        published |= {local: f"{module}decoder.{key}" for local, key in renamed.items()}
+        before = _unscale if name == "part1" else None
+        parts.append(Part(f"vae.spatial.{name}", partial(SpatialPart, layers, before), published))
+    return parts
+
+
+class TemporalEncoder(nn.Module):
+    """Encoder half of the temporal autoencoder, with the published state-dict keys."""
+
+    def __init__(self, sizes: VAESizes) -> None:
+        super().__init__()
+        filters = [sizes.temporal_filters * m for m in sizes.temporal_multipliers]
+        self.conv_in = CausalConv3d(LATENT_CHANNELS, filters[0], 3, bias=False)
+        self.block_res_blocks = nn.ModuleList()
+        self.conv_blocks = nn.ModuleList()
+        width = filters[0]
+        for level, channels in enumerate(filters):
+            blocks = nn.ModuleList()
+            for _ in range(sizes.temporal_res_blocks):
+                blocks.append(ResBlock3d(width, channels, sizes.groups))
+                width = channels
+            self.block_res_blocks.append(blocks)
+            if level < len(filters) - 1:
+                self.conv_blocks.append(StridedCausalConv3d(width, width) if level >= 1 else nn.Identity())
+        self.res_blocks = nn.ModuleList(
+            ResBlock3d(width, width, sizes.groups) for _ in range(sizes.temporal_res_blocks)
+        )
+        self.norm1 = nn.GroupNorm(sizes.groups, width)
+        self.conv2 = CausalConv3d(width, 2 * LATENT_CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 4, T, h, w) with T a multiple of 4 -> moments before the quantisation convolution (B, 8, T/4, h, w)."""
+        x = self.conv_in(x)
+        for level, blocks in enumerate(self.block_res_blocks):
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            if level < len(self.conv_blocks):
+                x = self.conv_blocks[level](x)
+        for block in self.res_blocks:
+            x = block(x)
+        return self.conv2(F.silu(self.norm1(x)))
+
+
+class TemporalDecoder(nn.Module):
+    """Decoder half of the temporal autoencoder, with the published state-dict keys."""
+
+    def __init__(self, sizes: VAESizes) -> None:
+        super().__init__()
+        filters = [sizes.temporal_filters * m for m in sizes.temporal_multipliers]
+        width = filters[3]
+        self.conv1 = CausalConv3d(LATENT_CHANNELS, width, 3)
+        self.res_blocks = nn.ModuleList(
+            ResBlock3d(width, width, sizes.groups) for _ in range(sizes.temporal_res_blocks)
+        )
+        levels: list[nn.ModuleList] = []
+        for level in (3, 2, 1, 0):
+            blocks = nn.ModuleList()
+            for _ in range(sizes.temporal_res_blocks):
+                blocks.append(ResBlock3d(width, filters[level], sizes.groups))
+                width = filters[level]
+            levels.insert(0, blocks)
+        self.block_res_blocks = nn.ModuleList(levels)
+        doubling = [CausalConv3d(channels, 2 * channels, 3) for channels in (filters[2], filters[3])]
+        self.conv_blocks = nn.ModuleList([nn.Identity(), *doubling])
+        self.norm1 = nn.GroupNorm(sizes.groups, width)
+        self.conv_out = CausalConv3d(width, LATENT_CHANNELS, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 4, t, h, w) -> (B, 4, 4 t, h, w)."""
+        x = self.conv1(x)
+        for block in self.res_blocks:
+            x = block(x)
+        for level in (3, 2, 1, 0):
+            for block in self.block_res_blocks[level]:  # type: ignore[attr-defined]
+                x = block(x)
+            if level >= 2:
+                x = depth_to_time(self.conv_blocks[level - 1](x))
+        return self.conv_out(F.silu(self.norm1(x)))
+
+
+class TemporalVAE(nn.Module):
+    """Temporal autoencoder with the published state-dict keys: 4 channels, a quarter of the frames in between."""
+
+    def __init__(self, sizes: VAESizes) -> None:
+        super().__init__()
+        self.encoder = TemporalEncoder(sizes)
+        self.quant_conv = CausalConv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
+        self.post_quant_conv = CausalConv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
+        self.decoder = TemporalDecoder(sizes)
+
+    def moments(self, x: Tensor) -> Tensor:
+        """(B, 4, T, h, w) -> mean and log-variance (B, 8, ceil(T/4), h, w); zeros in front fill up to 4 frames."""
+        return self.quant_conv(self.encoder(F.pad(x, (0, 0, 0, 0, -x.shape[2] % TIME_FACTOR, 0))))
+
+    def decode(self, z: Tensor, frames: int) -> Tensor:
+        """(B, 4, t, h, w) -> (B, 4, frames, h, w): the frames of the padding come first and are dropped."""
+        return self.decoder(self.post_quant_conv(z))[:, :, -frames:]
+
+
+class _SpatialHolder(nn.Module):
+    """The published keys have the library's module one level deeper."""
+
+    def __init__(self, sizes: VAESizes) -> None:
+        super().__init__()
+        self.module = autoencoder_kl(sizes)
+
+
+class VideoVAE(nn.Module):
+    """OpenSora-VAE-v1.2 as a whole, with the published state-dict keys, for checkpoints, training and comparison."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, sizes: VAESizes) -> None:
+        super().__init__()
+        self.spatial_vae = _SpatialHolder(sizes)
+        self.temporal_vae = TemporalVAE(sizes)
+        self.register_buffer("scale", torch.tensor(LATENT_SCALE).view(1, LATENT_CHANNELS, 1, 1, 1))
+        self.register_buffer("shift", torch.tensor(LATENT_SHIFT).view(1, LATENT_CHANNELS, 1, 1, 1))
+
+    def decode(self, z: Tensor, frames: int) -> Tensor:
+        """Latent (1, 4, t, h, w) -> video (frames, 3, 8 h, 8 w) in about -1..1, in pieces of 17 and of 4 frames."""
+        pieces, first = [], 0
+        for chunk in temporal_chunks(frames):
+            for _ in range(chunk.rounds):
+                latent = z[:, :, first : first + chunk.latent_frames] * self.scale + self.shift
+                pieces.append(self.temporal_vae.decode(latent, chunk.frames))
+                first += chunk.latent_frames
+        decoded = torch.cat(pieces, dim=2)[0].transpose(0, 1)
+        spatial = self.spatial_vae.module
+        return torch.cat([spatial.decode(batch / SPATIAL_SCALE).sample for batch in decoded.split(MICRO_BATCH)])
 
 
 class _Resnet(nn.Module):

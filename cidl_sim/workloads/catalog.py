@@ -41,7 +41,7 @@ _PART = {
     "size": re.compile(r"(?P<height>\d+)x(?P<width>\d+)"),
     "frames": re.compile(r"(?P<frames>\d+)f"),
     "steps": re.compile(r"(?P<steps>\d+)s"),
-    "dtype": re.compile(r"(?P<dtype>fp32|bf16)"),
+    "dtype": re.compile(r"(?P<dtype>fp32|bf16|fp16)"),
     "lpl": re.compile(r"lpl(?P<lpl>off|dynamic|\d+)"),
     "tdtm": re.compile(r"tdtm(?P<tdtm>\d+)"),
 }

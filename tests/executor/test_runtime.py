@@ -485,9 +485,7 @@ def test_the_control_loads_each_weight_once_and_runs_every_visit(blocks, rounds)
 
 def test_the_control_skips_the_rest_of_a_stage_that_ends_early():
     workload = two_stages(3)
-    program = FakeProgram(
-        lambda visit: Outcome(end_stage=0, events=(("leapt", {}),)) if visit.number == 1 else None
-    )
+    program = FakeProgram(lambda visit: Outcome(end_stage=0, events=(("leapt", {}),)) if visit.number == 1 else None)
     _, events = run_all_resident(workload, FakeBackend(workload), program)
     assert program.visits == [0, 1, 6, 7]
     assert [event.kind for event in events] == ["leapt"]

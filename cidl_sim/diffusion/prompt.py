@@ -1,0 +1,127 @@
+"""From a prompt to tokens: cleaning, Open-Sora's suffix, and the checkpoint's tokenizer or bytes."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from urllib.parse import unquote_plus
+
+import torch
+from torch import Tensor
+
+from cidl_sim.core.errors import InputError
+
+PAD, END, OFFSET = 0, 1, 3
+AESTHETIC_SUFFIX = " aesthetic score: 6.5."
+
+Tokens = tuple[Tensor, Tensor]  # ids and mask, both (1, length)
+
+# What the reference strips from captions, in its order: a pattern and what takes its place.
+_CLEANING = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"<person>", "person"),
+        (r"\b(?:https?:(?:/{1,3}|[a-z0-9%])|www\d{0,3}[.])\S*", ""),  # addresses
+        (r"\b[a-z0-9.-]+[.](?:com|co|ru|net|org|edu|gov|it)\b/?\S*", ""),
+        (r"<[^<>]*>", " "),  # markup
+        (r"@[\w\d]+\b", ""),  # user names
+        ("[\u31c0-\u31ef\u31f0-\u31ff\u3200-\u32ff\u3300-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]+", ""),
+        ("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d\u00ad\u058a\u05be\u1400\u1806\u2e17\u2e3a\u2e3b\u30a0]+", "-"),
+        ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+        ("[\u2018\u2019]", "'"),
+        (r"&quot;?", ""),
+        (r"&amp", ""),
+        (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # network addresses
+        (r"\d:\d\d\s+$", ""),  # article numbers
+        (r"\\n", " "),
+        (r"#\d{1,3}\b", ""),
+        (r"#\d{5,}\b", ""),
+        (r"\b\d{6,}\b", ""),
+        (r"\S+\.(?:png|jpe?g|bmp|webp|eps|pdf|apk|mp4)\b", ""),  # file names
+        (r"[\"']{2,}", '"'),
+        (r"\.{2,}", " "),
+        ("[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~)(\\]\\[}{|\\\\/*]+", " "),
+        (r"\s+\.\s+", " "),
+    )
+)
+_TRAILING = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\b[a-z]{1,3}\d{3,15}\b", ""),  # article codes
+        (r"\b[a-z]+\d+[a-z]+\b", ""),
+        (r"\b\d+[a-z]+\d+\b", ""),
+        (r"(?:worldwide\s+)?(?:free\s+)?shipping|(?:free\s)?download(?:\sfree)?|\bclick\b\s(?:for|on)\s\w+", ""),
+        (r"\b(?:png|jpe?g|bmp|webp|eps|pdf|apk|mp4)(?:\simage[s]?)?|\bpage\s+\d+\b", ""),
+        (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),  # sizes such as 1024x768
+        (r"\b\s+:\s+", ": "),
+        (r"(\D[,./])\b", r"\1 "),
+        (r"\s+", " "),
+        (r"^[\"'](.+)[\"']$", r"\1"),
+        (r"^['_,\-:;]+|['_,\-:\-+]+$", ""),
+        (r"^\.\S+$", ""),
+    )
+)
+
+
+class PromptError(InputError):
+    """A prompt that the text encoder cannot take."""
+
+
+def clean_caption(text: str) -> str:
+    """The reference's caption cleaning: lower case, no markup, addresses, codes or stray signs.
+
+    Written after the rules of Open-Sora v1.2 (`clean_caption`, which it applies twice).
+    """
+    text = unquote_plus(text).strip().lower()
+    for pattern, replacement in _CLEANING:
+        text = pattern.sub(replacement, text)
+    if len(re.findall(r"[-_]", text)) > 3:
+        text = re.sub(r"[-_]", " ", text)
+    text = html.unescape(html.unescape(text))
+    for pattern, replacement in _TRAILING:
+        text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def prepared_prompt(prompt: str) -> str:
+    """The text that is tokenized: the prompt with Open-Sora's suffix, cleaned twice as in the reference.
+
+    PromptError if nothing is left of the prompt itself.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt is not valid Unicode text") from None
+    if not clean_caption(clean_caption(prompt)):
+        raise PromptError("the prompt is empty" + (" after cleaning" if prompt.strip() else ""))
+    return clean_caption(clean_caption(prompt.strip() + AESTHETIC_SUFFIX))
+
+
+def encode_prompt(prompt: str, length: int, tokenizer: Path | None = None) -> Tokens:
+    """Token ids and mask of a prompt, both (1, length), padded.
+
+    With the folder of a T5 tokenizer its tokens (longer prompts are cut, as in the reference); without one the
+    bytes of the text, where a prompt that is too long is a PromptError.
+    """
+    text = prepared_prompt(prompt)
+    if tokenizer is not None:
+        return _library_tokens(text, length, tokenizer)
+    ids = [byte + OFFSET for byte in text.encode()] + [END]
+    if len(ids) > length:
+        room = length - 1 - len(clean_caption("x" + AESTHETIC_SUFFIX)) + 1
+        raise PromptError(f"the prompt has {len(prompt.strip().encode())} bytes, this model takes {room}; shorten it")
+    mask = [1] * len(ids) + [0] * (length - len(ids))
+    ids += [PAD] * (length - len(ids))
+    return torch.tensor([ids]), torch.tensor([mask])
+
+
+def _library_tokens(text: str, length: int, folder: Path) -> Tokens:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as problem:
+        raise PromptError(f"{folder}: no tokenizer can be read ({str(problem).splitlines()[0]})") from None
+    made = tokenizer(text, max_length=length, padding="max_length", truncation=True, return_tensors="pt")
+    return made["input_ids"], made["attention_mask"]

@@ -25,10 +25,11 @@ def workload_for_plan(store: BlockStore, plan: Plan) -> tuple[Workload, VideoSet
     sizes = store_sizes(store)
     values = dict(plan.workload_settings)
     model = values.pop("model", None)
-    if model != sizes.name or values.get("dtype") != store.index.dtype:
+    index = store.index
+    if (model, values.get("dtype"), values.get("partition")) != (sizes.name, index.dtype, index.partition):
         raise PlanError(
             f"the plan was made for workload {plan.workload_name!r}, the store {store.root} holds "
-            f"{sizes.name!r} in {store.index.dtype}"
+            f"{sizes.name!r} in {index.dtype}, cut as {index.partition!r}"
         )
     try:
         settings = VideoSettings.model_validate(values)

@@ -14,7 +14,7 @@ from cidl_sim.core.errors import MachineError
 from cidl_sim.diffusion.checkpoint import Checkpoint, check_keys
 from cidl_sim.diffusion.matching import TOKENIZER_FOLDER
 from cidl_sim.executor.store import BlockStore, write_store
-from cidl_sim.models.config import Dtype, OpenSoraSizes, VideoSettings
+from cidl_sim.models.config import Dtype, OpenSoraSizes, Partition, VideoSettings
 from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, stage_definitions
 from cidl_sim.models.random_weights import random_weights
 
@@ -28,13 +28,15 @@ def build_random_store(
     dtype: Dtype,
     seed: int,
     on_block: OnBlock = lambda weights, data_bytes: None,
+    *,
+    partition: Partition = "reference",
 ) -> BlockStore:
     """Write a store with seeded random weights, one block in memory at a time; `on_block` observes.
 
     An interrupted call goes on where it stopped.
     """
     make = partial(random_weights, seed=seed, dtype=TORCH_DTYPES[dtype])
-    return _write(root, sizes, dtype, f"random, seed {seed}", make, on_block)
+    return _write(root, sizes, dtype, partition, f"random, seed {seed}", make, on_block)
 
 
 def import_checkpoints(
@@ -43,6 +45,8 @@ def import_checkpoints(
     dtype: Dtype,
     folders: Mapping[str, Path],
     on_block: OnBlock = lambda weights, data_bytes: None,
+    *,
+    partition: Partition = "reference",
 ) -> BlockStore:
     """Write a store from the folders of published checkpoints: "t5", "stdit" and "vae".
 
@@ -51,7 +55,7 @@ def import_checkpoints(
     unknown or of another shape, before anything is written.
     """
     checkpoints = {part: Checkpoint(folder) for part, folder in folders.items()}
-    blocks = distinct_blocks(sizes, dtype)
+    blocks = distinct_blocks(sizes, dtype, partition)
     for part, checkpoint in checkpoints.items():
         wanted = published_shapes([block for block in blocks if block.checkpoint == part])
         check_keys(checkpoint, wanted, unused_shapes(sizes, part))
@@ -64,14 +68,14 @@ def import_checkpoints(
         }
 
     source = ", ".join(f"{part} from {folder.absolute()}" for part, folder in folders.items())
-    store = _write(root, sizes, dtype, source, make, on_block)
+    store = _write(root, sizes, dtype, partition, source, make, on_block)
     _copy_tokenizer(folders["t5"], root / TOKENIZER_FOLDER)
     return store
 
 
-def distinct_blocks(sizes: OpenSoraSizes, dtype: Dtype) -> list[BlockDefinition]:
+def distinct_blocks(sizes: OpenSoraSizes, dtype: Dtype, partition: Partition = "reference") -> list[BlockDefinition]:
     """One definition for each set of weights, in order of first use."""
-    settings = VideoSettings(height=16, width=16, frames=17, steps=1, dtype=dtype)
+    settings = VideoSettings(height=16, width=16, frames=17, steps=1, dtype=dtype, partition=partition)
     stages = stage_definitions(sizes, settings, text_tokens=1)
     return list({block.weights: block for stage in stages for block in stage.blocks}.values())
 
@@ -103,15 +107,17 @@ def _write(
     root: Path,
     sizes: OpenSoraSizes,
     dtype: Dtype,
+    partition: Partition,
     source: str,
     make: Callable[[BlockDefinition], Mapping[str, Tensor]],
     on_block: OnBlock,
 ) -> BlockStore:
     return write_store(
         root,
-        ((block.weights, partial(make, block)) for block in distinct_blocks(sizes, dtype)),
+        ((block.weights, partial(make, block)) for block in distinct_blocks(sizes, dtype, partition)),
         name=sizes.name,
         dtype=dtype,
+        partition=partition,
         source=source,
         model=sizes.model_dump(mode="json"),
         on_block=on_block,

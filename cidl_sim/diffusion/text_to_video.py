@@ -41,7 +41,7 @@ class TextToVideo:
         self._ids, self._token_mask = tokens
         self._mask = additive_mask(self._token_mask, self._dtype)
         self._hidden = torch.empty(0)
-        self._position_bias = torch.empty(0)
+        self._position_bias: Tensor | None = None
         self._text = torch.empty(0)
         ratio = flow.time_ratio(settings.height, settings.width, settings.frames)
         self._times = flow.timesteps(settings.steps, ratio)
@@ -68,12 +68,14 @@ class TextToVideo:
     def _encode_text(self, name: str, block: Call) -> Outcome:
         if name == "embedding":
             self._hidden = block(self._ids)
-        elif name == "00":
-            self._hidden, self._position_bias = block(self._hidden, self._mask)
+        elif name.endswith("feed_forward"):
+            self._hidden = block(self._hidden)
         elif name == "final_norm":
             # Both halves of the guidance use the prompt's mask, so padding can be cut here once and for all.
             self._text = block(self._hidden)[:, : int(self._token_mask.sum())].contiguous()
-            self._hidden = self._position_bias = torch.empty(0)
+            self._hidden, self._position_bias = torch.empty(0), None
+        elif self._position_bias is None:
+            self._hidden, self._position_bias = block(self._hidden, self._mask)
         else:
             self._hidden = block(self._hidden, self._mask, self._position_bias)
         return Outcome()

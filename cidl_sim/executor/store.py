@@ -44,6 +44,7 @@ class StoreIndex(Record):
     format: Literal["cidl-store/1"] = "cidl-store/1"
     name: str
     dtype: str
+    partition: str = "reference"
     source: str
     model: dict[str, Any]
     blocks: dict[str, BlockFile]
@@ -155,6 +156,7 @@ def write_store(
     *,
     name: str,
     dtype: str,
+    partition: str = "reference",
     source: str,
     model: dict[str, Any],
     on_block: Callable[[str, int], None] = lambda weights, data_bytes: None,
@@ -165,7 +167,8 @@ def write_store(
     interruption the same call goes on where it stopped: blocks that are whole are not made again.
     MachineError where the disk is full or not writable.
     """
-    journal = _Journal(root, {"name": name, "dtype": dtype, "source": source, "model": model})
+    identity = {"name": name, "dtype": dtype, "partition": partition, "source": source, "model": model}
+    journal = _Journal(root, identity)
     with _writing_errors(root):
         (root / "store.json").unlink(missing_ok=True)
     for weights, make in blocks:
@@ -175,7 +178,7 @@ def write_store(
                 entry = _write_block(temporary, file, make())
             journal.add(weights, entry)
         on_block(weights, journal.entries[weights].data_bytes)
-    index = StoreIndex(name=name, dtype=dtype, source=source, model=model, blocks=journal.entries)
+    index = StoreIndex.model_validate({**identity, "blocks": journal.entries})
     write_text(root / "store.json", index.model_dump_json(indent=1) + "\n")
     journal.path.unlink()
     return BlockStore.open(root)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
+Partition = Literal["reference", "fine"]  # the reference app's block boundaries, or every half block apart
+
 LPL_RULES = ("paper", "reference-python", "reference-app")  # the stopping rules of dynamic LPL, by name
 MICRO_FRAMES = 17  # frames that the temporal decoder takes at a time (Open-Sora v1.2: micro_frame_size)
 MICRO_BATCH = 4  # frames that the spatial decoder takes at a time (Open-Sora v1.2: micro_batch_size)
@@ -103,8 +105,9 @@ SIZES = {sizes.name: sizes for sizes in (OPENSORA_V1_2, OPENSORA_SMALL, OPENSORA
 class VideoSettings(_Config):
     """What a run is asked for; decides shapes and rounds, hence the workload.
 
-    `lpl`: "off"; a number n: leap at step n, so n + 1 evaluations; "dynamic": all steps are planned, the
-    run may end the denoiser early. `tdtm`: merge tokens in the first `tdtm` steps.
+    `partition`: the block boundaries, see `cidl_sim.models.open_sora`. `lpl`: "off"; a number n: leap at step n,
+    so n + 1 evaluations; "dynamic": all steps are planned, the run may end the denoiser early. `tdtm`: merge
+    tokens in the first `tdtm` steps.
     """
 
     height: int = Field(default=256, ge=16)
@@ -114,6 +117,7 @@ class VideoSettings(_Config):
     lpl: str = "off"
     tdtm: int = Field(default=0, ge=0)
     dtype: Dtype = "fp32"
+    partition: Partition = "reference"
 
     @model_validator(mode="after")
     def _is_possible(self) -> VideoSettings:

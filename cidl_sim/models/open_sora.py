@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,10 +50,12 @@ class StageDefinition:
 
 
 def stage_definitions(sizes: OpenSoraSizes, settings: VideoSettings, text_tokens: int) -> list[StageDefinition]:
-    """The pipeline with the block boundaries of the reference app.
+    """The pipeline cut at the boundaries of `settings.partition`.
 
-    Text encoder: embedding, blocks, final norm. Denoiser: part 1, pairs, part 2, in a merged and a plain
-    stage. Decoder: temporal and spatial parts, each with a stage for whole pieces and one for the rest.
+    "reference": those of the reference app. Text encoder: embedding, blocks, final norm. Denoiser: part 1, pairs,
+    part 2, in a merged and a plain stage. Decoder: temporal and spatial parts, each with a stage for whole pieces
+    and one for the rest. "fine": also a T5 block's attention and feed-forward, and a pair's spatial and temporal
+    block, each on its own.
     `text_tokens` is the number of unpadded tokens that the denoiser attends to.
     """
     stages = [StageDefinition("text_encoder", "text_encoder", 1, _t5_blocks(sizes, settings))]
@@ -105,13 +107,30 @@ def _t5_blocks(sizes: OpenSoraSizes, settings: VideoSettings) -> tuple[BlockDefi
     ) -> BlockDefinition:
         return BlockDefinition(name, f"{kind}.{suffix}", name, partial(build, sizes.t5), example, "t5", published)
 
-    def number(i: int) -> dict[str, str]:
-        return {"block.": f"encoder.block.{i}."}
+    def halves(i: int) -> Iterator[BlockDefinition]:
+        attention = (
+            ("t5.first_attention", t5.T5FirstAttention, first)
+            if i == 0
+            else ("t5.attention", t5.T5LaterAttention, later)
+        )
+        for half, (kind, build, example), layer in (
+            ("attention", attention, 0),
+            ("feed_forward", ("t5.feed_forward", t5.T5FeedForward, hidden), 1),
+        ):
+            published = {"layer.": f"encoder.block.{i}.layer.{layer}."}
+            yield define(f"t5.{i:02}.{half}", kind, build, example, published)
 
+    def whole(i: int) -> Iterator[BlockDefinition]:
+        published = {"block.": f"encoder.block.{i}."}
+        if i == 0:
+            yield define("t5.00", "t5.first_block", t5.T5FirstBlock, first, published)
+        else:
+            yield define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later, published)
+
+    cut = halves if settings.partition == "fine" else whole
     return (
         define("t5.embedding", "t5.embedding", t5.T5Embedding, ids, {"": ""}),
-        define("t5.00", "t5.first_block", t5.T5FirstBlock, first, number(0)),
-        *(define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later, number(i)) for i in range(1, sizes.t5.layers)),
+        *(block for i in range(sizes.t5.layers) for block in cut(i)),
         define("t5.final_norm", "t5.final_norm", t5.T5FinalNorm, hidden, {"": "encoder."}),
     )
 
@@ -140,10 +159,10 @@ def _stdit_blocks(
     def part2() -> tuple[Tensor, ...]:
         return _meta(2, frames * patches, hidden, dtype=dtype), _meta(2, hidden, dtype=dtype)
 
-    variant = "stdit.pair.merged" if merged else "stdit.pair"
-    build_pair = partial(stdit3.STDiT3Pair, sizes.stdit, geometry, merged=merged)
+    suffix_of_variant = ".merged" if merged else ""
     build_part1 = partial(stdit3.STDiT3Part1, sizes.stdit, captions, geometry)
     build_part2 = partial(stdit3.STDiT3Part2, sizes.stdit, geometry)
+    build_pair = partial(stdit3.STDiT3Pair, sizes.stdit, geometry, merged=merged)
 
     def define(
         name: str,
@@ -154,12 +173,20 @@ def _stdit_blocks(
     ) -> BlockDefinition:
         return BlockDefinition(name, f"{kind}.{suffix}", name, build, example, "stdit", published)
 
-    def number(i: int) -> dict[str, str]:
-        return {"spatial.": f"spatial_blocks.{i}.", "temporal.": f"temporal_blocks.{i}."}
+    def singles(i: int) -> Iterator[BlockDefinition]:
+        for half in ("spatial", "temporal"):
+            build = partial(stdit3.STDiT3Single, sizes.stdit, geometry, temporal=half == "temporal", merged=merged)
+            published = {"block.": f"{half}_blocks.{i}."}
+            yield define(f"stdit.{i:02}.{half}", f"stdit.{half}{suffix_of_variant}", build, pair, published)
 
+    def whole(i: int) -> Iterator[BlockDefinition]:
+        published = {"spatial.": f"spatial_blocks.{i}.", "temporal.": f"temporal_blocks.{i}."}
+        yield define(f"stdit.{i:02}", f"stdit.pair{suffix_of_variant}", build_pair, pair, published)
+
+    cut = singles if settings.partition == "fine" else whole
     return (
         define("stdit.part1", "stdit.part1", build_part1, part1, {"": ""}),
-        *(define(f"stdit.{i:02}", variant, build_pair, pair, number(i)) for i in range(sizes.stdit.depth)),
+        *(block for i in range(sizes.stdit.depth) for block in cut(i)),
         define("stdit.part2", "stdit.part2", build_part2, part2, {"": ""}),
     )
 

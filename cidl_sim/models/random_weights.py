@@ -20,7 +20,10 @@ def random_weights(block: BlockDefinition, seed: int, dtype: torch.dtype) -> dic
     """All tensors of a block by their names in its module, drawn in fp32 and rounded to `dtype`."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in block.build().state_dict().items()}
-    return {name: _tensor(f"{block.weights}/{name}", name, shape, seed).to(dtype) for name, shape in shapes.items()}
+    return {
+        name: _tensor(f"{block.checkpoint}/{block.published_key(name)}", name, shape, seed).to(dtype)
+        for name, shape in shapes.items()
+    }
 
 
 def _tensor(key: str, name: str, shape: tuple[int, ...], seed: int) -> Tensor:

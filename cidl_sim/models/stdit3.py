@@ -186,6 +186,20 @@ class STDiT3Pair(nn.Module):
         return x
 
 
+class STDiT3Single(nn.Module):
+    """One spatial or one temporal block on its own, called like a pair."""
+
+    def __init__(self, sizes: STDiT3Sizes, geometry: Geometry, *, temporal: bool, merged: bool) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.merged = merged
+        self.block = STDiT3Block(sizes, temporal=temporal)
+
+    def forward(self, x: Tensor, y: Tensor, t_mlp: Tensor, frequencies: Tensor) -> Tensor:
+        """x: (B, T*S, C), y: (B, L, C), t_mlp: (B, 6*C), frequencies: (D/2,) -> (B, T*S, C)."""
+        return self.block(x, y, t_mlp, frequencies, self.geometry.tokens, merged=self.merged)
+
+
 class _PatchEmbedder(nn.Module):
     def __init__(self, sizes: STDiT3Sizes) -> None:
         super().__init__()

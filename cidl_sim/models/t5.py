@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from transformers import T5Config
-from transformers.models.t5.modeling_t5 import T5Block, T5LayerNorm
+from transformers.models.t5.modeling_t5 import T5Block, T5LayerFF, T5LayerNorm, T5LayerSelfAttention
 
 from cidl_sim.models.config import T5Sizes
 
@@ -70,6 +70,52 @@ class T5LaterBlock(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor, position_bias: Tensor) -> Tensor:
         """Hidden (B, L, d), additive mask (B, 1, 1, L), position bias (1, heads, L, L) -> hidden."""
         return self.block(hidden, attention_mask=mask, position_bias=position_bias)[0]
+
+
+class T5FirstAttention(nn.Module):
+    """The attention half of the first block: also returns the position bias that all others use."""
+
+    def __init__(self, sizes: T5Sizes) -> None:
+        super().__init__()
+        self.layer = T5LayerSelfAttention(_library_config(sizes), has_relative_attention_bias=True, layer_idx=0)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden (B, L, d), additive mask (B, 1, 1, L) -> hidden, position bias."""
+        out = self.layer(hidden, attention_mask=mask)
+        return clamped(out[0]), out[1]
+
+
+class T5LaterAttention(nn.Module):
+    """The attention half of any other block."""
+
+    def __init__(self, sizes: T5Sizes) -> None:
+        super().__init__()
+        self.layer = T5LayerSelfAttention(_library_config(sizes), has_relative_attention_bias=False, layer_idx=1)
+
+    def forward(self, hidden: Tensor, mask: Tensor, position_bias: Tensor) -> Tensor:
+        """Hidden (B, L, d), additive mask (B, 1, 1, L), position bias (1, heads, L, L) -> hidden."""
+        return clamped(self.layer(hidden, attention_mask=mask, position_bias=position_bias)[0])
+
+
+class T5FeedForward(nn.Module):
+    """The feed-forward half of a block."""
+
+    def __init__(self, sizes: T5Sizes) -> None:
+        super().__init__()
+        self.layer = T5LayerFF(_library_config(sizes))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden (B, L, d) -> hidden."""
+        return clamped(self.layer(hidden))
+
+
+def clamped(hidden: Tensor) -> Tensor:
+    """What the library's block does after each half in fp16: infinities become large numbers."""
+    if hidden.dtype != torch.float16:
+        return hidden
+    largest = torch.finfo(torch.float16).max
+    bound = torch.where(torch.isinf(hidden).any(), largest - 1000, largest)
+    return torch.clamp(hidden, min=-bound, max=bound)
 
 
 class T5FinalNorm(nn.Module):

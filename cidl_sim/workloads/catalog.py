@@ -1,4 +1,4 @@
-"""Named workloads: `opensora-v1.2-256x256-68f-30s-fp32-lpl15-tdtm10`, every part after the model optional.
+"""Named workloads: `opensora-v1.2-256x256-68f-30s-fp32-fine-lpl15-tdtm10`, every part after the model optional.
 
 The headline variants are shipped as files (made by experiments/write_named_workloads.py, compared in a
 test), so that most commands never import torch. Any other variant is measured on the meta device.
@@ -43,6 +43,7 @@ _PART = {
     "steps": re.compile(r"(?P<steps>\d+)s"),
     "dtype": re.compile(r"(?P<dtype>fp32|bf16|fp16)"),
     "lpl": re.compile(r"lpl(?P<lpl>off|dynamic|\d+)"),
+    "partition": re.compile(r"(?P<partition>fine|reference)"),
     "tdtm": re.compile(r"tdtm(?P<tdtm>\d+)"),
 }
 
@@ -50,6 +51,7 @@ _PART = {
 def canonical_name(model: str, settings: VideoSettings) -> str:
     """The full name of a variant; LPL and TDTM appear when they are on."""
     name = f"{model}-{settings.height}x{settings.width}-{settings.frames}f-{settings.steps}s-{settings.dtype}"
+    name += f"-{settings.partition}" if settings.partition != "reference" else ""
     name += f"-lpl{settings.lpl}" if settings.lpl != "off" else ""
     return name + (f"-tdtm{settings.tdtm}" if settings.tdtm else "")
 

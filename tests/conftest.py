@@ -13,7 +13,9 @@ from cidl_sim.core.workload import Block, Stage, Workload
 def uniform_workload(blocks: int, rounds: int, **block_fields: int) -> Workload:
     """`blocks` blocks of one byte, kind "b", swept `rounds` times."""
     fields = {"weight_bytes": 1, **block_fields}
-    stage = Stage(name="denoiser", rounds=rounds, blocks=[Block(name=f"b{i}", kind="b", **fields) for i in range(blocks)])
+    stage = Stage(
+        name="denoiser", rounds=rounds, blocks=[Block(name=f"b{i}", kind="b", **fields) for i in range(blocks)]
+    )
     return Workload(name="uniform", stages=[stage])
 
 

@@ -19,7 +19,8 @@ MACHINE = {"processor": "p", "cores": 2, "compute_threads": 1, "system": "s", "r
 
 def workload() -> Workload:
     blocks = [
-        Block(name=f"b{i}", kind=f"k{i % 2}", weights=f"b{i}", weight_bytes=10 + 10 * (i % 2), flops=20) for i in range(4)
+        Block(name=f"b{i}", kind=f"k{i % 2}", weights=f"b{i}", weight_bytes=10 + 10 * (i % 2), flops=20)
+        for i in range(4)
     ]
     return Workload(name="w", stages=[Stage(name="s", rounds=20, blocks=blocks)])
 
@@ -46,9 +47,7 @@ def test_known_parameters_are_recovered_from_quiet_traces(bandwidth, flops, late
     truth = DeviceProfile(
         name="truth",
         memory_limit_bytes=10**6,
-        loader=Loader(
-            latency_s=latency, bandwidth_bytes_per_s=bandwidth, slowdown_while_executing=while_executing
-        ),
+        loader=Loader(latency_s=latency, bandwidth_bytes_per_s=bandwidth, slowdown_while_executing=while_executing),
         executor=Executor(flops_per_s=flops, slowdown_while_loading=while_loading),
     )
     seen = observations(truth)

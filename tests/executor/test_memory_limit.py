@@ -260,9 +260,7 @@ def test_a_child_finds_its_group_in_its_environment(monkeypatch, value, expected
     ],
     ids=["version 1", "version 2", "version 2 without limit or peak"],
 )
-def test_a_group_is_read_from_the_files_of_its_version(
-    tmp_path, version, files, limit, peak, unreclaimable, baseline
-):
+def test_a_group_is_read_from_the_files_of_its_version(tmp_path, version, files, limit, peak, unreclaimable, baseline):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     charged = Charged(version, tmp_path)
@@ -277,9 +275,7 @@ def test_the_largest_number_of_version_1_is_no_limit(tmp_path):
     assert Charged("cgroup-v1", tmp_path).limit_bytes() is None
 
 
-@pytest.mark.parametrize(
-    ("version", "file"), [("cgroup-v1", "memory.oom_control"), ("cgroup-v2", "memory.events")]
-)
+@pytest.mark.parametrize(("version", "file"), [("cgroup-v1", "memory.oom_control"), ("cgroup-v2", "memory.events")])
 @pytest.mark.parametrize("kills", [0, 2])
 def test_a_kill_is_read_from_the_counter_of_the_version(tmp_path, version, file, kills):
     (tmp_path / file).write_text(f"oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n")

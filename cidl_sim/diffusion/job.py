@@ -83,14 +83,20 @@ def run_job(
         file.write_text(job.model_dump_json())
         command = group.command([sys.executable, "-m", "cidl_sim.diffusion.worker", str(file)])
         environment = {**os.environ, **group.environment(), "PYTHONUNBUFFERED": "1", **_allocator_settings()}
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        try:
-            last = _follow(child, on_progress)
-            code, errors = child.wait(), child.stderr.read() if child.stderr else ""
-        except BaseException:
-            child.terminate()
-            child.wait()
-            raise
+        # Not a pipe: nobody reads it while the child runs, and a full pipe would stop the child.
+        errors = Path(folder) / "stderr.txt"
+        with (
+            errors.open("w") as stderr,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as child,
+        ):
+            try:
+                last = _follow(child, on_progress)
+                code = child.wait()
+            except BaseException:
+                child.terminate()
+                child.wait()
+                raise
+        message = _last_line(errors.read_text(errors="replace"))
         killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
         if killed and (group.was_killed_by_limit() or group.enforced_by == "systemd-scope"):
             if tolerate_kill:
@@ -107,7 +113,7 @@ def run_job(
         raise JobInterruptedError(-code)
     if code in (130, 143):
         raise JobInterruptedError(code - 128)
-    raise CidlError(f"the worker failed with exit code {code}: {_last_line(errors)}")
+    raise CidlError(f"the worker failed with exit code {code}: {message}")
 
 
 def _follow(child: subprocess.Popen[str], on_progress: OnProgress) -> dict[str, Any]:

@@ -19,20 +19,25 @@ def pages_of(slot: Slot) -> set[int]:
     return {page for offset, length in slot.extents for page in range(offset // PAGE, (offset + length) // PAGE)}
 
 
+def content(slot: Slot, seed: int) -> bytes:
+    """Another byte for every page of the slot, so that a page that is seen twice shows."""
+    return b"".join(bytes([(17 * seed + page) % 255 + 1]) * PAGE for page in range(slot.bytes // PAGE))
+
+
 class ArenaMachine(RuleBasedStateMachine):
-    """Takes, writes, gives back and trims in any order; every slot keeps its own pattern throughout."""
+    """Takes, writes, gives back and trims in any order; every slot keeps its own content throughout."""
 
     slots = Bundle("slots")
 
     def __init__(self) -> None:
         super().__init__()
         self.arena = Arena(CAPACITY_PAGES * PAGE)
-        self.patterns: dict[Slot, int] = {}
+        self.seeds: dict[Slot, int] = {}
         self.taken = 0
 
     @property
     def held_bytes(self) -> int:
-        return sum(slot.bytes for slot in self.patterns)
+        return sum(slot.bytes for slot in self.seeds)
 
     @rule(target=slots, size=st.integers(0, CAPACITY_PAGES * PAGE))
     def take(self, size: int) -> Slot | None:
@@ -46,14 +51,14 @@ class ArenaMachine(RuleBasedStateMachine):
         assert slot.bytes == needed == sum(length for _, length in slot.extents)
         assert slot.address % PAGE == 0
         self.taken += 1
-        slot.buffer()[:] = bytes([self.taken % 255 + 1]) * slot.bytes
-        self.patterns[slot] = self.taken % 255 + 1
+        slot.buffer()[:] = content(slot, self.taken)
+        self.seeds[slot] = self.taken
         return slot
 
     @rule(slot=consumes(slots))
     def give_back(self, slot: Slot | None) -> None:
         if slot is not None:
-            del self.patterns[slot]
+            del self.seeds[slot]
             self.arena.give_back(slot)
 
     @rule(keep_bytes=st.integers(0, CAPACITY_PAGES * PAGE))
@@ -65,13 +70,13 @@ class ArenaMachine(RuleBasedStateMachine):
         assert self.arena.touched_bytes > min(before, keep_bytes) - PAGE
 
     @invariant()
-    def every_slot_keeps_its_pattern(self) -> None:
-        for slot, pattern in self.patterns.items():
-            assert bytes(slot.buffer()) == bytes([pattern]) * slot.bytes
+    def every_slot_keeps_its_content(self) -> None:
+        for slot, seed in self.seeds.items():
+            assert bytes(slot.buffer()) == content(slot, seed)
 
     @invariant()
     def slots_share_no_page(self) -> None:
-        pages = [page for slot in self.patterns for page in pages_of(slot)]
+        pages = [page for slot in self.seeds for page in pages_of(slot)]
         assert len(pages) == len(set(pages))
         assert all(0 <= page < CAPACITY_PAGES for page in pages)
 
@@ -81,7 +86,7 @@ class ArenaMachine(RuleBasedStateMachine):
         assert self.arena.peak_touched_bytes <= self.arena.capacity_bytes
 
     def teardown(self) -> None:
-        for slot in self.patterns:
+        for slot in self.seeds:
             self.arena.give_back(slot)
         self.arena.close()
 
@@ -111,11 +116,10 @@ def test_a_stitched_slot_is_contiguous():
         arena.give_back(slots[0])
         arena.give_back(slots[2])
         stitched = arena.take(2 * PAGE)
-        pattern = bytes(range(256)) * (stitched.bytes // 256)
-        stitched.buffer()[:] = pattern
+        stitched.buffer()[:] = content(stitched, 5)
         assert arena.stitched_slots == 1
         assert len(stitched.extents) == 2
-        assert bytes(stitched.buffer()) == pattern
+        assert bytes(stitched.buffer()) == content(stitched, 5)
         assert bytes(slots[1].buffer()) == b"\2" * PAGE
         assert bytes(slots[3].buffer()) == b"\4" * PAGE
         arena.give_back(stitched)

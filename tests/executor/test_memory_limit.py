@@ -82,7 +82,7 @@ def test_pushing_out_the_page_cache_resets_the_peak():
                 f"held = b'x' * {128 * MIB}",
                 "del held",
                 "before = charged.peak_bytes()",
-                f"push_out_page_cache(charged, {8 * MIB})",
+                f"push_out_page_cache(charged, {256 * MIB})",
                 "after = charged.peak_bytes()",
                 "print(json.dumps({'before': before, 'after': after, 'can_reset': charged.reset_peak()}))",
             )

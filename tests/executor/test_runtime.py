@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ def assert_sane(trace: Trace, workload: Workload, plan: Plan, limit: int) -> Non
     assert [span.visit for span in loads] == [load.visit for load in plan.loads]
     started = {span.visit: span.start_s for span in executions}
     ended = {span.visit: span.end_s for span in executions}
-    for before, after in zip(executions, executions[1:], strict=False):
+    for before, after in itertools.pairwise(executions):
         assert before.end_s <= after.start_s
     for span, load in zip(loads, plan.loads, strict=True):
         assert span.end_s <= started[span.visit]
@@ -60,7 +61,7 @@ def assert_sane(trace: Trace, workload: Workload, plan: Plan, limit: int) -> Non
             assert span.start_s >= passed[load.gate.visit]
     for worker in {span.worker for span in loads}:
         own = [span for span in loads if span.worker == worker]
-        assert all(a.end_s <= b.start_s for a, b in zip(own, own[1:], strict=False))
+        assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(own))
     # Weights leave after the last visit that they were loaded or kept for.
     assert sorted(span.visit for span in unloads) == sorted(set(started) - set(plan.keep))
     assert all(span.end_s == ended[span.visit] for span in unloads)
@@ -472,6 +473,7 @@ def test_the_observer_sees_every_visit_in_order():
 # The control
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4))
 def test_the_control_loads_each_weight_once_and_runs_every_visit(blocks, rounds):
     workload = uniform_workload(blocks, rounds)

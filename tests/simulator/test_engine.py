@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -182,14 +184,14 @@ def test_invariants_of_every_trace(case):
     assert trace.peak_resident_bytes <= device.memory_limit_bytes
     executions = trace.of("execute")
     assert [s.visit for s in executions] == [v.number for v in workload.visits]
-    assert all(a.end_s <= b.start_s for a, b in zip(executions, executions[1:], strict=False))
+    assert all(a.end_s <= b.start_s for a, b in pairwise(executions))
     loads = {s.visit: s for s in trace.of("load")}
     for span in executions:
         if span.visit in loads:
             assert loads[span.visit].end_s <= span.start_s
     for worker in {s.worker for s in trace.of("load")}:
         lane = sorted((s.start_s, s.end_s) for s in trace.of("load") if s.worker == worker)
-        assert all(a[1] <= b[0] for a, b in zip(lane, lane[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(lane))
     assert trace.makespan_s >= executor_bound_s(workload, device) * (1 - 1e-12)
     assert trace.makespan_s >= loader_bound_s(workload, device) * (1 - 1e-12)
 

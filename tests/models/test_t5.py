@@ -1,0 +1,89 @@
+"""The text encoder's blocks in a chain, against the library's whole encoder with the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
+
+from cidl_sim.models.config import T5Sizes
+from cidl_sim.models.t5 import T5Embedding, T5FinalNorm, T5FirstBlock, T5LaterBlock, additive_mask
+
+SIZES = T5Sizes(layers=3, d_model=32, d_ff=48, heads=4, d_kv=16, vocabulary=100)
+TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def whole() -> T5EncoderModel:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=SIZES.vocabulary,
+        d_model=SIZES.d_model,
+        d_kv=SIZES.d_kv,
+        d_ff=SIZES.d_ff,
+        num_layers=SIZES.layers,
+        num_heads=SIZES.heads,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        dropout_rate=0.0,
+        attn_implementation="eager",
+    )
+    model = T5EncoderModel(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+        elif "relative_attention_bias" in name:
+            nn.init.normal_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def filled(module: nn.Module, whole: T5EncoderModel, ours: str, theirs: str) -> nn.Module:
+    """`module` with the whole model's weights; what begins with `ours` is called `theirs` there."""
+    state = whole.state_dict()
+    module.load_state_dict({name: state[name.replace(ours, theirs, 1)] for name in module.state_dict()})
+    return module.eval()
+
+
+def chained(whole: T5EncoderModel, ids: Tensor, token_mask: Tensor) -> Tensor:
+    mask = additive_mask(token_mask, torch.float32)
+    with torch.no_grad():
+        hidden = filled(T5Embedding(SIZES), whole, "shared", "shared")(ids)
+        first = filled(T5FirstBlock(SIZES), whole, "block", "encoder.block.0")
+        hidden, position_bias = first(hidden, mask)
+        assert position_bias.shape == (1, SIZES.heads, TOKENS, TOKENS)
+        for layer in range(1, SIZES.layers):
+            later = filled(T5LaterBlock(SIZES), whole, "block", f"encoder.block.{layer}")
+            hidden = later(hidden, mask, position_bias)
+        return filled(T5FinalNorm(SIZES), whole, "final", "encoder.final")(hidden)
+
+
+@pytest.mark.parametrize("unpadded", [TOKENS, 9, 1])
+def test_the_blocks_in_a_chain_are_the_whole_encoder(whole, unpadded):
+    ids = torch.randint(3, SIZES.vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(unpadded))
+    token_mask = (torch.arange(TOKENS) < unpadded).long()[None]
+    ids = ids * token_mask
+    with torch.no_grad():
+        expected = whole(input_ids=ids, attention_mask=token_mask).last_hidden_state
+    torch.testing.assert_close(chained(whole, ids, token_mask), expected, rtol=0, atol=1e-6)
+
+
+def test_what_is_padded_does_not_change_what_is_not(whole):
+    ids = torch.randint(3, SIZES.vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    token_mask = (torch.arange(TOKENS) < 10).long()[None]
+    other = torch.where(token_mask.bool(), ids, (ids + 1) % SIZES.vocabulary)
+    assert not torch.equal(ids, other)
+    assert torch.equal(chained(whole, ids, token_mask)[:, :10], chained(whole, other, token_mask)[:, :10])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_is_zero_where_a_token_is_and_finite_where_none_is(dtype):
+    mask = additive_mask(torch.tensor([[1, 1, 0]]), dtype)
+    assert mask.shape == (1, 1, 1, 3)
+    assert mask.dtype == dtype
+    assert mask[0, 0, 0, :2].tolist() == [0.0, 0.0]
+    assert torch.isfinite(mask).all()
+    # So low that a masked score never counts, whatever the others are.
+    assert torch.softmax(mask.float().flatten(), 0)[2] == 0

@@ -1,0 +1,734 @@
+"""The command line: what it prints, what it writes, how it refuses. Most tests call it in this process."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import resource
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import av
+import matplotlib.pyplot as plt
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cidl_sim.cli import _exit_code, app
+from cidl_sim.core.device import DeviceProfile, Loader, Noise, read_device
+from cidl_sim.core.plan import read_plan
+from cidl_sim.core.trace import read_trace
+from cidl_sim.core.workload import Workload, read_workload
+from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
+from cidl_sim.policies.catalog import POLICIES
+from cidl_sim.validation.compare import POLICIES_TO_COMPARE, compare_policies
+from cidl_sim.workloads.catalog import SHIPPED, find_workload
+from tests.conftest import analytic_device, uniform_workload
+
+TINY = "opensora-tiny-32x32-17f-2s-fp32"
+# More than Python, PyTorch and the pipeline take by themselves on the machines the tests have seen.
+ROOM_FOR_THE_PROCESS = 768 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call left behind: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        """Standard output as one JSON document; ValueError if there is anything else on it."""
+        return json.loads(self.out, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def call_cidl(*arguments: object) -> Outcome:
+    """`cidl ARGUMENTS` in this process, with the exit code that the command would leave with."""
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", ["cidl", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+        code = _exit_code()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def answer_of(*arguments: object) -> Any:
+    """What a call that must succeed says with --json."""
+    outcome = call_cidl(*arguments, "--json")
+    assert outcome.code == 0, outcome.err
+    return outcome.data
+
+
+def assert_refused(outcome: Outcome, code: int, *words: str) -> None:
+    """Nothing on standard output, one line on standard error that holds every word."""
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    assert outcome.err.startswith("cidl: ")
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.endswith("\n")
+    for word in words:
+        assert word in outcome.err
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test reads or writes the profile of this machine that its user has."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Path:
+    """Four blocks of 10 bytes that run for 3 s, three rounds."""
+    path = tmp_path / "workload.json"
+    uniform_workload(4, 3, weight_bytes=10, workspace_bytes=2, flops=3).write(path)
+    return path
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    """Room for three of the four blocks, 10 s a load."""
+    path = tmp_path / "device.toml"
+    analytic_device(40, baseline_bytes=5).write(path)
+    return path
+
+
+@pytest.fixture
+def noisy_device(tmp_path: Path) -> Path:
+    path = tmp_path / "noisy.toml"
+    analytic_device(40, noise=Noise(load=0.2, execute=0.1)).write(path)
+    return path
+
+
+@pytest.fixture
+def roomy_device(tmp_path: Path) -> Path:
+    """A device on which a real run of the tiny model fits beside the process."""
+    path = tmp_path / "roomy.toml"
+    device = analytic_device(ROOM_FOR_THE_PROCESS + 10_000_000, baseline_bytes=ROOM_FOR_THE_PROCESS)
+    device.write(path)
+    return path
+
+
+# Looking things up
+
+
+def test_workloads_lists_every_named_workload():
+    rows = answer_of("workloads")["workloads"]
+    assert [row["name"] for row in rows] == [find_workload(name).name for name in SHIPPED]
+    assert [row["weights_bytes"] for row in rows] == [find_workload(name).weights_bytes for name in SHIPPED]
+
+
+@pytest.mark.parametrize("name", [SHIPPED[0], TINY])
+def test_workloads_with_a_name_prints_the_workload_file(name):
+    assert Workload.model_validate(answer_of("workloads", name)) == find_workload(name)
+
+
+def test_workloads_with_a_file_prints_the_file_itself(workload):
+    assert call_cidl("workloads", workload, "--json").out == workload.read_text()
+
+
+def test_devices_lists_every_profile_and_this_machine_once_it_is_measured(device):
+    assert [row["name"] for row in answer_of("devices")["devices"]] == list(shipped_devices())
+    this_machine_file().parent.mkdir(parents=True)
+    read_device(device).model_copy(update={"name": THIS_MACHINE}).write(this_machine_file())
+    assert [row["name"] for row in answer_of("devices")["devices"]] == [*shipped_devices(), THIS_MACHINE]
+
+
+def test_devices_with_a_name_prints_that_profile(device):
+    assert DeviceProfile.model_validate(answer_of("devices", "iphone-15-pro")) == find_device("iphone-15-pro")
+    assert DeviceProfile.model_validate(answer_of("devices", device)) == read_device(device)
+
+
+def test_policies_lists_every_policy():
+    rows = answer_of("policies")["policies"]
+    assert [row["name"].removesuffix(":d") for row in rows] == list(POLICIES)
+    assert all(row["summary"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["workloads"], find_workload("opensora-small").name),
+        (["workloads", TINY], "denoiser"),
+        (["devices"], "iphone-15-pro"),
+        (["policies"], "on_device_sora"),
+        (["simulate", "{workload}", "{device}", "--policy", "lru"], "makespan"),
+        (["plan", "{workload}", "{device}"], "lower bound"),
+    ],
+)
+def test_without_json_people_get_a_table(arguments, shown, workload, device):
+    outcome = call_cidl(*(a.format(workload=workload, device=device) for a in arguments))
+    assert outcome.code == 0
+    assert shown in outcome.out
+    with pytest.raises(ValueError, match="Expecting value"):
+        json.loads(outcome.out)
+
+
+def test_a_device_without_json_is_shown_as_the_toml_file_it_is(device):
+    assert DeviceProfile.model_validate(tomllib.loads(call_cidl("devices", device).out)) == read_device(device)
+
+
+# Simulating
+
+
+def test_simulate_prints_the_figures_of_the_contract(workload, device):
+    figures = answer_of("simulate", workload, device, "--policy", "sequential")
+    # Sequential: 12 loads of 10 s and 12 executions of 3 s, one after the other.
+    assert figures["makespan_s"] == figures["executor_busy_s"] + figures["loader_busy_s"] == 36 + 120
+    assert figures["overlap_s"] == 0
+    assert figures["peak_resident_bytes"] == 5 + 10 + 2
+    assert figures["groups"]["denoiser"]["elapsed_s"] == figures["makespan_s"]
+    assert (figures["workload"], figures["device"], figures["policy"]) == ("uniform", "analytic", "sequential")
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "prefix:2", "spread:denoiser=1"])
+def test_simulate_takes_every_policy(policy, workload, device):
+    figures = answer_of("simulate", workload, device, "--policy", policy)
+    assert figures["policy"].startswith(policy.partition(":")[0])
+    assert 0 < figures["peak_resident_bytes"] <= figures["memory_limit_bytes"] == 40
+
+
+def test_simulate_takes_the_names_of_the_catalogs():
+    figures = answer_of("simulate", "opensora-v1.2-256x256-68f", "iphone-15-pro", "--policy", "next_block")
+    assert list(figures["groups"]) == ["text_encoder", "denoiser", "decoder"]
+    assert sum(group["elapsed_s"] for group in figures["groups"].values()) == pytest.approx(figures["makespan_s"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("loader.bandwidth_bytes_per_s=2", {"loader": Loader(bandwidth_bytes_per_s=2.0)}),
+        ("memory_limit_bytes=60", {"memory_limit_bytes": 60}),
+    ],
+)
+def test_a_setting_is_worth_the_same_as_a_file_that_says_so(setting, field, workload, device, tmp_path):
+    changed = tmp_path / "changed.toml"
+    read_device(device).model_copy(update=field).write(changed)
+    with_setting = answer_of("simulate", workload, device, "--policy", "lru", "--set", setting)
+    assert with_setting == answer_of("simulate", workload, changed, "--policy", "lru")
+    assert with_setting != answer_of("simulate", workload, device, "--policy", "lru")
+
+
+def test_settings_add_up(workload, device):
+    both = ["--set", "loader.bandwidth_bytes_per_s=2", "--set", "executor.flops_per_s=3"]
+    assert answer_of("simulate", workload, device, "--policy", "sequential", *both)["makespan_s"] == 12 * (5 + 1)
+
+
+def test_a_seed_changes_the_makespan_only_where_the_device_has_noise(workload, device, noisy_device):
+    def makespans(file: Path) -> list[float]:
+        seeds = [[], ["--seed", 1], ["--seed", 2], ["--seed", 1]]
+        return [answer_of("simulate", workload, file, "--policy", "lru", *seed)["makespan_s"] for seed in seeds]
+
+    silent = makespans(device)
+    assert len(set(silent)) == 1
+    plain, first, second, again = makespans(noisy_device)
+    assert len({plain, first, second}) == 3
+    assert first == again
+
+
+@pytest.mark.parametrize("seed", [[], ["--seed", 7]])
+@pytest.mark.parametrize("ending", ["json", "json.gz"])
+def test_equal_calls_write_byte_identical_traces(ending, seed, workload, noisy_device, tmp_path):
+    files = [tmp_path / f"{i}.{ending}" for i in range(2)]
+    for file in files:
+        answer_of("simulate", workload, noisy_device, "--policy", "lru", *seed, "--trace", file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert read_trace(files[0]).spans
+
+
+def test_simulate_writes_trace_and_plot_and_trace_show_reads_the_trace_back(workload, device, tmp_path):
+    trace_file, plot, second_plot = tmp_path / "deep" / "trace.json", tmp_path / "a.png", tmp_path / "b.png"
+    simulated = answer_of("simulate", workload, device, "--policy", "lru", "--trace", trace_file, "--plot", plot)
+    shown = answer_of("trace", "show", trace_file, "--plot", second_plot)
+    assert shown == {key: value for key, value in simulated.items() if key not in ("workload", "device")}
+    for picture in (plot, second_plot):
+        height, width, _ = plt.imread(picture).shape
+        assert height > 100
+        assert width > 100
+
+
+# Planning
+
+
+def test_plan_prints_the_figures_of_the_contract_and_every_baseline(workload, device):
+    figures = answer_of("plan", workload, device, "--policy", "sequential")
+    assert figures["makespan_s"] == figures["baselines"]["sequential"] == 156
+    assert list(figures["baselines"]) == list(POLICIES)
+    assert figures["lower_bound"] == 10 + 36  # the first load and all executions
+    assert figures["gap"] == pytest.approx(156 / 46 - 1)
+    assert figures["proven_optimal"] is False
+    assert "all executions" in figures["proof_scope"]
+    assert figures["peak_resident_bytes"] == 17
+    assert figures["file"] is None
+
+
+def test_plan_without_a_policy_takes_the_best_baseline(workload, device):
+    figures = answer_of("plan", workload, device)
+    assert figures["makespan_s"] == min(figures["baselines"].values())
+    assert figures["makespan_s"] < figures["baselines"]["sequential"]
+
+
+def test_a_plan_that_meets_the_bound_is_proven_optimal(workload, device):
+    figures = answer_of("plan", workload, device, "--set", "loader.bandwidth_bytes_per_s=10")
+    assert figures["makespan_s"] == figures["lower_bound"] == 1 + 36
+    assert figures["gap"] == 0
+    assert figures["proven_optimal"] is True
+
+
+@pytest.mark.parametrize("policy", [[], ["--policy", "spread"]])
+def test_a_written_plan_simulates_to_its_own_makespan(policy, workload, device, tmp_path):
+    file = tmp_path / "plan.json"
+    planned = answer_of("plan", workload, device, *policy, "-o", file)
+    assert planned["file"] == str(file)
+    assert read_plan(file).makespan_s == planned["makespan_s"]
+    simulated = answer_of("simulate", workload, device, "--plan", file)
+    assert simulated["makespan_s"] == planned["makespan_s"]
+    assert simulated["peak_resident_bytes"] == planned["peak_resident_bytes"]
+
+
+def test_plan_for_several_devices_prints_a_list_and_writes_a_folder(workload, device, noisy_device, tmp_path):
+    read_device(noisy_device).model_copy(update={"name": "noisy"}).write(noisy_device)
+    figures = answer_of("plan", workload, device, noisy_device, "-o", tmp_path / "plans")
+    assert [row["device"] for row in figures] == ["analytic", "noisy"]
+    assert {path.name for path in (tmp_path / "plans").iterdir()} == {"analytic.json", "noisy.json"}
+    for row in figures:
+        assert read_plan(Path(row["file"])).makespan_s == row["makespan_s"]
+
+
+# Making, running, measuring
+
+
+def test_model_build_writes_a_store_that_depends_on_its_seed_alone(tmp_path):
+    stores = [tmp_path / name for name in ("a", "b", "c")]
+    answers = [
+        answer_of("model", "build", "--store", store, "--size", "tiny", "--random", seed)
+        for store, seed in zip(stores, (1, 1, 2), strict=True)
+    ]
+    assert (answers[0]["model"], answers[0]["dtype"]) == ("opensora-tiny", "fp32")
+    first, second, other = [json.loads((store / "store.json").read_text()) for store in stores]
+    assert first["blocks"] == second["blocks"]
+    assert first["blocks"].keys() == other["blocks"].keys()
+    assert first["blocks"] != other["blocks"]
+    assert answers[0]["blocks"] == len(first["blocks"])
+    assert answers[0]["bytes"] == sum(entry["data_bytes"] for entry in first["blocks"].values())
+
+
+def test_run_makes_the_video_of_a_plan_and_trace_show_reads_its_trace(tiny_store, roomy_device, tmp_path):
+    plan, trace, video = tmp_path / "plan.json", tmp_path / "trace.json", tmp_path / "new" / "video.mp4"
+    planned = answer_of("plan", TINY, roomy_device, "--policy", "next_block", "-o", plan)
+    asked = ["--steps", 2, "--resolution", "32x32", "--frames", 17, "--lpl", "off", "--tdtm", 0]
+    result = answer_of(
+        "run", "--plan", plan, "--store", tiny_store, "--prompt", "a fox", *asked, "--trace", trace, "-o", video
+    )
+    assert result["video"] == str(video)
+    assert result["memory_limit_bytes"] == planned["memory_limit_bytes"]
+    assert result["evaluations"] == 2
+    assert result["peak_resident_bytes"] <= planned["memory_limit_bytes"]
+    assert (result["peak_kernel_bytes"] or 0) <= planned["memory_limit_bytes"]
+    with av.open(str(video)) as container:
+        shapes = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
+    assert shapes == [(32, 32, 3)] * 17
+    shown = answer_of("trace", "show", trace)
+    assert shown["makespan_s"] == result["makespan_s"]
+    assert (shown["origin"], shown["policy"]) == ("torch-cpu", "next_block")
+    assert shown["enforced_by"] == result["enforced_by"]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
+    """What `cidl calibrate` says about this machine, the file it wrote and the cache it filled."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        answer = answer_of("calibrate", "--store", tiny_store, "--workload", TINY, "-o", folder / "device.toml")
+    return answer, folder / "device.toml", folder / "cache"
+
+
+def test_calibrate_writes_a_profile_that_other_verbs_find_as_this_machine(measured, monkeypatch):
+    answer, file, cache = measured
+    profile = read_device(file)
+    assert answer["device"] == profile.name == THIS_MACHINE
+    assert answer["bandwidth_bytes_per_s"] == profile.loader.bandwidth_bytes_per_s
+    kinds = {visit.block.kind for visit in find_workload(TINY).visits}
+    assert set(profile.measured) == kinds
+    assert answer["kinds"] == len(kinds)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert DeviceProfile.model_validate(answer_of("devices", THIS_MACHINE)) == profile
+
+
+def validation_of(*arguments: object) -> dict[str, Any]:
+    """What `cidl validate` says, its keys checked against the contract."""
+    figures = answer_of("validate", *arguments)
+    contract = "replay_error prediction_error run_to_run_spread kendall_tau peak_memory_error policies"
+    assert set(figures) == set(contract.split())
+    for error in ("replay_error", "prediction_error"):
+        assert 0 <= figures[error]["mean"] <= figures[error]["max"]
+    for row in figures["policies"]:
+        assert row["difference"] == pytest.approx(row["simulated_makespan_s"] / row["measured_makespan_s"] - 1)
+        assert row["measured_peak_resident_bytes"] <= row["peak_resident_bytes"]
+    return figures
+
+
+def test_validate_compares_simulated_with_measured_runs(tiny_store, measured, monkeypatch, tmp_path):
+    _, profile, _ = measured
+    pair = ("sequential", "next_block")
+    monkeypatch.setattr("cidl_sim.calibration.this_machine.measure_this_machine", lambda *_: read_device(profile))
+    monkeypatch.setattr(
+        "cidl_sim.validation.compare.compare_policies", functools.partial(compare_policies, policies=pair)
+    )
+    figures = validation_of("--store", tiny_store, "--workload", TINY, "-o", tmp_path / "runs")
+    assert tuple(row["policy"] for row in figures["policies"]) == pair
+    assert figures["kendall_tau"] in (-1, 1)  # two policies: the right order or the wrong one
+    assert figures["run_to_run_spread"] is None
+    for row in figures["policies"]:
+        recorded = read_trace(tmp_path / "runs" / f"trace-{row['policy']}.json")
+        assert row["runs_s"] == [recorded.makespan_s]
+
+
+@pytest.mark.slow
+def test_validate_measures_the_machine_and_runs_every_policy_as_often_as_asked(tiny_store):
+    figures = validation_of("--store", tiny_store, "--repeats", 2)
+    assert tuple(row["policy"] for row in figures["policies"]) == POLICIES_TO_COMPARE
+    assert [len(row["runs_s"]) for row in figures["policies"]] == [2] * len(POLICIES_TO_COMPARE)
+    assert figures["run_to_run_spread"] > 0
+
+
+# Refusing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("nonsense", ["nonsense"]),
+        ("--nonsense", ["--nonsense"]),
+        ("trace nonsense", ["nonsense"]),
+        ("workloads nonsense", ["nonsense", "opensora-v1.2"]),
+        ("workloads opensora-tiny-33x32", ["multiples of 16"]),
+        ("workloads opensora-tiny-wide", ["'wide'"]),
+        ("workloads {folder}/none.json", ["none.json", "No such file"]),
+        ("devices nonsense", ["nonsense", "iphone-15-pro"]),
+        ("devices this-machine", ["this-machine", "cidl calibrate"]),
+        ("devices {folder}/none.toml", ["none.toml", "No such file"]),
+        ("simulate", ["WORKLOAD"]),
+        ("simulate {workload}", ["DEVICE"]),
+        ("simulate {workload} {device}", ["--policy", "--plan"]),
+        ("simulate {workload} {device} --policy lru --plan {folder}/plan.json", ["--policy", "--plan"]),
+        ("simulate {workload} {device} --policy nonsense", ["nonsense", "next_block"]),
+        ("simulate {workload} {device} --policy lru:3", ["lru", "number"]),
+        ("simulate {workload} {device} --policy prefix:-1", ["prefix:-1", "negative"]),
+        ("simulate {workload} {device} --policy prefix:many", ["prefix:many"]),
+        ("simulate {workload} {device} --polcy lru", ["--polcy"]),
+        ("simulate {workload} {device} --policy lru --seed some", ["--seed"]),
+        ("simulate {workload} {device} --plan {folder}/none.json", ["none.json", "No such file"]),
+        ("simulate {workload} {device} --plan {workload}", ["workload.json", "cidl-plan/1"]),
+        ("simulate {workload} nonsense --policy lru", ["nonsense"]),
+        ("plan {workload}", ["DEVICE"]),
+        ("plan {workload} {device} --policy nonsense", ["nonsense", "next_block"]),
+        ("plan {workload} {device} nonsense", ["nonsense"]),
+        ("model build", ["--store"]),
+        ("model build --store {folder}/new --size huge", ["huge", "tiny"]),
+        ("model build --store {folder}/new --dtype int8", ["int8", "bf16"]),
+        ("run", ["--plan"]),
+        ("run --plan {folder}/none.json --store {folder} --prompt p -o {folder}/v.mp4", ["none.json", "No such file"]),
+        ("calibrate --store {folder} -o {folder}/d.toml", ["store.json", "cidl model build"]),
+        ("validate", ["--store"]),
+        ("validate --store {folder}", ["store.json", "cidl model build"]),
+        ("validate --store {folder} --repeats 0", ["--repeats"]),
+        ("trace show", ["file"]),
+        ("trace show {folder}/none.json", ["none.json", "No such file"]),
+        ("trace show {folder}/none.json.gz", ["none.json.gz", "No such file"]),
+        ("trace show {workload}", ["workload.json", "cidl-trace/1"]),
+        ("trace show {device}", ["device.toml", "not JSON"]),
+        ("demo", ["--out"]),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(arguments, words, workload, device, tmp_path):
+    filled = arguments.format(workload=workload, device=device, folder=tmp_path).split()
+    before = set(tmp_path.rglob("*"))
+    assert_refused(call_cidl(*filled), 2, *words)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("loader.speed=1", ["loader.speed", "bandwidth_bytes_per_s"]),
+        ("clock.rate=1", ["clock.rate"]),
+        ("measured.nothing.load_s=1", ["nothing"]),
+        ("format=1", ["format"]),
+        ("loader.bandwidth_bytes_per_s", ["KEY=VALUE"]),
+        ("loader.bandwidth_bytes_per_s=", ["not a number"]),
+        ("loader.bandwidth_bytes_per_s=fast", ["'fast' is not a number"]),
+        ("loader.bandwidth_bytes_per_s=NaN", ["loader.bandwidth_bytes_per_s", "finite"]),
+        ("loader.bandwidth_bytes_per_s=-1", ["loader.bandwidth_bytes_per_s", "greater than 0"]),
+        ("loader.latency_s=-0.5", ["loader.latency_s", "greater than or equal to 0"]),
+        ("memory_limit_bytes=-1", ["memory_limit_bytes", "greater than 0"]),
+        ('memory_limit_bytes="much"', ["memory_limit_bytes", "integer"]),
+        ("loader=5", ["loader"]),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(setting, words, workload, device):
+    assert_refused(call_cidl("simulate", workload, device, "--policy", "lru", "--set", setting), 2, *words)
+
+
+def test_a_plan_for_another_workload_is_refused(workload, device, tmp_path):
+    other, plan = tmp_path / "other.json", tmp_path / "plan.json"
+    uniform_workload(4, 5, weight_bytes=10, workspace_bytes=2, flops=3).write(other)
+    answer_of("plan", other, device, "-o", plan)
+    assert_refused(call_cidl("simulate", workload, device, "--plan", plan), 2, "made for workload")
+
+
+def test_a_device_that_lacks_a_figure_is_refused_with_its_name(workload, device):
+    outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--set", "loader.bandwidth_bytes_per_s=null")
+    assert_refused(outcome, 2, "analytic", "loader.bandwidth_bytes_per_s")
+
+
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+def test_a_limit_below_one_block_names_the_block_and_what_it_needs(verb, workload, device):
+    outcome = call_cidl(verb, workload, device, "--policy", "lru", "--set", "memory_limit_bytes=16")
+    # weights 10 + workspace 2 + baseline 5
+    assert_refused(outcome, 3, "'b0'", "17 bytes", "16 bytes", "raise the limit")
+
+
+def test_a_plan_that_needs_more_than_the_device_has_says_how_much(workload, device, tmp_path):
+    plan = tmp_path / "plan.json"
+    answer_of("plan", workload, device, "--policy", "prefix:2", "-o", plan)
+    outcome = call_cidl("simulate", workload, device, "--plan", plan, "--set", "memory_limit_bytes=20")
+    assert_refused(outcome, 3, "memory limit is 20", "raise memory_limit_bytes to at least 27")
+
+
+# Files that are not what they should be
+
+
+WORKLOAD_DATA = uniform_workload(2, 1, weight_bytes=10).model_dump(mode="json")
+DEVICE_DATA = tomllib.loads(analytic_device(40, noise=Noise(load=0.1)).to_toml())
+
+
+def with_value(data: Any, path: tuple[str | int, ...], value: Any) -> Any:
+    """A copy of nested data with the value at `path` replaced or added."""
+    if not path:
+        return value
+    copy = list(data) if isinstance(data, list) else dict(data)
+    inner = copy[path[0]] if len(path) > 1 else None
+    copy[path[0]] = with_value(inner, path[1:], value)
+    return copy
+
+
+def places(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Every path into nested data, the whole included."""
+    yield path
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("format",), "cidl-workload/2", ["format", "cidl-workload/1"]),
+        (("name",), "", ["name"]),
+        (("colour",), "red", ["colour", "Extra inputs"]),
+        (("stages",), [], ["stages"]),
+        (("stages", 0, "rounds"), 0, ["stages.0.rounds"]),
+        (("stages", 0, "rounds"), 10**9, ["visits"]),
+        (("stages", 0, "blocks", 0, "weight_bytes"), -1, ["stages.0.blocks.0.weight_bytes", "greater than or equal"]),
+        (("stages", 0, "blocks", 0, "weight_bytes"), "heavy", ["stages.0.blocks.0.weight_bytes", "integer"]),
+        (("stages", 0, "blocks", 0, "flops"), float("inf"), ["stages.0.blocks.0.flops", "finite"]),
+        (("stages", 0, "blocks", 1, "name"), "b0", ["stages.0", "duplicate block name 'b0'"]),
+        (("stages", 0, "blocks", 1, "weights"), "b0", ["'b0'", "two sizes"]),
+        (("stages", 0, "blocks", 1, "price"), 3, ["stages.0.blocks.1.price", "Extra inputs"]),
+    ],
+)
+def test_a_damaged_workload_is_refused_with_its_file_and_field(path, value, words, device, tmp_path):
+    damaged = WORKLOAD_DATA
+    if "two sizes" in words:
+        damaged = with_value(damaged, ("stages", 0, "blocks", 1, "weight_bytes"), 11)
+    file = tmp_path / "damaged.json"
+    file.write_text(json.dumps(with_value(damaged, path, value)))
+    assert_refused(call_cidl("simulate", file, device, "--policy", "lru"), 2, str(file), *words)
+
+
+def test_two_stages_of_one_name_are_refused(device, tmp_path):
+    file = tmp_path / "damaged.json"
+    file.write_text(json.dumps({**WORKLOAD_DATA, "stages": WORKLOAD_DATA["stages"] * 2}))
+    assert_refused(
+        call_cidl("simulate", file, device, "--policy", "lru"), 2, str(file), "duplicate stage name 'denoiser'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("format",), "cidl-device/2", ["format", "cidl-device/1"]),
+        (("name",), "", ["name"]),
+        (("colour",), "red", ["colour", "Extra inputs"]),
+        (("memory_limit_bytes",), -1, ["memory_limit_bytes", "greater than 0"]),
+        (("loader", "bandwidth_bytes_per_s"), 0, ["loader.bandwidth_bytes_per_s", "greater than 0"]),
+        (("loader", "speed"), 1, ["loader.speed", "Extra inputs"]),
+        (("executor", "efficiency"), 1.5, ["executor.efficiency", "less than or equal to 1"]),
+        (("noise", "load"), float("nan"), ["noise.load", "finite"]),
+        (("measured",), {"b": {"load_s": -1}}, ["measured.b.load_s", "greater than or equal to 0"]),
+        (("thermal",), [{"after_s": 5, "factor": 1}, {"after_s": 5, "factor": 2}], ["after_s must increase"]),
+    ],
+)
+def test_a_damaged_device_is_refused_with_its_file_and_field(path, value, words, workload, tmp_path):
+    file = tmp_path / "damaged.toml"
+    file.write_text(tomli_w.dumps(with_value(DEVICE_DATA, path, value)))
+    assert_refused(call_cidl("simulate", workload, file, "--policy", "lru"), 2, str(file), *words)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1", b"[" * 100_000, b"\x00"])
+@pytest.mark.parametrize("verb", ["workloads", "trace show", "simulate {workload} {device} --plan"])
+def test_a_file_that_is_not_json_is_refused(verb, content, workload, device, tmp_path):
+    file = tmp_path / "damaged.json"
+    file.write_bytes(content)
+    assert_refused(call_cidl(*verb.format(workload=workload, device=device).split(), file), 2, str(file))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a = ", b"a = 1\na = 2", b"\x00"])
+def test_a_device_file_that_is_not_toml_is_refused(content, tmp_path):
+    file = tmp_path / "damaged.toml"
+    file.write_bytes(content)
+    assert_refused(call_cidl("devices", file), 2, str(file))
+
+
+junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([]) | st.just({}) | st.just([None])
+
+
+@given(path=st.sampled_from(list(places(WORKLOAD_DATA))), value=junk)
+def test_no_junk_in_a_workload_file_gets_past_the_reader(path, value, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "junk.json"
+    file.write_text(json.dumps(with_value(WORKLOAD_DATA, path, value)))
+    outcome = call_cidl("workloads", file, "--json")
+    if outcome.code == 0:
+        assert Workload.model_validate(outcome.data) == read_workload(file)
+    else:
+        assert_refused(outcome, 2, str(file))
+
+
+@given(
+    path=st.sampled_from([p for p in places(DEVICE_DATA) if p]), value=junk.filter(lambda v: v not in (None, [None]))
+)
+def test_no_junk_in_a_device_file_gets_past_the_reader(path, value, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "junk.toml"
+    file.write_text(tomli_w.dumps(with_value(DEVICE_DATA, path, value)))
+    outcome = call_cidl("devices", file, "--json")
+    if outcome.code == 0:
+        assert DeviceProfile.model_validate(outcome.data) == read_device(file)
+    else:
+        assert_refused(outcome, 2, str(file))
+
+
+# Output that cannot be written
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond `size` bytes: what a full disk looks like."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def a_folder_has_the_name(target: Path) -> None:
+    target.mkdir(parents=True)
+
+
+def a_file_is_in_the_way(target: Path) -> None:
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.write_text("in the way")
+
+
+@pytest.mark.parametrize("obstacle", [a_folder_has_the_name, a_file_is_in_the_way])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("simulate {workload} {device} --policy lru --trace", "trace.json"),
+        ("simulate {workload} {device} --policy lru --trace", "trace.json.gz"),
+        ("simulate {workload} {device} --policy lru --plot", "plot.png"),
+        ("plan {workload} {device} -o", "plan.json"),
+    ],
+)
+def test_output_that_cannot_be_written_is_the_environments_fault(
+    command, name, obstacle: Callable[[Path], None], workload, device, tmp_path
+):
+    target = tmp_path / "out" / name
+    obstacle(target)
+    before = set(tmp_path.rglob("*"))
+    outcome = call_cidl(*command.format(workload=workload, device=device).split(), target)
+    assert_refused(outcome, 4, str(target), "cannot be written")
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_plans_cannot_replace_a_file(workload, device, tmp_path):
+    target = tmp_path / "plan.json"
+    target.write_text("in the way")
+    assert_refused(call_cidl("plan", workload, device, device, "-o", target), 4, "plan.json", "cannot be written")
+    assert target.read_text() == "in the way"
+
+
+def test_a_full_disk_leaves_no_half_trace_and_the_old_one_as_it_was(workload, device, tmp_path):
+    fresh, old = tmp_path / "fresh.json", tmp_path / "old.json"
+    old.write_text("as it was")
+    before = set(tmp_path.rglob("*"))
+    for target in (fresh, old):
+        with largest_file(256):
+            outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--trace", target)
+        assert_refused(outcome, 4, str(target), "File too large")
+    assert set(tmp_path.rglob("*")) == before
+    assert old.read_text() == "as it was"
+
+
+def test_a_full_disk_leaves_no_store(tmp_path):
+    with largest_file(50_000):
+        outcome = call_cidl("model", "build", "--store", tmp_path / "store", "--size", "tiny")
+    assert outcome.code == 4
+    assert outcome.err.splitlines()[-1].endswith("cannot be written (File too large)")
+    assert not (tmp_path / "store" / "store.json").exists()
+    assert all(path.stat().st_size < 50_000 for path in (tmp_path / "store").iterdir())
+
+
+# As a command of its own
+
+
+def run_as_a_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cidl_sim.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_what_a_call_in_this_process_prints(workload, device):
+    arguments = ("simulate", workload, device, "--policy", "lru", "--seed", 3, "--json")
+    done = run_as_a_command(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == call_cidl(*arguments).out
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [("loader.speed=1", 2), ("memory_limit_bytes=16", 3)],
+)
+def test_the_command_leaves_with_the_documented_exit_code(setting, code, workload, device):
+    done = run_as_a_command("simulate", workload, device, "--policy", "lru", "--set", setting)
+    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), code)
+
+
+def test_the_help_names_every_verb():
+    done = run_as_a_command("--help")
+    assert done.returncode == 0
+    for verb in (callback.name or callback.callback.__name__ for callback in app.registered_commands):
+        assert verb in done.stdout

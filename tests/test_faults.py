@@ -1,0 +1,302 @@
+"""Real runs that must fail: each leaves the documented exit code, one readable line and nothing half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cidl_sim.core.plan import largest_need, read_plan
+from cidl_sim.executor.memory_limit import can_enforce
+from cidl_sim.executor.store import BlockStore
+from cidl_sim.policies.catalog import make_plan
+from cidl_sim.workloads.catalog import find_workload
+from tests.conftest import analytic_device
+from tests.test_cli import ROOM_FOR_THE_PROCESS, TINY, Outcome, answer_of, assert_refused, call_cidl
+
+BLOCK = "stdit.01"
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Temporary files and the profile of this machine go to folders of the test's own."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def store(tiny_store: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny store, opened (so verified) once."""
+    shutil.copytree(tiny_store, tmp_path / "store")
+    BlockStore.open(tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A plan that a real run of the tiny model can follow."""
+    return plan_of(TINY, tmp_path)
+
+
+def plan_of(workload: str, folder: Path, *, baseline_bytes: int = ROOM_FOR_THE_PROCESS, room: int = 10_000_000) -> Path:
+    """The plan of `cidl plan` for a device with `room` bytes beside its baseline."""
+    device, plan = folder / "device.toml", folder / "plan.json"
+    analytic_device(baseline_bytes + room, baseline_bytes=baseline_bytes).write(device)
+    answer_of("plan", workload, device, "--policy", "next_block", "-o", plan)
+    return plan
+
+
+def run_arguments(plan: Path, store: Path, folder: Path, prompt: str = "a fox") -> list[str]:
+    """A run that writes out/video.mp4 and out/trace.json in `folder`."""
+    out = folder / "out"
+    files = ["--trace", str(out / "trace.json"), "-o", str(out / "video.mp4")]
+    return ["run", "--plan", str(plan), "--store", str(store), "--prompt", prompt, *files]
+
+
+def assert_run_failed(outcome: Outcome, code: int, folder: Path, *words: str) -> None:
+    """As documented: nothing on standard output, the reason in the last line, no file that was not there before.
+
+    Before the reason, progress may have been reported.
+    """
+    assert outcome.code == code, outcome.err
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    reason = outcome.err.splitlines()[-1]
+    assert reason.startswith("cidl: ")
+    assert outcome.err.count("cidl: ") == 1
+    for word in words:
+        assert word in reason
+    assert not (folder / "out" / "video.mp4").is_file()
+    assert left_behind(folder) == []
+
+
+def left_behind(folder: Path) -> list[Path]:
+    """Temporary files and folders of this package, and half-written files beside the video."""
+    # Others (PyTorch) make folders of their own there.
+    found = list((folder / "temporary").glob("cidl-*"))
+    return found + (list((folder / "out").glob(".*")) if (folder / "out").is_dir() else [])
+
+
+# Stores
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def alter_one_byte(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(-1, os.SEEK_END)
+        last = opened.read(1)[0]
+        opened.seek(-1, os.SEEK_END)
+        opened.write(bytes([last ^ 1]))
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def replace_by_another_block(file: Path) -> None:
+    shutil.copyfile(file.with_name("stdit.02.safetensors"), file)
+
+
+def alter_header(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"I32"', 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "truncated"),
+        (alter_one_byte, "altered"),
+        (alter_header, "altered"),
+        (replace_by_another_block, "altered"),
+        (remove, "missing"),
+    ],
+)
+def test_a_damaged_block_is_named_and_no_video_is_made(damage: Callable[[Path], None], reason, store, plan, tmp_path):
+    file = store / f"{BLOCK}.safetensors"
+    damage(file)
+    outcome = call_cidl(*run_arguments(plan, store, tmp_path))
+    assert_refused(outcome, 2, str(file), reason)
+    assert_run_failed(outcome, 2, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_finds_a_byte_that_was_altered_behind_the_stamps_back(store, plan, tmp_path):
+    file = store / f"{BLOCK}.safetensors"
+    before = file.stat()
+    alter_one_byte(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    BlockStore.open(store)  # size, time and inode are those that were verified
+    assert_refused(call_cidl(*run_arguments(plan, store, tmp_path), "--verify"), 2, str(file), "altered")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["no store.json", "cidl model build"]),
+        ("[", ["store.json", "not JSON"]),
+        ('{"format": "cidl-store/2"}', ["store.json", "format", "cidl-store/1"]),
+    ],
+)
+def test_a_store_without_a_readable_index_is_refused(content, words, store, plan, tmp_path):
+    (store / "store.json").unlink()
+    if content is not None:
+        (store / "store.json").write_text(content)
+    assert_refused(call_cidl(*run_arguments(plan, store, tmp_path)), 2, str(store), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_that_leaves_the_folder_of_the_store_is_refused(store, plan, tmp_path):
+    index = json.loads((store / "store.json").read_text())
+    index["blocks"][BLOCK]["file"] = f"../{BLOCK}.safetensors"
+    shutil.copyfile(store / f"{BLOCK}.safetensors", tmp_path / f"{BLOCK}.safetensors")
+    (store / "store.json").write_text(json.dumps(index))
+    assert_refused(call_cidl(*run_arguments(plan, store, tmp_path)), 2, "store.json", "leaves the folder")
+
+
+# Plans
+
+
+def test_a_plan_whose_loads_are_for_other_steps_is_refused(store, plan, tmp_path):
+    data = json.loads(plan.read_text())
+    data["workload_settings"]["steps"] += 1
+    plan.write_text(json.dumps(data))
+    outcome = call_cidl(*run_arguments(plan, store, tmp_path))
+    assert_refused(outcome, 2, "made for workload", TINY)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workload", ["opensora-small", TINY.replace("fp32", "bf16")])
+def test_a_plan_for_another_model_is_refused(workload, store, tmp_path):
+    plan = plan_of(workload, tmp_path, room=2_000_000_000)
+    outcome = call_cidl(*run_arguments(plan, store, tmp_path))
+    assert_refused(outcome, 2, find_workload(workload).name, str(store), "'opensora-tiny' in fp32")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--steps", "3", ["steps is 2", "3 was asked for"]),
+        ("--resolution", "32x48", ["width is 32", "48 was asked for"]),
+        ("--resolution", "big", ["big", "HEIGHTxWIDTH"]),
+        ("--frames", "18", ["frames is 17", "18 was asked for"]),
+        ("--lpl", "1", ["lpl is off", "1 was asked for"]),
+        ("--tdtm", "1", ["tdtm is 0", "1 was asked for"]),
+    ],
+)
+def test_an_option_that_contradicts_the_plan_is_refused(option, value, words, tiny_store, plan, tmp_path):
+    assert_refused(call_cidl(*run_arguments(plan, tiny_store, tmp_path), option, value), 2, *words)
+    assert not (tmp_path / "out").exists()
+
+
+# Memory
+
+
+def test_a_limit_below_what_any_plan_needs_names_the_block_and_the_bytes(tiny_store, plan, tmp_path):
+    need, visit = largest_need(find_workload(TINY))
+    least = ROOM_FOR_THE_PROCESS + need
+    arguments = run_arguments(plan, tiny_store, tmp_path)
+    outcome = call_cidl(*arguments, "--memory-limit", least - 1)
+    assert_refused(outcome, 3, repr(visit.block.name), f"needs {least} bytes", f"limit {least - 1} bytes")
+    assert_run_failed(outcome, 3, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not can_enforce(), reason="no limit here that the kernel enforces (can_enforce() is False)")
+def test_a_limit_too_small_for_the_process_is_reported_as_the_kernels_kill(tiny_store, tmp_path):
+    plan = plan_of(TINY, tmp_path, baseline_bytes=0, room=150_000_000)
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path))
+    assert_run_failed(outcome, 3, tmp_path, "the kernel killed the run", "150000000 bytes")
+    assert not (tmp_path / "out").exists()
+
+
+# Prompts and output
+
+
+@pytest.mark.parametrize(("prompt", "words"), [(" ", ["empty"]), ("a" * 42, ["42 bytes", "takes 41"])])
+def test_a_prompt_that_the_model_cannot_take_is_refused(prompt, words, tiny_store, plan, tmp_path):
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path, prompt))
+    assert_run_failed(outcome, 2, tmp_path, "the prompt", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_video_in_a_folder_that_is_a_file_is_the_environments_fault(tiny_store, plan, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path))
+    assert_run_failed(outcome, 4, tmp_path)
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
+def test_a_video_with_the_name_of_a_folder_is_the_environments_fault(tiny_store, plan, tmp_path):
+    video = tmp_path / "out" / "video.mp4"
+    video.mkdir(parents=True)
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path))
+    assert_run_failed(outcome, 4, tmp_path, str(video), "cannot be written")
+    assert list((tmp_path / "out").rglob("*")) == [video]
+
+
+# Signals
+
+
+def worker_of(temporary: Path) -> int | None:
+    """The process that runs a job whose file lies in `temporary`, once its memory for weights exists."""
+    for process in Path("/proc").glob("[0-9]*"):
+        # Processes come and go while we look.
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if b"cidl_sim.diffusion.worker" in command and any(str(temporary).encode() in word for word in command):
+                opened = (descriptor.readlink().name for descriptor in (process / "fd").iterdir())
+                if any("cidl-arena" in name for name in opened):
+                    return int(process.name)
+    return None
+
+
+def is_running(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to find the worker process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_its_worker_and_leaves_nothing(number, tiny_store, tmp_path):
+    # Long enough that the signal finds it running.
+    plan = tmp_path / "plan.json"
+    device = analytic_device(ROOM_FOR_THE_PROCESS + 10_000_000, baseline_bytes=ROOM_FOR_THE_PROCESS)
+    make_plan("sequential", find_workload(TINY.replace("2s", "600s")), device).write(plan)
+    assert read_plan(plan).workload_settings["steps"] == 600
+    command = [sys.executable, "-m", "cidl_sim.cli", *run_arguments(plan, tiny_store, tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    worker = None
+    try:
+        while (worker := worker_of(tmp_path / "temporary")) is None:
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.02)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=120)
+    finally:
+        child.kill()
+        child.wait()
+        still_running = worker is not None and is_running(worker)
+        if worker is not None and still_running:
+            os.kill(worker, signal.SIGKILL)
+    assert child.returncode == 128 + number
+    assert out == ""
+    assert "Traceback" not in err
+    assert not still_running
+    assert not (tmp_path / "out").exists()
+    assert left_behind(tmp_path) == []

@@ -22,7 +22,15 @@ from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
-from cidl_sim.models.config import LPL_RULES, OPENSORA_SMALL, OPENSORA_TINY, OPENSORA_V1_2, Dtype, OpenSoraSizes
+from cidl_sim.models.config import (
+    LPL_RULES,
+    OPENSORA_SMALL,
+    OPENSORA_TINY,
+    OPENSORA_V1_2,
+    Dtype,
+    OpenSoraSizes,
+    Partition,
+)
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.report.tables import (
     comparison_table,
@@ -255,16 +263,17 @@ def model_build(
     size: Annotated[str, Optional("--size", help="full, small or tiny.")] = "small",
     seed: Annotated[int, Optional("--random", help="Seed of the random weights.")] = 0,
     dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    partition: Annotated[str, Optional("--partition", help="reference or fine; see docs/techniques.md.")] = "reference",
     as_json: AsJson = False,
 ) -> None:
-    """Build a block store with seeded random weights."""
-    sizes, chosen = _sizes(size), _dtype(dtype)
+    """Build a block store with seeded random weights; an interrupted build goes on where it stopped."""
+    sizes, chosen, cut = _sizes(size), _dtype(dtype), _partition(partition)
     from cidl_sim.diffusion.model_store import build_random_store, distinct_blocks
 
-    count = len(distinct_blocks(sizes, chosen))
+    count = len(distinct_blocks(sizes, chosen, cut))
     with _progress() as step:
         counted = _Counted(lambda done, weights: step("write blocks", done, count, weights))
-        built = build_random_store(store, sizes, chosen, seed, counted)
+        built = build_random_store(store, sizes, chosen, seed, counted, partition=cut)
     _show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
 
@@ -275,18 +284,19 @@ def model_import(
     vae: Annotated[Path, Optional("--vae", help="Folder of hpcai-tech/OpenSora-VAE-v1.2.")],
     store: StoreOption,
     dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    partition: Annotated[str, Optional("--partition", help="reference or fine; see docs/techniques.md.")] = "reference",
     size: Annotated[str, Optional("--size", help="full, small or tiny.")] = "full",
     as_json: AsJson = False,
 ) -> None:
     """Build a block store from published checkpoints; an interrupted import goes on where it stopped."""
-    sizes, chosen = _sizes(size), _dtype(dtype)
+    sizes, chosen, cut = _sizes(size), _dtype(dtype), _partition(partition)
     from cidl_sim.diffusion.model_store import distinct_blocks, import_checkpoints
 
     folders = {"t5": t5, "stdit": stdit, "vae": vae}
-    count = len(distinct_blocks(sizes, chosen))
+    count = len(distinct_blocks(sizes, chosen, cut))
     with _progress() as step:
         counted = _Counted(lambda done, weights: step("import blocks", done, count, weights))
-        built = import_checkpoints(store, sizes, chosen, folders, counted)
+        built = import_checkpoints(store, sizes, chosen, folders, counted, partition=cut)
     _show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
 
@@ -437,21 +447,27 @@ def _device_with(name: str, settings: list[str] | None) -> DeviceProfile:
     return device
 
 
+def _partition(partition: str) -> Partition:
+    if partition not in get_args(Partition):
+        raise InputError(f"--partition {partition!r}: choose one of {', '.join(get_args(Partition))}")
+    return cast(Partition, partition)
+
+
 def _settings_for(store: Any, workload_name: str | None) -> Any:
     from cidl_sim.demo import SETTINGS
     from cidl_sim.workloads.catalog import DEFAULTS, parse_name
 
     if workload_name is not None:
         sizes, settings = parse_name(workload_name)
-        if sizes.name != store.index.name or settings.dtype != store.index.dtype:
-            raise InputError(
-                f"--workload {workload_name!r}: the store holds {store.index.name!r} in {store.index.dtype}"
-            )
+        index = store.index
+        if (sizes.name, settings.dtype, settings.partition) != (index.name, index.dtype, index.partition):
+            held = f"{index.name!r} in {index.dtype}, cut as {index.partition!r}"
+            raise InputError(f"--workload {workload_name!r}: the store holds {held}")
         return settings
     default = SETTINGS if store.index.name == "opensora-small" else DEFAULTS.get(store.index.name)
     if default is None:
         raise InputError(f"{store.root}: a model without default settings; give --workload")
-    return merged_settings(default, {"dtype": store.index.dtype})
+    return merged_settings(default, {"dtype": store.index.dtype, "partition": store.index.partition})
 
 
 def _check_asked(plan: Plan, *, resolution: str | None, **asked: str | int | None) -> None:

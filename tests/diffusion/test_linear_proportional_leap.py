@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cidl_sim.diffusion.linear_proportional_leap import DynamicLeap, StoppingRule, drift_similarity
+from cidl_sim.diffusion.linear_proportional_leap import (
+    DynamicLeap,
+    StoppingRule,
+    drift_similarity,
+    stopping_rule,
+)
+from cidl_sim.models.config import LPL_RULES
 from tests.executor.tiny_runs import SETTINGS, run_control, run_policy
 
 
@@ -103,7 +109,13 @@ def test_the_leap_is_the_first_step_whose_last_improvement_lies_the_patience_bac
 
 @pytest.mark.parametrize(("steps", "minimum"), [(30, 15), (15, 8), (1, 1)])
 def test_the_rule_of_the_paper_waits_for_at_least_half_of_the_steps(steps, minimum):
-    assert StoppingRule.paper(steps) == StoppingRule(minimum_steps=minimum, tolerance=1e-4, patience=3)
+    assert stopping_rule("paper", steps) == StoppingRule(minimum_steps=minimum, tolerance=1e-4, patience=3)
+
+
+def test_the_rules_of_the_reference_sources_go_by_name():
+    assert stopping_rule("reference-python", 30) == StoppingRule(minimum_steps=14, tolerance=1e-3, patience=3)
+    assert stopping_rule("reference-app", 30) == StoppingRule(minimum_steps=15, tolerance=1e-4, patience=5)
+    assert [stopping_rule(name, 30) for name in LPL_RULES]
 
 
 # In a run

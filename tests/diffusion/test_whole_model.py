@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cidl_sim.diffusion import rectified_flow as flow
 from cidl_sim.diffusion.model_store import build_random_store
-from cidl_sim.diffusion.tokenizer import encode_prompt
+from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.models import stdit3, t5, vae
 from cidl_sim.models.config import OPENSORA_TINY, Dtype, VideoSettings
 from tests.executor.tiny_runs import PROMPT, RecordingProgram, run_policy
@@ -43,8 +43,8 @@ class WholeModel(nn.Module):
             )
             for merged in (False, True)
         )
-        self.temporal = nn.Sequential(*(self._stored(name, build()) for name, build in vae.temporal_parts(SIZES.vae)))
-        self.spatial = nn.Sequential(*(self._stored(name, build()) for name, build in vae.spatial_parts(SIZES.vae)))
+        self.temporal = nn.Sequential(*(self._stored(p.name, p.build()) for p in vae.temporal_parts(SIZES.vae)))
+        self.spatial = nn.Sequential(*(self._stored(p.name, p.build()) for p in vae.spatial_parts(SIZES.vae)))
 
     def _stored(self, weights: str, module: nn.Module) -> nn.Module:
         module = module.to_empty(device="cpu").to(self.dtype).eval()

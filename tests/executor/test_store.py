@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,11 @@ BLOCKS: dict[str, dict[str, Tensor]] = {
 
 
 def write(root: Path, blocks: Mapping[str, Mapping[str, Tensor]] = BLOCKS) -> BlockStore:
-    return write_store(root, blocks.items(), name="test", dtype="fp32", source="test", model={"any": 1})
+    return write_store(root, made(blocks), name="test", dtype="fp32", source="test", model={"any": 1})
+
+
+def made(blocks: Mapping[str, Mapping[str, Tensor]]) -> list[tuple[str, Callable[[], Mapping[str, Tensor]]]]:
+    return [(weights, lambda tensors=tensors: tensors) for weights, tensors in blocks.items()]
 
 
 def read_back(store: BlockStore, weights: str) -> dict[str, Tensor]:
@@ -122,7 +126,7 @@ def test_observers_hear_of_every_block_and_its_bytes(tmp_path):
     heard: list[tuple[str, int]] = []
     write_store(
         tmp_path,
-        BLOCKS.items(),
+        made(BLOCKS),
         name="test",
         dtype="fp32",
         source="test",
@@ -325,8 +329,8 @@ def test_a_store_that_cannot_be_written_to_opens_without_a_stamp(tmp_path, hashe
 # Interrupted writes
 
 
-def interrupted() -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    yield "first", BLOCKS["first"]
+def interrupted() -> Iterator[tuple[str, Callable[[], Mapping[str, Tensor]]]]:
+    yield made(BLOCKS)[0]
     raise KeyboardInterrupt
 
 

@@ -12,6 +12,7 @@ from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.plan import Plan, largest_need
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
+from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.diffusion.text_to_video import TextToVideo
 from cidl_sim.executor.backend import Call, Outcome
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
@@ -48,7 +49,8 @@ def tiny_workload(settings: VideoSettings = SETTINGS) -> Workload:
 
 
 def tiny_program(settings: VideoSettings = SETTINGS, seed: int = 1) -> RecordingProgram:
-    return RecordingProgram(tiny_workload(settings), OPENSORA_TINY, settings, PROMPT, seed)
+    tokens = encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)
+    return RecordingProgram(tiny_workload(settings), OPENSORA_TINY, settings, tokens, seed)
 
 
 def tiny_backend(

@@ -72,10 +72,10 @@ def library_name(part: str, name: str) -> str:
 
 def filled_spatial_parts(library: AutoencoderKL) -> dict[str, nn.Module]:
     state, parts = library.state_dict(), {}
-    for part, build in spatial_parts(SIZES):
-        module = build().to_empty(device="cpu").eval()
-        module.load_state_dict({name: state[library_name(part, name)] for name in module.state_dict()})
-        parts[part] = module
+    for part in spatial_parts(SIZES):
+        module = part.build().to_empty(device="cpu").eval()
+        module.load_state_dict({name: state[library_name(part.name, name)] for name in module.state_dict()})
+        parts[part.name] = module
     return parts
 
 
@@ -173,7 +173,7 @@ def test_the_head_undoes_the_normalisation_of_the_latent():
 @pytest.mark.parametrize("latent_frames", [1, 5])
 def test_the_temporal_parts_quadruple_the_frames_of_a_piece(latent_frames):
     x = torch.empty(1, 4, latent_frames, 4, 6, device="meta")
-    for _, build in temporal_parts(SIZES):
+    for part in temporal_parts(SIZES):
         with torch.device("meta"):
-            x = build()(x)
+            x = part.build()(x)
     assert x.shape == (1, 4, 4 * latent_frames, 4, 6)

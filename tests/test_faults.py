@@ -229,7 +229,10 @@ def test_a_limit_too_small_for_the_process_is_reported_as_the_kernels_kill(tiny_
 # Prompts and output
 
 
-@pytest.mark.parametrize(("prompt", "words"), [(" ", ["empty"]), ("a" * 42, ["42 bytes", "takes 41"])])
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [(" ", ["empty"]), pytest.param("a" * 42, ["42 bytes", "takes 41"], marks=pytest.mark.slow)],
+)
 def test_a_prompt_that_the_model_cannot_take_is_refused(prompt, words, tiny_store, plan, tmp_path):
     outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path, prompt))
     assert_run_failed(outcome, 2, tmp_path, "the prompt", *words)

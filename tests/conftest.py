@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured
 from cidl_sim.core.workload import Block, Stage, Workload
+
+# A busy machine is no reason to fail.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def uniform_workload(blocks: int, rounds: int, **block_fields: int) -> Workload:

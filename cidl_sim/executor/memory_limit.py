@@ -73,12 +73,8 @@ class MemoryGroup:
         folder = _make_group(parent)
         if folder is None:
             return False
-        if self.limit_bytes is not None:
-            (folder / "memory.limit_in_bytes").write_text(str(self.limit_bytes))
-            swap = folder / "memory.memsw.limit_in_bytes"
-            if swap.exists():
-                swap.write_text(str(self.limit_bytes))
-        return self._joined_by_shell("cgroup-v1", folder)
+        limits = {"memory.limit_in_bytes": self.limit_bytes, "memory.memsw.limit_in_bytes": self.limit_bytes}
+        return self._limited(folder, limits) and self._joined_by_shell("cgroup-v1", folder)
 
     def _enter_v2(self) -> bool:
         parent = _own_group(_V2_ROOT, "")
@@ -92,12 +88,8 @@ class MemoryGroup:
         folder = _make_group(parent)
         if folder is None:
             return False
-        if self.limit_bytes is not None:
-            (folder / "memory.max").write_text(str(self.limit_bytes))
-            swap = folder / "memory.swap.max"
-            if swap.exists():
-                swap.write_text("0")
-        return self._joined_by_shell("cgroup-v2", folder)
+        limits = {"memory.max": self.limit_bytes, "memory.swap.max": 0}
+        return self._limited(folder, limits) and self._joined_by_shell("cgroup-v2", folder)
 
     def _enter_scope(self) -> bool:
         run = shutil.which("systemd-run")
@@ -112,6 +104,20 @@ class MemoryGroup:
         if probe.returncode != 0:
             return False
         self.enforced_by, self._command_prefix = "systemd-scope", prefix
+        return True
+
+    def _limited(self, folder: Path, limits: dict[str, int | None]) -> bool:
+        """Write the limits that the kernel knows, in order; on failure remove the group again."""
+        if self.limit_bytes is None:
+            return True
+        try:
+            for name, value in limits.items():
+                if (folder / name).exists():
+                    (folder / name).write_text(str(value))
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            return False
         return True
 
     def _joined_by_shell(self, mechanism: EnforcedBy, folder: Path) -> bool:

@@ -114,7 +114,8 @@ class Runtime:
     def _load_one(self, worker: str) -> bool:
         with self._changed:
             while (load := self.schedule.next_load()) is None:
-                if self._stopping or self._failure is not None or self.schedule.loader_cause() == "done":
+                # Not when the loads are used up: a stage that ends early may turn keeps into loads.
+                if self._stopping or self._failure is not None:
                     return False
                 self._changed.wait()
             if self._stopping or self._failure is not None:

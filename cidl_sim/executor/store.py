@@ -11,13 +11,13 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from cidl_sim.core.errors import MachineError, StoreError
@@ -37,13 +37,20 @@ class BlockFile(Record):
     file_bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
+    @field_validator("file")
+    @classmethod
+    def _stays_in_the_folder(cls, file: str) -> str:
+        if file != Path(file).name or file in ("", ".", "..") or "\0" in file:
+            raise ValueError(f"{file!r} leaves the folder of the store")
+        return file
+
 
 class StoreIndex(Record):
     """The contents of `store.json`; `model` is what the store was built for."""
 
     format: Literal["cidl-store/1"] = "cidl-store/1"
     name: str
-    dtype: str
+    dtype: Literal["fp32", "bf16", "fp16"]
     partition: str = "reference"
     source: str
     model: dict[str, Any]
@@ -79,8 +86,6 @@ class BlockStore:
         index = validated(StoreIndex, read_json(root / "store.json", StoreError), str(root / "store.json"), StoreError)
         store = cls(root, index)
         for block in index.blocks.values():
-            if Path(block.file).name != block.file:
-                raise StoreError(f"{root / 'store.json'}: {block.file!r} leaves the folder of the store")
             store._check_size(block)
         stamp = store._stamp()
         stamp_file = root / ".verified.json"
@@ -91,7 +96,7 @@ class BlockStore:
         if verify or not known:
             for block in index.blocks.values():
                 store._check_hash(block)
-            if os.access(root, os.W_OK):
+            with suppress(MachineError):  # the stamp only saves time; the disk may be full or not ours
                 write_text(stamp_file, json.dumps(stamp))
         return store
 
@@ -114,13 +119,13 @@ class BlockStore:
                 if length + 8 != entry.data_offset:
                     raise StoreError(f"{path}: altered (its header ends elsewhere than store.json says)")
                 header = json.loads(file.read(length))
-        except (OSError, ValueError, struct.error) as problem:
-            raise StoreError(f"{path}: cannot be read ({problem})") from None
-        header.pop("__metadata__", None)
-        return [
-            TensorLayout(name, _DTYPES[t["dtype"]], tuple(t["shape"]), t["data_offsets"][0])
-            for name, t in header.items()
-        ]
+            header.pop("__metadata__", None)
+            return [
+                TensorLayout(name, _DTYPES[t["dtype"]], tuple(t["shape"]), t["data_offsets"][0])
+                for name, t in header.items()
+            ]
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as problem:
+            raise StoreError(f"{path}: cannot be read ({type(problem).__name__}: {problem})") from None
 
     def _check_size(self, block: BlockFile) -> None:
         path = self.root / block.file

@@ -21,7 +21,7 @@ from cidl_sim.executor.backend import Call
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, StageDefinition
 
-READ_BYTES = 64 << 20  # one system call reads at most this much, so that a stop is noticed in between
+READ_BYTES = 64 << 20  # one system call reads at most this much
 
 
 class TorchBackend:
@@ -42,7 +42,7 @@ class TorchBackend:
                     self._skeletons[block.kind] = _Skeleton(block, dtype)
         self._layouts = {block.weights: store.layout(block.weights) for block in definitions.values()}
         for block in definitions.values():
-            found = {tensor.name: tensor.shape for tensor in self._layouts[block.weights]}
+            found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self._layouts[block.weights]}
             self._skeletons[block.kind].check(found, str(store.path(block.weights)))
         # Every slot is rounded up to pages.
         self._arena = Arena(capacity_bytes + PAGE * len(self._layouts))
@@ -95,8 +95,8 @@ class TorchBackend:
         """Free the arena; the modules keep no weights."""
         for skeleton in self._skeletons.values():
             skeleton.unbind()
-        self._tensors.clear()
-        self._slots.clear()
+        for weights in list(self._slots):
+            self.unload(weights)
         self._arena.close()
 
     def _read(self, path: str, offset: int, size: int, buffer: memoryview) -> None:
@@ -155,7 +155,7 @@ class _Skeleton:
     def __init__(self, definition: BlockDefinition, dtype: torch.dtype) -> None:
         with torch.device("meta"):
             module = definition.build().to(dtype).eval()
-        self.shapes = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+        self._expected = {name: (tuple(t.shape), t.dtype) for name, t in module.state_dict().items()}
         self._empty = torch.empty(0, dtype=dtype)
         self._targets: dict[str, Tensor] = {}
         for prefix, child in module.named_modules():
@@ -168,11 +168,11 @@ class _Skeleton:
                     self._targets[f"{prefix}.{name}" if prefix else name] = target
         self.module = module
 
-    def check(self, found: Mapping[str, tuple[int, ...]], path: str) -> None:
+    def check(self, found: Mapping[str, tuple[tuple[int, ...], torch.dtype]], path: str) -> None:
         """StoreError unless the file holds exactly the tensors of this kind of block."""
-        if found != self.shapes:
-            different = sorted(set(found.items()) ^ set(self.shapes.items()))
-            raise StoreError(f"{path}: made for another model (differs in {different[0][0]!r})")
+        if found != self._expected:
+            different = sorted({name for name, _ in set(found.items()) ^ set(self._expected.items())})
+            raise StoreError(f"{path}: made for another model (differs in {different[0]!r})")
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
         """Point every parameter and buffer at `tensors`."""

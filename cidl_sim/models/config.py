@@ -124,7 +124,7 @@ class VideoSettings(_Config):
         if self.height % 16 or self.width % 16:
             raise ValueError("height and width must be multiples of 16 (8 in the VAE, 2 in the patches)")
         if self.lpl not in ("off", "dynamic"):
-            if not self.lpl.isdigit():
+            if not self.lpl.isdecimal() or self.lpl != str(int(self.lpl)):
                 raise ValueError("lpl must be 'off', 'dynamic' or the number of the step to leap at")
             if int(self.lpl) >= self.steps:
                 raise ValueError(f"lpl: cannot leap at step {self.lpl} of {self.steps} (steps count from 0)")

@@ -6,6 +6,7 @@ tensor to one tensor.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -149,6 +150,11 @@ class SpatialPart(nn.Module):
         return x
 
 
+def _built(layers: dict[str, nn.Module], before: Callable[[Tensor], Tensor] | None) -> SpatialPart:
+    # The layers are meta tensors cut out of one library module; every build gets its own.
+    return SpatialPart(copy.deepcopy(layers), before)
+
+
 def _unscale(x: Tensor) -> Tensor:
     return x / SPATIAL_SCALE
 
@@ -208,7 +214,7 @@ def autoencoder_kl(sizes: VAESizes) -> AutoencoderKL:
 
 
 def spatial_parts(sizes: VAESizes) -> list[Part]:
-    """The spatial parts, in order. They are built on the meta device and share no module with other calls."""
+    """The spatial parts, in order. They are built on the meta device."""
     with torch.device("meta"):
         library = autoencoder_kl(sizes)
     decoder, module = library.decoder, "spatial_vae.module."
@@ -230,7 +236,7 @@ def spatial_parts(sizes: VAESizes) -> list[Part]:
         published |= {"post_quant_conv.": f"{module}post_quant_conv."} if "post_quant_conv" in layers else {}
         published |= {local: f"{module}decoder.{key}" for local, key in renamed.items()}
         before = _unscale if name == "part1" else None
-        parts.append(Part(f"vae.spatial.{name}", partial(SpatialPart, layers, before), published))
+        parts.append(Part(f"vae.spatial.{name}", partial(_built, layers, before), published))
     return parts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import InfeasibleError, StoreError
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.trace import Trace, header_for
@@ -128,7 +129,7 @@ def test_several_channels_give_the_same_frames(tiny_store, control):
 def test_a_stage_that_ends_early_gives_the_frames_of_the_static_leap(tiny_store, monkeypatch):
     # A tolerance that nothing satisfies: the leap comes at the first step that may be judged.
     eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr(StoppingRule, "paper", classmethod(lambda cls, steps: eager))
+    monkeypatch.setattr("cidl_sim.diffusion.text_to_video.stopping_rule", lambda name, steps: eager)
     dynamic, static = (SETTINGS.model_copy(update={"steps": 6, "lpl": lpl}) for lpl in ("dynamic", "2"))
     program, trace = run_policy(tiny_store, "lru", dynamic)
     control = run_control(tiny_store, static)
@@ -146,7 +147,7 @@ def test_a_stage_that_ends_early_gives_the_frames_of_the_static_leap(tiny_store,
 
 def test_the_all_resident_control_ends_a_stage_early_too(tiny_store, monkeypatch):
     eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr(StoppingRule, "paper", classmethod(lambda cls, steps: eager))
+    monkeypatch.setattr("cidl_sim.diffusion.text_to_video.stopping_rule", lambda name, steps: eager)
     dynamic, static = (SETTINGS.model_copy(update={"steps": 6, "lpl": lpl}) for lpl in ("dynamic", "2"))
     assert torch.equal(run_control(tiny_store, dynamic).frames, run_control(tiny_store, static).frames)
 
@@ -491,3 +492,42 @@ def test_the_control_skips_the_rest_of_a_stage_that_ends_early():
     _, events = run_all_resident(workload, FakeBackend(workload), program)
     assert program.visits == [0, 1, 6, 7]
     assert [event.kind for event in events] == ["leapt"]
+
+
+def test_a_stage_that_ends_early_may_ask_for_loads_after_the_last_planned_one():
+    block = Block(name="a", kind="a", weight_bytes=1)
+    stages = (Stage(name="s0", rounds=3, blocks=(block,)), Stage(name="s1", blocks=(block,)))
+    workload = Workload(name="w", stages=stages)
+    device = DeviceProfile(name="d", memory_limit_bytes=2, measured={"a": Measured(load_s=1, exec_s=1)})
+    plan = build_plan("keeps across the end", workload, device, [Load(visit=0)], {0, 1, 2})
+
+    class EndsAtOnce:
+        def run(self, visit, block) -> Outcome:
+            time.sleep(0.2)  # the loader has nothing left to do by now
+            return Outcome(end_stage=0 if visit.number == 0 else None)
+
+    runtime = Runtime(workload, plan, Limits(2, 0), QuietBackend(), EndsAtOnce())
+    runner = threading.Thread(target=runtime.run, daemon=True)
+    runner.start()
+    runner.join(timeout=30)
+    assert not runner.is_alive()
+    assert [e.kind for e in runtime.recorder._events] == ["stage_ended_early"]
+
+
+class QuietBackend:
+    origin = "torch-cpu"
+
+    def __init__(self) -> None:
+        self.fall_backs: list[str] = []
+
+    def reserve(self, weights: str) -> None: ...
+    def load(self, weights: str) -> None: ...
+    def unload(self, weights: str) -> None: ...
+    def make_room(self, weights_bytes: int) -> None: ...
+    def close(self) -> None: ...
+
+    def callable_for(self, visit):
+        return lambda: None
+
+    def footprint_bytes(self) -> int:
+        return 0

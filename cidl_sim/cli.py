@@ -562,6 +562,8 @@ def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
 def main() -> None:
     """Run the command line and leave with the documented exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # A shell that starts us in the background has SIGINT ignored; whoever sends it means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(_exit_code())
 
 

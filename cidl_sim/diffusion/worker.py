@@ -38,6 +38,7 @@ from cidl_sim.models.open_sora import stage_definitions
 def main() -> int:
     """Do the job in the file named on the command line; returns the exit code."""
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         job = Job.model_validate_json(Path(sys.argv[1]).read_text())
         _say({"result": do(job).model_dump(mode="json")})

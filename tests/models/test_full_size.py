@@ -106,4 +106,5 @@ def test_the_parts_of_the_decoder_are_the_whole_decoder_on_one_chunk():
             x = loaded(part, torch.float32)(x)
     assert expected.shape == (4, 3, 192, 192)
     assert torch.isfinite(expected).all()
-    torch.testing.assert_close(x, expected, rtol=0, atol=0)
+    # Not bit-equal at this width with two threads (1.5e-5 was seen); the tiny model with one thread is.
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-4)

@@ -242,7 +242,7 @@ def test_a_prompt_that_the_model_cannot_take_is_refused(prompt, words, tiny_stor
 def test_a_video_in_a_folder_that_is_a_file_is_the_environments_fault(tiny_store, plan, tmp_path):
     (tmp_path / "out").write_text("in the way")
     outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path))
-    assert_run_failed(outcome, 4, tmp_path)
+    assert_run_failed(outcome, 4, tmp_path, str(tmp_path / "out" / "video.mp4"), "cannot be written")
     assert (tmp_path / "out").read_text() == "in the way"
 
 

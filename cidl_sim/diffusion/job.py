@@ -22,6 +22,8 @@ from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.executor.memory_limit import MemoryGroup
 
 OnProgress = Callable[[int, int, str], None]
+# A worker that was asked to stop ends after the visit under way.
+_GRACE_S = 60
 _ERRORS: dict[int, type[CidlError]] = {2: InputError, 3: InfeasibleError, 4: MachineError}
 
 
@@ -94,7 +96,11 @@ def run_job(
                 code = child.wait()
             except BaseException:
                 child.terminate()
-                child.wait()
+                try:
+                    child.wait(_GRACE_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
                 raise
         message = _last_line(errors.read_text(errors="replace"))
         killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)

@@ -11,6 +11,8 @@ import os
 import platform
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -37,14 +39,12 @@ from cidl_sim.models.open_sora import stage_definitions
 
 def main() -> int:
     """Do the job in the file named on the command line; returns the exit code."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     try:
         job = Job.model_validate_json(Path(sys.argv[1]).read_text())
         _say({"result": do(job).model_dump(mode="json")})
         return 0
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except SystemExit as stopped:
         return int(stopped.code or 0)
     except CidlError as problem:
@@ -86,7 +86,8 @@ def do(job: Job) -> JobResult:
             makespan_s, _ = run_all_resident(workload, backend, program, watch)
         else:
             runtime = Runtime(workload, plan, Limits(limit, plan.baseline_bytes), backend, program)
-            runtime.run(watch)
+            with _stopped_by_signals(runtime):
+                runtime.run(watch)
             touched = backend.arena.peak_touched_bytes
             fields = _header_fields(backend, threads, baseline, touched, limit)
             trace = runtime.recorder.finish(header_for(workload, plan, **fields))
@@ -183,6 +184,21 @@ def _say(message: dict[str, Any]) -> None:
 
 def _stop(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+@contextmanager
+def _stopped_by_signals(runtime: Runtime) -> Iterator[None]:
+    """While threads share locks a signal asks the runtime to end instead of raising wherever it arrives."""
+
+    def ask(number: int, _: FrameType | None) -> None:
+        runtime.interrupt(SystemExit(128 + number))
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Backend, Program
 
 OnVisit = Callable[[Visit], None]
+# How late an interruption may be seen while the calling thread waits for a load.
+_GLANCE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Runtime:
         self._program = program
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
+        self._interruption: BaseException | None = None
         self._stopping = False
         self._began = 0.0
 
@@ -68,12 +71,21 @@ class Runtime:
         if self._failure is not None:
             raise self._failure
 
+    def interrupt(self, reason: BaseException) -> None:
+        """Make `run` end with `reason` after the visit under way. Takes no lock: for signal handlers.
+
+        A handler that raises instead may do so between a lock's acquisition and the block that releases it,
+        and then the loaders wait for ever.
+        """
+        self._interruption = reason
+
     def _now(self) -> float:
         return time.perf_counter() - self._began
 
     def _await_visit(self) -> Visit | None:
         with self._changed:
             while True:
+                self._failure = self._failure or self._interruption
                 if self._failure is not None or self.schedule.is_done:
                     return None
                 visit = self.schedule.next_visit()
@@ -83,7 +95,7 @@ class Runtime:
                     self.recorder.visit_started(self._now(), visit)
                     self._changed.notify_all()
                     return visit
-                self._changed.wait()
+                self._changed.wait(_GLANCE_S)
 
     def _execute(self, visit: Visit) -> None:
         outcome = self._program.run(visit, self._backend.callable_for(visit))

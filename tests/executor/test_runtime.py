@@ -308,6 +308,29 @@ def test_an_observer_that_raises_ends_every_thread():
     assert loader_threads() == []
 
 
+@pytest.mark.parametrize("while_waiting", [True, False])
+def test_an_interruption_ends_the_run_after_the_visit_under_way(while_waiting):
+    workload, device = uniform_workload(4, 3), uniform_device(3, 1, 1)
+
+    class Interrupts(FakeBackend):
+        def load(self, weights: str) -> None:
+            super().load(weights)
+            if while_waiting and weights == "b2":
+                runtime.interrupt(SystemExit(143))
+
+    def act(visit: Visit) -> None:
+        if not while_waiting and visit.number == 2:
+            runtime.interrupt(SystemExit(143))
+
+    plan = make_plan("sequential", workload, device)
+    program = FakeProgram(act)
+    runtime, _ = runtime_of(workload, device, plan, program, Interrupts(workload))
+    with pytest.raises(SystemExit, match="143"):
+        runtime.run()
+    assert program.visits in ([0, 1], [0, 1, 2])
+    assert loader_threads() == []
+
+
 def test_a_loader_that_fails_while_a_visit_runs_lets_the_visit_finish():
     workload, device = uniform_workload(3, 1), uniform_device(3, 1, 1)
     failed = threading.Event()

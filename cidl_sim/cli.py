@@ -74,10 +74,32 @@ Optional = typer.Option
 @app.command()
 def workloads(
     name: Annotated[str | None, typer.Argument(help="A named workload or a workload file.")] = None,
+    from_torch: Annotated[
+        str | None, Optional("--from-torch", metavar="MODULE:FACTORY", help="Measure your own torch module.")
+    ] = None,
+    block_limit: Annotated[
+        int | None, Optional("--block-limit", metavar="BYTES", min=1, help="Largest block. Default: the largest layer.")
+    ] = None,
+    depth: Annotated[int | None, Optional("--depth", min=0, help="Levels of submodules to cut between.")] = None,
+    rounds: Annotated[int | None, Optional("--rounds", min=1, help="How often the module runs.")] = None,
+    out: Annotated[Path | None, Optional("-o", help="Write the workload file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the named workloads, or show one block by block."""
-    if name is None:
+    """List the named workloads, show one block by block, or make one from a torch module."""
+    if from_torch is None and (block_limit, depth, rounds) != (None, None, None):
+        raise InputError("--block-limit, --depth and --rounds go with --from-torch")
+    if from_torch is not None and name is not None:
+        raise InputError("give either a NAME or --from-torch")
+    if from_torch is not None:
+        from cidl_sim.workloads.from_torch import graph_from_torch
+        from cidl_sim.workloads.partition import partition, workload_of_graph
+
+        graph = graph_from_torch(from_torch, depth=depth)
+        blocks = partition(graph, block_limit)
+        workload = workload_of_graph(graph, blocks, name=from_torch, rounds=rounds or 1)
+    elif name is None:
+        if out is not None:
+            raise InputError("-o goes with a NAME or --from-torch")
         found = [find_workload(shipped) for shipped in SHIPPED]
         rows = [
             {"name": w.name, "weights_bytes": w.weights_bytes, "visits": len(w.visits), "flops": _total_flops(w)}
@@ -85,7 +107,10 @@ def workloads(
         ]
         _show(rows_as_object("workloads", rows), as_json, lambda: rows_table("named workloads", rows))
         return
-    workload = find_workload(name)
+    else:
+        workload = find_workload(name)
+    if out is not None:
+        workload.write(out)
     if as_json:
         print_json_text(workload.to_json())
     else:

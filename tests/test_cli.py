@@ -732,3 +732,46 @@ def test_the_help_names_every_verb():
     assert done.returncode == 0
     for verb in (callback.name or callback.callback.__name__ for callback in app.registered_commands):
         assert verb in done.stdout
+
+
+# The user's own modules
+
+
+@pytest.fixture
+def users_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's in the current folder; its name."""
+    source = "import torch\ndef f():\n    return [torch.nn.Linear(50, 50) for _ in range(6)], torch.empty(2, 50)\n"
+    (tmp_path / "users_own_module.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_own_module", raising=False)
+    return "users_own_module:f"
+
+
+def test_a_workload_from_a_torch_module_can_be_simulated(users_module, tmp_path):
+    layer = 4 * (50 * 50 + 50)
+    made = answer_of(
+        "workloads", "--from-torch", users_module, "--block-limit", 2 * layer, "--rounds", 5, "-o", "w.json"
+    )
+    workload = read_workload(tmp_path / "w.json")
+    assert Workload.model_validate(made) == workload
+    assert [block.weight_bytes for block in workload.stages[0].blocks] == [2 * layer] * 3
+    assert workload.stages[0].rounds == 5
+    assert answer_of("simulate", "w.json", "iphone-15-pro", "--policy", "spread")["makespan_s"] > 0
+
+
+def test_blocks_smaller_than_a_layer_are_infeasible(users_module):
+    outcome = call_cidl("workloads", "--from-torch", users_module, "--block-limit", 100)
+    assert outcome.code == 3
+    assert "blocks may have 100" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--depth", "2"), ("opensora-tiny", "--from-torch", "a:b"), ("-o", "x.json"), ("--from-torch", "no_such_thing")],
+)
+def test_options_of_workloads_that_do_not_go_together_are_refused(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = call_cidl("workloads", *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith("cidl: ")
+    assert list(tmp_path.iterdir()) == []

@@ -1,18 +1,24 @@
-"""What a module weighs and costs, measured on the meta device: no memory is used for weights."""
+"""What modules weigh and cost, layer by layer, measured on the meta device: no memory is used for weights."""
 
 from __future__ import annotations
 
-import math
+import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from cidl_sim.core.errors import WorkloadError
 
 
 @dataclass(frozen=True)
@@ -32,66 +38,258 @@ class Measurement:
 
 def measure_module(module: nn.Module, inputs: Sequence[Tensor]) -> Measurement:
     """Measure one call of `module` (on the meta device) with `inputs` (meta tensors)."""
-    weights = [*module.parameters(), *module.buffers()]
-    live = _LiveBytes(ignored=weights)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, live:
-        live.hold(inputs)
-        outputs = module(*inputs)
-    del outputs
+    graph = layer_graph(module, inputs, depth=0)
+    (layer,) = graph.nodes.values()
     return Measurement(
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
-        flops=counter.get_total_flops(),
-        bytes_moved=live.moved_bytes,
-        workspace_bytes=live.peak_bytes,
+        sum(layer["parameters"].values()), layer["flops"], layer["bytes_moved"], layer["workspace_bytes"]
     )
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations create; knows their peak and the traffic of heavy operations."""
+class Chain(nn.Module):
+    """Modules called one after another, each with what the one before it gave (a tuple is unpacked)."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(modules)
+
+    def forward(self, *values: Any) -> Any:
+        """Whatever the first module takes -> whatever the last one gives."""
+        for layer in self.layers:
+            given = layer(*values)
+            values = given if isinstance(given, tuple) else (given,)
+        return values if len(values) > 1 else values[0]
+
+
+def layer_graph(
+    module: nn.Module | Sequence[nn.Module], inputs: Sequence[Tensor], *, depth: int | None = None
+) -> nx.DiGraph[int]:
+    """The layers of a module, or of modules in a chain, in the order in which one call runs them.
+
+    Args:
+        module: a module, or several that feed each other. One that is not on the meta device stays as it is;
+            a copy without values is measured.
+        inputs: what it is called with; only shapes and dtypes matter.
+        depth: how many levels of modules are taken apart; None goes down to those without submodules, 0 takes
+            the whole as one layer. Work between two layers counts with the one before it.
+
+    Returns:
+        A graph whose nodes 0, 1, ... are the calls of layers. Each has `name` (dotted, as in
+        `named_modules`), `module` (its class), `parameters` (bytes by name, buffers included; tensors that
+        layers share have one name), `weight_bytes`, `flops`, `bytes_moved` and `workspace_bytes` as in
+        `Measurement`, and `activation_bytes`: what is live after it and has to be carried on. An edge's `bytes` are
+        those of the tensors that its first layer made and its second one used.
+
+    Raises:
+        WorkloadError: the module cannot run on the meta device with these inputs.
+    """
+    root = module if isinstance(module, nn.Module) else Chain(module)
+    root = _on_meta(root)
+    recorder = _Recorder(root)
+    with ExitStack() as stack:
+        layers = _layers_of(root, depth, "" if isinstance(module, nn.Module) else "layers")
+        for name, layer in layers:
+            recorder.follow(name, layer, stack)
+        inputs = [tensor.to("meta") for tensor in inputs]
+        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping={_FUSED: _fused_flops}))
+        recorder.count_flops = counter.get_total_flops
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_FusedAttention())
+        stack.enter_context(recorder)
+        recorder.hold(inputs)
+        try:
+            outputs = root(*inputs)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as problem:
+            text = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+            raise WorkloadError(f"{type(root).__name__} does not run on the meta device: {text}") from problem
+        recorder.close()
+    del outputs
+    return recorder.graph
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """The module itself if it is there already, else a copy without values; shared tensors stay shared."""
+    tensors = [tensor for _, tensor in _tensors_of(module)]
+    if all(tensor.is_meta for tensor in tensors):
+        return module
+    memo: dict[int, Any] = {}
+    for tensor in tensors:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo)
+
+
+def _layers_of(root: nn.Module, depth: int | None, transparent: str) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules to be taken as layers: those `depth` levels below the root, or without submodules."""
+    seen: set[nn.Module] = set()
+
+    def walk(name: str, module: nn.Module, level: int) -> Iterator[tuple[str, nn.Module]]:
+        if module in seen:
+            return
+        seen.add(module)
+        children = list(module.named_children())
+        # A list of modules is never called itself: it is no level.
+        is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)
+        if not children or (level == 0 and not is_list):
+            yield name, module
+            return
+        for child_name, child in children:
+            dotted = f"{name}.{child_name}" if name and name != transparent else child_name
+            yield from walk(dotted, child, level if is_list else level - 1)
+
+    yield from walk("", root, -1 if depth is None else depth)
+
+
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as a processor's fused kernel does it. The meta device alone would write out all scores."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+            call = {**dict(zip(names, args, strict=False)), **kwargs}
+            q, k, v = (call[name] for name in names[:3])
+            mask = call.get("attn_mask")
+            if q.ndim == 4 and q.shape[-1] == v.shape[-1] and (mask is None or mask.ndim in (2, 4)):
+                return _FUSED(q, k, v, 0.0, call.get("is_causal", False), attn_mask=mask, scale=call.get("scale"))[0]
+        return function(*args, **kwargs)
+
+
+def _fused_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    batch, heads, queries, width = q
+    return int(4 * batch * heads * queries * k[-2] * width)
+
+
+class _Recorder(TorchDispatchMode):
+    """Follows the storages that operations create and says which layer made, used and carried what."""
 
     HEAVY = ("mm", "addmm", "bmm", "baddbmm", "convolution", "scaled_dot_product")
 
-    def __init__(self, ignored: Sequence[Tensor]) -> None:
+    def __init__(self, root: nn.Module) -> None:
         super().__init__()
-        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
-        self._seen: set[int] = set()
-        self.live_bytes = self.peak_bytes = self.moved_bytes = 0
+        self.graph: nx.DiGraph[int] = nx.DiGraph()
+        self.count_flops: Callable[[], int] = lambda: 0
+        self._weights: dict[int, tuple[str, int]] = {}
+        for name, tensor in _tensors_of(root):
+            self._weights.setdefault(_storage_key(tensor), (name, tensor.numel() * tensor.element_size()))
+        self._root = root
+        self._producers: dict[int, int | None] = {}
+        self._carried: dict[tuple[int, int], weakref.WeakSet[Any]] = {}
+        self._live_bytes = 0
+        self._flops_before = 0
+        self._opened = False
+        self._open("", root, declared=False)
+
+    def follow(self, name: str, layer: nn.Module, stack: ExitStack) -> None:
+        """Make each call of `layer` a node."""
+
+        def entered(module: nn.Module, _: Any) -> None:
+            if self._opened:
+                self._finish()
+                self._open(name, module)
+            else:
+                # What ran before the first layer counts with it.
+                self._opened = True
+                self._name(name, module)
+
+        stack.callback(layer.register_forward_pre_hook(entered).remove)
 
     def hold(self, tensors: Sequence[Tensor]) -> None:
         """Count tensors that are live from the start."""
         for tensor in tensors:
-            self._count(tensor)
+            self._count(tensor, None)
+
+    def close(self) -> None:
+        """After the call: finish the last layer, and give it the parameters that no layer used."""
+        self._finish()
+        seen = {name for node in self.graph.nodes.values() for name in node["parameters"]}
+        for name, size in self._weights.values():
+            if name not in seen:
+                self._node["parameters"][name] = size
+        for node in self.graph.nodes.values():
+            node["weight_bytes"] = sum(node["parameters"].values())
+
+    def _open(self, name: str, module: nn.Module, *, declared: bool = True) -> None:
+        self._number = len(self.graph)
+        self.graph.add_node(
+            self._number,
+            parameters={},
+            flops=0,
+            bytes_moved=0,
+            workspace_bytes=self._live_bytes,
+            activation_bytes=0,
+        )
+        self._node = self.graph.nodes[self._number]
+        self._node.update(name=name, module=type(module).__name__)
+        if declared:
+            self._name(name, module)
+
+    def _name(self, name: str, module: nn.Module) -> None:
+        self._node.update(name=name or type(self._root).__name__, module=type(module).__name__)
+        for _, tensor in _tensors_of(module):
+            own, size = self._weights[_storage_key(tensor)]
+            self._node["parameters"][own] = size
+
+    def _finish(self) -> None:
+        flops = self.count_flops()
+        self._node["flops"] += flops - self._flops_before
+        self._flops_before = flops
+        self._node["activation_bytes"] = self._live_bytes
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
+        used = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for tensor in used:
+            self._use(tensor)
+        for tensor in made:
+            self._count(tensor, self._number, changed=function._schema.is_mutable)
         if any(heavy in str(function) for heavy in self.HEAVY):
-            for leaf in tree_leaves((args, result)):
-                if isinstance(leaf, Tensor):
-                    self.moved_bytes += leaf.numel() * leaf.element_size()
+            self._node["bytes_moved"] += sum(t.numel() * t.element_size() for t in (*used, *made))
         return result
 
-    def _count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._ignored or key in self._seen:
+    def _use(self, tensor: Tensor) -> None:
+        key = _storage_key(tensor)
+        if key in self._weights:
+            name, size = self._weights[key]
+            self._node["parameters"].setdefault(name, size)
             return
+        producer = self._producers.get(key)
+        if producer is None or producer == self._number:
+            return
+        storage = tensor.untyped_storage()
+        carried = self._carried.setdefault((producer, self._number), weakref.WeakSet())
+        if storage not in carried:
+            carried.add(storage)
+            before = self.graph.edges.get((producer, self._number), {}).get("bytes", 0)
+            self.graph.add_edge(producer, self._number, bytes=before + storage.nbytes())
+
+    def _count(self, tensor: Tensor, producer: int | None, *, changed: bool = False) -> None:
+        key = _storage_key(tensor)
+        if key in self._weights:
+            return
+        if key in self._producers:
+            if changed:
+                self._producers[key] = producer
+            return
+        storage = tensor.untyped_storage()
         size = storage.nbytes()
-        self._seen.add(key)
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self._producers[key] = producer
+        self._live_bytes += size
+        self._node["workspace_bytes"] = max(self._node["workspace_bytes"], self._live_bytes)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.live_bytes -= size
+        self._producers.pop(key, None)
+        self._live_bytes -= size
 
 
-def megabytes(count: float) -> str:
-    """A byte count as people read it: decimal units, three significant digits."""
-    if count <= 0:
-        return "0 B"
-    power = min(4, int(math.log10(count) // 3))
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+def _storage_key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

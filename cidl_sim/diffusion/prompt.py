@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from pathlib import Path
 from urllib.parse import unquote_plus
 
+import ftfy
 import torch
+from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 from torch import Tensor
 
 from cidl_sim.core.errors import InputError
@@ -17,50 +20,64 @@ AESTHETIC_SUFFIX = " aesthetic score: 6.5."
 
 Tokens = tuple[Tensor, Tensor]  # ids and mask, both (1, length)
 
-# What the reference strips from captions, in its order: a pattern and what takes its place.
-_CLEANING = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"<person>", "person"),
-        (r"\b(?:https?:(?:/{1,3}|[a-z0-9%])|www\d{0,3}[.])\S*", ""),  # addresses
-        (r"\b[a-z0-9.-]+[.](?:com|co|ru|net|org|edu|gov|it)\b/?\S*", ""),
-        (r"<[^<>]*>", " "),  # markup
-        (r"@[\w\d]+\b", ""),  # user names
-        ("[\u31c0-\u31ef\u31f0-\u31ff\u3200-\u32ff\u3300-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]+", ""),
-        ("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d\u00ad\u058a\u05be\u1400\u1806\u2e17\u2e3a\u2e3b\u30a0]+", "-"),
-        ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
-        ("[\u2018\u2019]", "'"),
-        (r"&quot;?", ""),
-        (r"&amp", ""),
-        (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # network addresses
-        (r"\d:\d\d\s+$", ""),  # article numbers
-        (r"\\n", " "),
-        (r"#\d{1,3}\b", ""),
-        (r"#\d{5,}\b", ""),
-        (r"\b\d{6,}\b", ""),
-        (r"\S+\.(?:png|jpe?g|bmp|webp|eps|pdf|apk|mp4)\b", ""),  # file names
-        (r"[\"']{2,}", '"'),
-        (r"\.{2,}", " "),
-        ("[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~)(\\]\\[}{|\\\\/*]+", " "),
-        (r"\s+\.\s+", " "),
-    )
+Rules = tuple[tuple[re.Pattern[str], str], ...]
+
+
+def _rules(*pairs: tuple[str, str]) -> Rules:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
+
+
+_DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+_FILE_TYPES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+_DASHES = (
+    "\\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b"
+    "\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
 )
-_TRAILING = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\b[a-z]{1,3}\d{3,15}\b", ""),  # article codes
-        (r"\b[a-z]+\d+[a-z]+\b", ""),
-        (r"\b\d+[a-z]+\d+\b", ""),
-        (r"(?:worldwide\s+)?(?:free\s+)?shipping|(?:free\s)?download(?:\sfree)?|\bclick\b\s(?:for|on)\s\w+", ""),
-        (r"\b(?:png|jpe?g|bmp|webp|eps|pdf|apk|mp4)(?:\simage[s]?)?|\bpage\s+\d+\b", ""),
-        (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),  # sizes such as 1024x768
-        (r"\b\s+:\s+", ": "),
-        (r"(\D[,./])\b", r"\1 "),
-        (r"\s+", " "),
-        (r"^[\"'](.+)[\"']$", r"\1"),
-        (r"^['_,\-:;]+|['_,\-:\-+]+$", ""),
-        (r"^\.\S+$", ""),
-    )
+
+# The reference's rules in its order: what goes before markup is read, before and after character references are.
+_ADDRESSES = _rules(
+    (r"<person>", "person"),
+    (rf"\b(?:https?:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN})", ""),
+    (rf"\b(?:www:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN})", ""),
+)
+_SIGNS = _rules(
+    (r"@\w+\b", ""),  # user names
+    ("[\u31c0-\u4dff\u4e00-\u9fff]+", ""),  # strokes, enclosed and unified ideographs, hexagrams
+    (f"[{_DASHES}]+", "-"),
+    ("[`\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+    ("[\u2018\u2019]", "'"),
+    (r"&quot;?", ""),
+    (r"&amp", ""),
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # network addresses
+    (r"\d:\d\d\s+$", ""),  # article numbers
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"\S+\.(?:{_FILE_TYPES})", ""),
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    ("[#\u00ae\u2022\u00a9\u2122&@\u00b7\u00ba\u00bd\u00be\u00bf\u00a1\u00a7~)(\\]\\[}{|\\\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+)
+_CODES = _rules(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{_FILE_TYPES})(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),  # sizes such as 1024x768
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"']([\w\W]+)[\"']$", r"\1"),
+    (r"^['_,\-:;]", ""),
+    (r"['_,\-:+]$", ""),
+    (r"^\.\S+$", ""),
 )
 
 
@@ -71,17 +88,24 @@ class PromptError(InputError):
 def clean_caption(text: str) -> str:
     """The reference's caption cleaning: lower case, no markup, addresses, codes or stray signs.
 
-    Written after the rules of Open-Sora v1.2 (`clean_caption`, which it applies twice).
+    The rules are those of `clean_caption` in Open-Sora v1.2's text encoder, which applies it twice.
     """
-    text = unquote_plus(text).strip().lower()
-    for pattern, replacement in _CLEANING:
-        text = pattern.sub(replacement, text)
+    text = _applied(_ADDRESSES, unquote_plus(text).strip().lower())
+    with warnings.catch_warnings():
+        # A prompt that looks like a file's name or an address is still a prompt.
+        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
+        text = BeautifulSoup(text, features="html.parser").text
+    text = _applied(_SIGNS, text)
     if len(re.findall(r"[-_]", text)) > 3:
         text = re.sub(r"[-_]", " ", text)
-    text = html.unescape(html.unescape(text))
-    for pattern, replacement in _TRAILING:
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return _applied(_CODES, text).strip()
+
+
+def _applied(rules: Rules, text: str) -> str:
+    for pattern, replacement in rules:
         text = pattern.sub(replacement, text)
-    return text.strip()
+    return text
 
 
 def prepared_prompt(prompt: str) -> str:

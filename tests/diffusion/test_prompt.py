@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,12 +24,16 @@ def decoded(ids: list[int]) -> str:
     [
         ("A Red Ball", "a red ball"),
         ("  two   spaces ", "two spaces"),
-        ("a lemur https://example.com/x.html?y=1 close up", "a lemur close up"),
+        ("a lemur https://example.com/x close up", "a lemur close up"),
+        ("a lemur https://example.com/x.html?y=1 close up", "a lemur . html?y=1 close up"),
+        ("j2d1a2a and ab12cd", "and"),
+        ("_'a fox'_", "'a fox'"),
+        ("\u6f22 a tree", "a tree"),
         ("see www.example.org now", "see now"),
         ("by @somebody in oil", "by in oil"),
         ("<b>bold</b> leaves", "bold leaves"),
         ("<person> walking", "person walking"),
-        ("fish &amp; chips", "fish ; chips"),
+        ("fish &amp; chips", "fish chips"),
         ("\u201cquoted\u201d forest", '"quoted" forest'),
         ("a forest \u2014 in fog", "a forest - in fog"),
         ("leaves #123 burning #12345678", "leaves burning"),
@@ -108,6 +113,25 @@ def test_the_checkpoints_tokenizer_is_used_where_there_is_one(tokenizer):
     read_back = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json")).decode(ids[0, :unpadded].tolist())
     letters = read_back.replace("\u2581", "").replace(" ", "")
     assert letters == prepared_prompt("a red ball").replace(" ", "")
+
+
+def test_a_folder_with_a_sentencepiece_model_is_read(tmp_path):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red ball rolls over green grass aesthetic score: 6.5."] * 50),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "spiece.vocab").unlink()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    ids, mask = encode_prompt("a red ball", 40, tmp_path)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    assert ids[0, : int(mask.sum())].tolist() == [*library.encode(prepared_prompt("a red ball")), 1]
 
 
 def test_longer_prompts_are_cut_by_the_checkpoints_tokenizer(tokenizer):

@@ -78,7 +78,7 @@ def do(job: Job) -> JobResult:
     capacity = (
         sum(store.entry(w).data_bytes for w in store.index.blocks) if job.control else limit - plan.baseline_bytes
     )
-    backend = TorchBackend(store, stages, capacity)
+    backend = TorchBackend(store, stages, capacity, tokens[0])
     watch = _Watch(workload, backend, sample=job.sample_memory)
     trace: Trace | None = None
     try:

@@ -7,7 +7,8 @@ the block at hand, which costs microseconds and copies nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,8 +30,13 @@ class TorchBackend:
 
     origin: Origin = "torch-cpu"
 
-    def __init__(self, store: BlockStore, stages: Sequence[StageDefinition], capacity_bytes: int) -> None:
-        """Raises StoreError if the store's blocks are not those of `stages`."""
+    def __init__(
+        self, store: BlockStore, stages: Sequence[StageDefinition], capacity_bytes: int, token_ids: Tensor
+    ) -> None:
+        """`token_ids` say which rows of the token embedding are read.
+
+        Raises StoreError if the store's blocks are not those of `stages`.
+        """
         self.fall_backs: list[str] = []
         self._store = store
         self._skeletons: dict[str, _Skeleton] = {}
@@ -44,6 +50,8 @@ class TorchBackend:
         for block in definitions.values():
             found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self._layouts[block.weights]}
             self._skeletons[block.kind].check(found, str(store.path(block.weights)))
+        self._rows = token_ids.unique()
+        self._by_row = {block.weights: block.rows[0] for block in definitions.values() if block.rows}
         # Every slot is rounded up to pages.
         self._arena = Arena(capacity_bytes + PAGE * len(self._layouts))
         self._slots: dict[str, Slot] = {}
@@ -56,13 +64,17 @@ class TorchBackend:
 
     def reserve(self, weights: str) -> None:
         """Take a slot for `weights`."""
-        self._slots[weights] = self._arena.take(self._store.entry(weights).data_bytes)
+        self._slots[weights] = self._arena.take(self._bytes_to_load(weights))
 
     def load(self, weights: str) -> None:
         """Read `weights` into their slot in one pass and make views of the tensors. StoreError if that fails."""
         buffer = self._slots[weights].buffer()
         entry = self._store.entry(weights)
-        self._read(str(self._store.path(weights)), entry.data_offset, entry.data_bytes, buffer)
+        path = str(self._store.path(weights))
+        if weights in self._by_row:
+            self._tensors[weights] = self._read_rows(path, weights, buffer)
+            return
+        self._read(path, entry.data_offset, entry.data_bytes, buffer)
         views = {}
         for tensor in self._layouts[weights]:
             count = 1
@@ -76,6 +88,9 @@ class TorchBackend:
         """The module of the visit's kind with its parameters pointed at the loaded weights."""
         skeleton = self._skeletons[visit.block.kind]
         skeleton.bind(self._tensors[visit.block.weights])
+        if visit.block.weights in self._by_row:
+            # The slot holds only the rows of these tokens, in the order of their ids.
+            return lambda ids: skeleton.module(torch.searchsorted(self._rows, ids))
         return skeleton.module
 
     def unload(self, weights: str) -> None:
@@ -99,36 +114,63 @@ class TorchBackend:
             self.unload(weights)
         self._arena.close()
 
+    def _bytes_to_load(self, weights: str) -> int:
+        whole = self._store.entry(weights).data_bytes
+        return whole // self._by_row[weights] * len(self._rows) if weights in self._by_row else whole
+
     def _read(self, path: str, offset: int, size: int, buffer: memoryview) -> None:
+        with _reading(path) as (fd, direct):
+            if not direct and _BUFFERED not in self.fall_backs:
+                self.fall_backs.append(_BUFFERED)
+            # Direct reads want whole pages; the slot is long enough, and the file's end cuts them short.
+            _read_into(fd, buffer, offset, size)
+
+    def _read_rows(self, path: str, weights: str, buffer: memoryview) -> dict[str, Tensor]:
+        (table,) = self._layouts[weights]
+        row_bytes = self._store.entry(weights).data_bytes // self._by_row[weights]
+        start = self._store.entry(weights).data_offset
+        with _reading(path, direct=row_bytes % PAGE == 0) as (fd, _):
+            for i, row in enumerate(self._rows.tolist()):
+                place = buffer[i * row_bytes : (i + 1) * row_bytes]
+                _read_into(fd, place, start + row * row_bytes, row_bytes)
+        flat = torch.frombuffer(buffer, dtype=table.dtype, count=len(self._rows) * table.shape[1])
+        return {table.name: flat.view(len(self._rows), table.shape[1])}
+
+
+_BUFFERED = "O_DIRECT unavailable: buffered reads, page cache dropped behind"
+
+
+@contextmanager
+def _reading(path: str, *, direct: bool = True) -> Iterator[tuple[int, bool]]:
+    """A descriptor and whether it bypasses the page cache; what it brings into the cache is dropped behind it."""
+    try:
+        fd, bypasses = _open(path, direct=direct)
         try:
-            fd, direct = _open(path)
-        except OSError as problem:
-            raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
-        if (
-            not direct
-            and (note := "O_DIRECT unavailable: buffered reads, page cache dropped behind") not in self.fall_backs
-        ):
-            self.fall_backs.append(note)
-        try:
-            done = 0
-            while done < size:
-                # Direct reads want whole pages; the slot is long enough, and the file's end cuts them short.
-                wanted = min(READ_BYTES, len(buffer) - done)
-                count = os.preadv(fd, [buffer[done : done + wanted]], offset + done)
-                if count == 0:
-                    raise StoreError(f"{path}: truncated (ends {size - done} bytes early)")
-                done += count
-            if not direct:
+            yield fd, bypasses
+            if not bypasses:
                 _drop_from_page_cache(fd)
-        except OSError as problem:
-            raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
         finally:
             os.close(fd)
+    except OSError as problem:
+        raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
+    except EOFError as problem:
+        raise StoreError(f"{path}: truncated ({problem})") from None
 
 
-def _open(path: str) -> tuple[int, bool]:
+def _read_into(fd: int, buffer: memoryview, offset: int, size: int) -> None:
+    """Fill `buffer` with at least `size` bytes from `offset` on. EOFError if the file is shorter."""
+    done = 0
+    while done < size:
+        wanted = min(READ_BYTES, len(buffer) - done)
+        count = os.preadv(fd, [buffer[done : done + wanted]], offset + done)
+        if count == 0:
+            raise EOFError(f"ends {size - done} bytes early")
+        done += count
+
+
+def _open(path: str, *, direct: bool) -> tuple[int, bool]:
     """A descriptor for reading, and whether it bypasses the page cache."""
-    if hasattr(os, "O_DIRECT"):
+    if direct and hasattr(os, "O_DIRECT"):
         try:
             return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC), True
         except OSError as problem:

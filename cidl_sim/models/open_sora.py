@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,8 @@ class BlockDefinition:
     `build` gives a module without weights when called under the meta device. `example` gives meta tensors
     of the shapes that the block meets in a run. `checkpoint` ("t5", "stdit" or "vae") and `published` say where
     its tensors are in the published checkpoints: the beginning of a name in the block, and what stands there
-    instead.
+    instead. `rows`: the block is one table of so many rows, and a run reads only those that its input names
+    (at most the second number).
     """
 
     name: str
@@ -32,6 +33,14 @@ class BlockDefinition:
     example: Callable[[], tuple[Tensor, ...]]
     checkpoint: str
     published: dict[str, str]
+    rows: tuple[int, int] | None = None
+
+    def loaded_bytes(self, weight_bytes: int) -> int:
+        """What a run loads at most of a block that weighs `weight_bytes`."""
+        if self.rows is None:
+            return weight_bytes
+        rows, at_most = self.rows
+        return weight_bytes // rows * at_most
 
     def published_key(self, name: str) -> str:
         """The key in the published checkpoint of the tensor that the block calls `name`."""
@@ -128,8 +137,9 @@ def _t5_blocks(sizes: OpenSoraSizes, settings: VideoSettings) -> tuple[BlockDefi
             yield define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later, published)
 
     cut = halves if settings.partition == "fine" else whole
+    rows = (sizes.t5.vocabulary, min(sizes.t5.vocabulary, tokens))
     return (
-        define("t5.embedding", "t5.embedding", t5.T5Embedding, ids, {"": ""}),
+        replace(define("t5.embedding", "t5.embedding", t5.T5Embedding, ids, {"": ""}), rows=rows),
         *(block for i in range(sizes.t5.layers) for block in cut(i)),
         define("t5.final_norm", "t5.final_norm", t5.T5FinalNorm, hidden, {"": "encoder."}),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.workload import Visit
+from cidl_sim.diffusion.model_store import build_random_store
 from cidl_sim.executor.arena import PAGE
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
@@ -74,6 +75,27 @@ def test_the_parameters_of_a_loaded_block_are_views_of_its_slot(backend, tiny_st
         end = tensor.data_ptr() + tensor.numel() * tensor.element_size()
         assert slot.address <= tensor.data_ptr() < end <= slot.address + slot.bytes
         assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("d_model", [32, 1024], ids=["buffered rows", "direct rows"])
+def test_of_the_token_embedding_only_the_rows_of_the_prompt_are_read(d_model, tmp_path, monkeypatch):
+    # Rows of 1024 floats are whole pages and are read past the page cache.
+    sizes = OPENSORA_TINY.model_copy(update={"t5": OPENSORA_TINY.t5.model_copy(update={"d_model": d_model})})
+    store = build_random_store(tmp_path / "store", sizes, "fp32", 0)
+    ids = torch.tensor([[7, 3, 3, 200, 0, 0]])
+    backend = TorchBackend(store, stage_definitions(sizes, SETTINGS, 8), 1 << 20, ids)
+    read: list[int] = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *a: (read.append(preadv(*a)), read[-1])[1])
+    try:
+        load(backend, "t5.embedding")
+        assert read == [4 * d_model] * 4
+        assert backend.footprint_bytes() <= -(-4 * 4 * d_model // PAGE) * PAGE
+        found = backend.callable_for(visit_of("t5.embedding", "text_encoder"))(ids)
+    finally:
+        backend.close()
+    table = load_file(tmp_path / "store" / "t5.embedding.safetensors")["shared.weight"]
+    assert torch.equal(found, table[ids])
 
 
 def test_a_byte_written_to_the_slot_is_seen_by_the_module(backend):
@@ -150,13 +172,13 @@ def test_a_closed_backend_leaves_its_modules_without_weights(tiny_store):
 def test_a_store_of_another_model_is_named_by_its_file(tiny_store):
     wider = OPENSORA_TINY.model_copy(update={"stdit": STDiT3Sizes(depth=3, hidden=96, heads=4, max_text_tokens=64)})
     with pytest.raises(StoreError, match=rf"{tiny_store / 'stdit.part1.safetensors'}: made for another model"):
-        TorchBackend(BlockStore.open(tiny_store), stage_definitions(wider, SETTINGS, 32), 1 << 20)
+        TorchBackend(BlockStore.open(tiny_store), stage_definitions(wider, SETTINGS, 32), 1 << 20, torch.zeros(1))
 
 
 def test_a_store_with_fewer_blocks_than_the_model_is_named(tiny_store):
     deeper = OPENSORA_TINY.model_copy(update={"stdit": STDiT3Sizes(depth=4, hidden=48, heads=4, max_text_tokens=64)})
     with pytest.raises(StoreError, match=rf"{tiny_store}: no block 'stdit\.03'"):
-        TorchBackend(BlockStore.open(tiny_store), stage_definitions(deeper, SETTINGS, 32), 1 << 20)
+        TorchBackend(BlockStore.open(tiny_store), stage_definitions(deeper, SETTINGS, 32), 1 << 20, torch.zeros(1))
 
 
 @pytest.fixture

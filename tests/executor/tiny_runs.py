@@ -61,7 +61,7 @@ def tiny_backend(
 ) -> TorchBackend:
     stages = stage_definitions(OPENSORA_TINY, settings, OPENSORA_TINY.nominal_text_tokens)
     capacity = tiny_workload(settings).weights_bytes if capacity_bytes is None else capacity_bytes
-    return make(BlockStore.open(root), stages, capacity)
+    return make(BlockStore.open(root), stages, capacity, encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)[0])
 
 
 def tight_device(workload: Workload, weights_share: float = 0.4, **fields: Any) -> DeviceProfile:

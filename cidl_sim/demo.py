@@ -101,12 +101,12 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
             return store
     except StoreError:
         pass  # none yet, or a damaged one: build it anew
-    total = workload_of(OPENSORA_SMALL, SETTINGS).weights_bytes
+    total = len({visit.block.weights for visit in workload_of(OPENSORA_SMALL, SETTINGS).visits})
     written = 0
 
-    def observe_block(weights: str, data_bytes: int) -> None:
+    def observe_block(weights: str, _: int) -> None:
         nonlocal written
-        written += data_bytes
+        written += 1
         on_step("build the block store", written, total, weights)
 
     from cidl_sim.diffusion.model_store import build_random_store  # builds networks: seconds of imports

@@ -81,6 +81,7 @@ def do(job: Job) -> JobResult:
     backend = TorchBackend(store, stages, capacity, tokens[0])
     watch = _Watch(workload, backend, sample=job.sample_memory)
     trace: Trace | None = None
+    bytes_read_before = _bytes_read_from_disk()
     try:
         if job.control:
             makespan_s, _ = run_all_resident(workload, backend, program, watch)
@@ -89,7 +90,7 @@ def do(job: Job) -> JobResult:
             with _stopped_by_signals(runtime):
                 runtime.run(watch)
             touched = backend.arena.peak_touched_bytes
-            fields = _header_fields(backend, threads, baseline, touched, limit)
+            fields = _header_fields(backend, threads, baseline, touched, limit, bytes_read_before)
             trace = runtime.recorder.finish(header_for(workload, plan, **fields))
             makespan_s = trace.makespan_s
         touched = backend.arena.peak_touched_bytes
@@ -144,7 +145,18 @@ def _warm_up() -> None:
     (a @ a).softmax(-1)
 
 
-def _header_fields(backend: TorchBackend, threads: int, baseline: int, touched: int, limit: int) -> dict[str, Any]:
+def _bytes_read_from_disk() -> int:
+    """What the kernel fetched from disks for this process so far; 0 where it does not tell."""
+    try:
+        words = Path("/proc/self/io").read_text().split()
+    except OSError:
+        return 0
+    return int(words[words.index("read_bytes:") + 1])
+
+
+def _header_fields(
+    backend: TorchBackend, threads: int, baseline: int, touched: int, limit: int, bytes_read_before: int
+) -> dict[str, Any]:
     charged = charged_to_this_process()
     enforced = charged.enforced_by if charged.limit_bytes() is not None else "accounting"
     return {
@@ -163,6 +175,7 @@ def _header_fields(backend: TorchBackend, threads: int, baseline: int, touched: 
             "measured_baseline_bytes": baseline,
             "arena_touched_bytes": touched,
             "slots_stitched": backend.arena.stitched_slots,
+            "read_bytes": _bytes_read_from_disk() - bytes_read_before,
         },
         "versions": {name: metadata.version(name) for name in ("cidl-sim", "torch", "transformers", "diffusers")},
         "date": datetime.now(UTC).date().isoformat(),

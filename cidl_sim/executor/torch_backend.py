@@ -50,7 +50,7 @@ class TorchBackend:
         for block in definitions.values():
             found = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self._layouts[block.weights]}
             self._skeletons[block.kind].check(found, str(store.path(block.weights)))
-        self._rows = token_ids.unique()
+        self._rows = torch.unique(token_ids)
         self._by_row = {block.weights: block.rows[0] for block in definitions.values() if block.rows}
         # Every slot is rounded up to pages.
         self._arena = Arena(capacity_bytes + PAGE * len(self._layouts))
@@ -69,12 +69,11 @@ class TorchBackend:
     def load(self, weights: str) -> None:
         """Read `weights` into their slot in one pass and make views of the tensors. StoreError if that fails."""
         buffer = self._slots[weights].buffer()
-        entry = self._store.entry(weights)
-        path = str(self._store.path(weights))
         if weights in self._by_row:
-            self._tensors[weights] = self._read_rows(path, weights, buffer)
+            self._tensors[weights] = self._read_rows(str(self._store.path(weights)), weights, buffer)
             return
-        self._read(path, entry.data_offset, entry.data_bytes, buffer)
+        if not read_block(self._store, weights, buffer) and _BUFFERED not in self.fall_backs:
+            self.fall_backs.append(_BUFFERED)
         views = {}
         for tensor in self._layouts[weights]:
             count = 1
@@ -118,13 +117,6 @@ class TorchBackend:
         whole = self._store.entry(weights).data_bytes
         return whole // self._by_row[weights] * len(self._rows) if weights in self._by_row else whole
 
-    def _read(self, path: str, offset: int, size: int, buffer: memoryview) -> None:
-        with _reading(path) as (fd, direct):
-            if not direct and _BUFFERED not in self.fall_backs:
-                self.fall_backs.append(_BUFFERED)
-            # Direct reads want whole pages; the slot is long enough, and the file's end cuts them short.
-            _read_into(fd, buffer, offset, size)
-
     def _read_rows(self, path: str, weights: str, buffer: memoryview) -> dict[str, Tensor]:
         (table,) = self._layouts[weights]
         row_bytes = self._store.entry(weights).data_bytes // self._by_row[weights]
@@ -135,6 +127,18 @@ class TorchBackend:
                 _read_into(fd, place, start + row * row_bytes, row_bytes)
         flat = torch.frombuffer(buffer, dtype=table.dtype, count=len(self._rows) * table.shape[1])
         return {table.name: flat.view(len(self._rows), table.shape[1])}
+
+
+def read_block(store: BlockStore, weights: str, buffer: memoryview) -> bool:
+    """Read a whole block in one pass; `buffer` is page-aligned and rounded up to pages.
+
+    Returns whether the page cache was bypassed. StoreError if the file cannot be read or ends early.
+    """
+    entry = store.entry(weights)
+    with _reading(str(store.path(weights))) as (fd, direct):
+        # Direct reads want whole pages; the file's end cuts them short.
+        _read_into(fd, buffer, entry.data_offset, entry.data_bytes)
+    return direct
 
 
 _BUFFERED = "O_DIRECT unavailable: buffered reads, page cache dropped behind"

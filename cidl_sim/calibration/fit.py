@@ -13,7 +13,7 @@ from cidl_sim.core.device import DeviceProfile, Executor, Figure, Loader, Measur
 from cidl_sim.core.trace import Span, Trace
 from cidl_sim.core.workload import Block, Workload
 
-# On top of the largest excess seen between two visits: what comes and goes within one.
+# On top of the largest excess seen in the calibration runs: what differs from run to run.
 BASELINE_MARGIN_BYTES = 8 << 20
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -130,22 +131,8 @@ def run_without_clock(workload: Workload, plan: Plan, memory_limit_bytes: int, b
     from cidl_sim.core.schedule import Schedule  # the schedule needs the plan's nouns
 
     schedule = Schedule(workload, plan, memory_limit_bytes=memory_limit_bytes, baseline_bytes=baseline_bytes)
-    while not schedule.is_done:
-        progressed = False
-        while (load := schedule.next_load()) is not None:
-            schedule.start_load(load)
-            schedule.finish_load(load.visit)
-            progressed = True
-        if (visit := schedule.next_visit()) is not None:
-            schedule.start_visit(visit)
-            # Gates on a visit's start open here, before its end gives memory back.
-            while (load := schedule.next_load()) is not None:
-                schedule.start_load(load)
-                schedule.finish_load(load.visit)
-            schedule.finish_visit(visit)
-            progressed = True
-        if not progressed:
-            raise InfeasibleError(schedule.explain_deadlock())
+    if not schedule.finish_without_clock():
+        raise InfeasibleError(schedule.explain_deadlock())
     return schedule.peak_resident_bytes
 
 
@@ -157,10 +144,16 @@ def largest_need(workload: Workload) -> tuple[int, Visit]:
 
 def check_any_plan_fits(workload: Workload, memory_limit_bytes: int, baseline_bytes: int) -> None:
     """InfeasibleError if a single block with its workspace exceeds the limit."""
-    need, visit = largest_need(workload)
-    least = need + baseline_bytes
+    check_block_fits(workload.visits, memory_limit_bytes, baseline_bytes)
+
+
+def check_block_fits(visits: Sequence[Visit], memory_limit_bytes: int, baseline_bytes: int) -> None:
+    """`check_any_plan_fits` for some visits."""
+    if not visits:
+        return
+    block = max((v.block for v in visits), key=lambda b: b.weight_bytes + b.workspace_bytes)
+    least = block.weight_bytes + block.workspace_bytes + baseline_bytes
     if least > memory_limit_bytes:
-        block = visit.block
         raise InfeasibleError(
             f"memory limit {memory_limit_bytes} bytes is too small for any plan: block {block.name!r} needs "
             f"{least} bytes (weights {block.weight_bytes} + workspace {block.workspace_bytes} + baseline "

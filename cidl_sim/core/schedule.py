@@ -8,10 +8,12 @@ start that was possible (see docs/design.md), so drivers need no look-ahead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from cidl_sim.core.plan import Load, Plan
+from cidl_sim.core.plan import Load, Plan, check_block_fits
 from cidl_sim.core.workload import Visit, Workload
 
 if TYPE_CHECKING:
@@ -45,9 +47,11 @@ class Schedule:
         self.channels = channels
         self._visits = workload.visits
         self._workspace = [visit.block.workspace_bytes for visit in self._visits]
+        self._plan = plan
         self._loads: list[Load] = list(plan.loads)
         self._next_load = 0
         self._keep = set(plan.keep)
+        self._retained: set[int] = set()
         self._current = 0
         self._running = False
         self._in_flight: dict[int, Load] = {}
@@ -165,6 +169,7 @@ class Schedule:
     def start_visit(self, visit: Visit) -> None:
         """Begin the visit that `next_visit` gave."""
         self._running = True
+        self._retained.discard(visit.number)
         self._note_peak()
 
     def finish_visit(self, visit: Visit) -> list[Release]:
@@ -174,6 +179,7 @@ class Schedule:
         following = self.workload.next_same_weights[visit.number]
         if visit.number in self._keep and following is not None:
             self._resident_for[visit.block.weights] = following
+            self._retained.add(following)
             return []
         return [self._release(visit.block.weights)]
 
@@ -214,6 +220,7 @@ class Schedule:
 
     def _release(self, weights: str) -> Release:
         visit = self._resident_for.pop(weights)
+        self._retained.discard(visit)
         self._loaded_weights.discard(weights)
         weight_bytes = self._visits[visit].block.weight_bytes
         self._weights_held -= weight_bytes
@@ -221,6 +228,128 @@ class Schedule:
 
     def _note_peak(self) -> None:
         self.peak_resident_bytes = max(self.peak_resident_bytes, self.resident_bytes)
+
+    # A limit that changes (rule 5)
+
+    def change_limit(self, limit_bytes: int) -> list[Release]:
+        """Go on under another limit; returns what has to leave memory for it now.
+
+        As many weights stay from round to round as the rest of the run can afford: of those that the plan retains, and
+        of all others too where the limit exceeds the plan's. What is retained goes first, then what was loaded
+        ahead, what is needed last going first; a load in flight that does not fit any more ends as waste.
+        InfeasibleError names the block that does not even fit alone.
+        """
+        remaining = self._visits[self._current :]
+        check_block_fits(remaining, limit_bytes, self.baseline_bytes)
+        self.memory_limit_bytes = limit_bytes
+        candidates = self._retainable(remaining)
+        low, high = 0, len(candidates)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._can_finish_with(candidates[:middle]) else (low, middle - 1)
+        return self._retain_only(set(candidates[:low]))
+
+    @property
+    def retained_weights(self) -> set[str]:
+        """The weights that a remaining visit is to leave in memory, or that an earlier one left there."""
+        kept = {self._visits[number].block.weights for number in self._keep if number >= self._current}
+        return kept | {self._visits[number].block.weights for number in self._retained}
+
+    def _retainable(self, remaining: Sequence[Visit]) -> list[str]:
+        """Weights in the order in which they are retained: those of the plan first, each part evenly spread."""
+        planned = {self._visits[number].block.weights for number in self._plan.keep}
+        revisited = dict.fromkeys(v.block.weights for v in remaining if self._next_in_group(v) is not None)
+        ours = [weights for weights in revisited if weights in planned]
+        others = [weights for weights in revisited if weights not in planned]
+        if self.memory_limit_bytes <= self._plan.memory_limit_bytes:
+            others = []
+        return [*evenly_ordered(ours), *evenly_ordered(others)]
+
+    def _next_in_group(self, visit: Visit) -> int | None:
+        following = self.workload.next_same_weights[visit.number]
+        if following is None or visit.number in self._plan.keep:
+            return following
+        stages = self.workload.stages
+        same = stages[visit.stage].group == stages[self._visits[following].stage].group
+        return following if same else None
+
+    def _can_finish_with(self, retained: Sequence[str]) -> bool:
+        trial = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (list, set, dict)):
+                setattr(trial, name, copy(value))
+        trial._retain_only(set(retained))
+        for number in list(trial._in_flight):
+            trial.finish_load(number)
+        if trial._running:
+            trial.finish_visit(trial._visits[trial._current])
+        return trial.finish_without_clock()
+
+    def _retain_only(self, retained: set[str]) -> list[Release]:
+        released = [
+            self._release(weights)
+            for weights, number in list(self._resident_for.items())
+            if number in self._retained and weights not in retained
+        ]
+        planned = {self._visits[number].block.weights for number in self._plan.keep}
+        self._keep = {
+            visit.number
+            for visit in self._visits[self._current :]
+            if visit.block.weights in retained
+            and (visit.number in self._plan.keep or visit.block.weights not in planned)
+            and self._next_in_group(visit) is not None
+        }
+        released += self._release_ahead()
+        self._plan_loads_anew()
+        return released
+
+    def _release_ahead(self) -> list[Release]:
+        """Let go of what is here for later visits until the rest fits beside every workspace on its way."""
+        released = []
+        first = self._current + self._running
+        waiting = sorted((n, w) for w, n in self._resident_for.items() if n >= first and n not in self._wasted)
+        held = self._weights_held
+        while waiting and held > self.room_for_weights(waiting[-1][0]):
+            number, weights = waiting.pop()
+            held -= self._visits[number].block.weight_bytes
+            if number in self._in_flight:
+                self._wasted.add(number)
+            else:
+                released.append(self._release(weights))
+        return released
+
+    def _plan_loads_anew(self) -> None:
+        """Loads for all remaining visits whose weights neither are here nor stay, in order of execution."""
+        gated = {load.visit: load for load in self._plan.loads}
+        here = set(self._resident_for.values()) - self._wasted
+        previous = self.workload.previous_same_weights
+        self._loads = self._loads[: self._next_load] + [
+            gated.get(visit.number, Load(visit=visit.number))
+            for visit in self._visits[self._current + self._running :]
+            if visit.number not in here and previous[visit.number] not in self._keep
+        ]
+
+    def finish_without_clock(self) -> bool:
+        """Run to the end with every duration zero; False where nothing can go on."""
+        while not self.is_done:
+            progressed = self._load_without_clock()
+            if (visit := self.next_visit()) is not None:
+                self.start_visit(visit)
+                # Gates on a visit's start open here, before its end gives memory back.
+                self._load_without_clock()
+                self.finish_visit(visit)
+                progressed = True
+            if not progressed:
+                return False
+        return True
+
+    def _load_without_clock(self) -> bool:
+        progressed = False
+        while (load := self.next_load()) is not None:
+            self.start_load(load)
+            self.finish_load(load.visit)
+            progressed = True
+        return progressed
 
     # Explaining
 
@@ -246,3 +375,10 @@ class Schedule:
                 f"raise memory_limit_bytes to at least {need} or keep less"
             )
         return f"{where} never runs: the load for visit {load.visit} waits for ever ({loader_cause})"
+
+
+def evenly_ordered(names: Sequence[str]) -> list[str]:
+    """The same names so that any number of first ones is spread evenly: 0, 1/2, 1/4, 3/4, 1/8, ... of the way."""
+    bits = max(1, (len(names) - 1).bit_length())
+    places = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
+    return [names[place] for place in places if place < len(names)]

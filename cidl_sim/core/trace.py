@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -255,6 +255,19 @@ class TraceRecorder:
     def event(self, at_s: float, kind: str, **values: str | int | float | bool | None) -> None:
         """Record a moment."""
         self._events.append(Event(kind=kind, at_s=at_s, values=values))
+
+    def limit_changed(self, at_s: float, released: Sequence[Release]) -> None:
+        """The memory limit became another, and what did not fit any more left memory."""
+        schedule = self._schedule
+        self.event(
+            at_s,
+            "limit_changed",
+            limit_bytes=schedule.memory_limit_bytes,
+            retained=len(schedule.retained_weights),
+            unloaded=len(released),
+            unloaded_bytes=sum(release.weight_bytes for release in released),
+        )
+        self.unloaded(at_s, released)
 
     def settled(self, at_s: float) -> None:
         """Everything that may start at `at_s` has started: note why the idle workers wait."""

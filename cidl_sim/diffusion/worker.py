@@ -30,7 +30,7 @@ from cidl_sim.diffusion.matching import TOKENIZER_FOLDER, store_sizes, workload_
 from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, TextToVideo
 from cidl_sim.diffusion.video_file import write_frames, write_video
-from cidl_sim.executor.memory_limit import charged_to_this_process, push_out_page_cache
+from cidl_sim.executor.memory_limit import PeakResident, charged_to_this_process, push_out_page_cache
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
@@ -117,23 +117,28 @@ def do(job: Job) -> JobResult:
 
 
 class _Watch:
-    """Reports progress after each visit; on request also samples what the kernel charges beyond the arena."""
+    """Reports progress after each visit; on request also measures what is needed beyond what is accounted.
+
+    That is the peak of resident memory during each visit, less what was there before the run, the arena's
+    pages and the visit's workspace: buffers of the libraries, and holes in the heap.
+    """
 
     def __init__(self, workload: Workload, backend: TorchBackend, *, sample: bool) -> None:
         self._workload = workload
         self._backend = backend
-        self._sample = sample
-        self._charged = charged_to_this_process()
-        self._unreclaimable = self._charged.unreclaimable_bytes() or 0
+        self._peak = PeakResident() if sample and PeakResident().reset() else None
+        self._before = (self._peak.peak_bytes() or 0) if self._peak else 0
         self.excess_bytes = 0
 
     def __call__(self, visit: Visit) -> None:
         stage = self._workload.stages[visit.stage]
         if visit.position == len(stage.blocks) - 1:
             _say({"done": visit.number + 1, "total": len(self._workload.visits), "stage": stage.name})
-        if self._sample:
-            grown = (self._charged.unreclaimable_bytes() or 0) - self._unreclaimable
-            self.excess_bytes = max(self.excess_bytes, grown - self._backend.footprint_bytes())
+        if self._peak is not None:
+            grown = (self._peak.peak_bytes() or 0) - self._before
+            accounted = self._backend.footprint_bytes() + visit.block.workspace_bytes
+            self.excess_bytes = max(self.excess_bytes, grown - accounted)
+            self._peak.reset()
 
 
 def _warm_up() -> None:

@@ -8,6 +8,7 @@ included. Where none of them can be had, the limit is only accounted, and the tr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import shutil
@@ -270,6 +271,40 @@ def _stat(folder: Path) -> dict[str, int]:
 def _counter(path: Path, name: str) -> int:
     words = _words(path)
     return int(words[words.index(name) + 1]) if name in words else 0
+
+
+class PeakResident:
+    """The most memory this process had resident since the last reset, file pages that it maps included.
+
+    Read from the process, so it works without a group; None where the system does not tell or cannot reset.
+    """
+
+    def peak_bytes(self) -> int | None:
+        """Since the last reset."""
+        return _resident_bytes("VmHWM:") or None
+
+    def reset(self) -> bool:
+        """Start again from what is resident now."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return False
+        return True
+
+
+def anonymous_bytes() -> int:
+    """Resident memory of this process that no file or arena is behind: heaps and stacks. 0 if unknown."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
+
+
+def trim_heap() -> None:
+    """Return the heap's free pages to the kernel, those between pieces in use included (glibc only)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident_bytes(field_name: str) -> int:

@@ -19,10 +19,13 @@ from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit
 from cidl_sim.executor.arena import PAGE, Arena, Slot
 from cidl_sim.executor.backend import Call
+from cidl_sim.executor.memory_limit import anonymous_bytes, trim_heap
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, StageDefinition
 
 READ_BYTES = 64 << 20  # one system call reads at most this much
+# Freed memory that the heap may hold beyond a visit's workspace. Giving it back costs its page faults again.
+HEAP_SLACK_BYTES = 32 << 20
 
 
 class TorchBackend:
@@ -56,6 +59,7 @@ class TorchBackend:
         self._arena = Arena(capacity_bytes + PAGE * len(self._layouts))
         self._slots: dict[str, Slot] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._heap_before = anonymous_bytes()
 
     @property
     def arena(self) -> Arena:
@@ -85,6 +89,8 @@ class TorchBackend:
 
     def callable_for(self, visit: Visit) -> Call:
         """The module of the visit's kind with its parameters pointed at the loaded weights."""
+        if anonymous_bytes() - self._heap_before > visit.block.workspace_bytes + HEAP_SLACK_BYTES:
+            trim_heap()
         skeleton = self._skeletons[visit.block.kind]
         skeleton.bind(self._tensors[visit.block.weights])
         if visit.block.weights in self._by_row:

@@ -11,7 +11,7 @@ and equal input gives byte-identical traces.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
 import simpy
@@ -29,6 +29,7 @@ from cidl_sim.simulator.noise import noise_factors
 # After SimPy's own URGENT (0) and NORMAL (1).
 _DISPATCH_PRIORITY = cast(EventPriority, 2)
 _Process = Generator[simpy.Event, Any, None]
+LimitChange = tuple[float, int]  # seconds from the start, bytes from then on
 
 
 def simulate(
@@ -38,15 +39,17 @@ def simulate(
     *,
     seed: int | None = None,
     stage_rounds: Mapping[int, int] | None = None,
+    limit_changes: Sequence[LimitChange] = (),
 ) -> Trace:
     """Simulate `plan` and return its trace.
 
     `seed` switches the device's noise on. `stage_rounds` gives, for stages that ended early, the rounds
-    that really ran (replay of a recorded run). Raises InfeasibleError where the plan cannot finish within
-    the memory limit, PlanError where it breaks a rule, DeviceError where a cost is unknown.
+    that really ran (replay of a recorded run). `limit_changes`: at so many seconds the memory limit becomes so
+    many bytes. Raises InfeasibleError where the plan cannot finish within the memory limit, PlanError where it
+    breaks a rule, DeviceError where a cost is unknown.
     """
     plan.check_workload(workload)
-    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds)
+    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes)
     recorder = TraceRecorder(engine.schedule)
     engine.recorder = recorder
     engine.run()
@@ -94,6 +97,7 @@ class Engine:
         *,
         seed: int | None = None,
         stage_rounds: Mapping[int, int] | None = None,
+        limit_changes: Sequence[LimitChange] = (),
     ) -> None:
         self.schedule = Schedule.for_device(workload, plan, device)
         self.recorder: TraceRecorder | None = None
@@ -102,6 +106,7 @@ class Engine:
         self._device = device
         self._env = simpy.Environment()
         self._early_ends = _last_visits(workload, stage_rounds or {})
+        self._limit_changes = limit_changes
         self._idle_channels = list(range(device.loader.channels - 1, -1, -1))
         self._active: list[_Activity] = []
         self._heat_factor = 1.0
@@ -125,6 +130,8 @@ class Engine:
         """Run to the end of the last visit; InfeasibleError if nothing can go on before that."""
         for step in self._device.thermal:
             self._env.process(self._heat(step.after_s, step.factor))
+        for at_s, limit_bytes in self._limit_changes:
+            self._env.process(self._change_limit(at_s, limit_bytes))
         self._request_dispatch()
         try:
             self._env.run(until=self._done)
@@ -193,6 +200,13 @@ class Engine:
             self._done.succeed()
         else:
             self._request_dispatch()
+
+    def _change_limit(self, at_s: float, limit_bytes: int) -> _Process:
+        yield self._env.timeout(at_s)
+        released = self.schedule.change_limit(limit_bytes)
+        if self.recorder:
+            self.recorder.limit_changed(self._env.now, released)
+        self._request_dispatch()
 
     # Durations
 

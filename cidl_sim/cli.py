@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import CidlError, InputError, PlanError
+from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
@@ -167,6 +168,10 @@ def simulate(
     plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
     settings: SetOption = None,
     seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on.")] = None,
+    limit_changes: Annotated[
+        list[str] | None,
+        Optional("--limit-change", metavar="SECONDS:BYTES", help="At that time the memory limit becomes another."),
+    ] = None,
     trace_file: Annotated[Path | None, Optional("--trace", help="Write the simulated trace.")] = None,
     plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
     as_json: AsJson = False,
@@ -182,7 +187,8 @@ def simulate(
         plan.check(workload, device)
     else:
         plan = make_plan(policy or "", workload, device)
-    trace = run_simulation(workload, device, plan, seed=seed)
+    changes = [_limit_change(text) for text in limit_changes or ()]
+    trace = run_simulation(workload, device, plan, seed=seed, limit_changes=changes)
     if trace_file is not None:
         trace.write(trace_file)
     if plot is not None:
@@ -329,8 +335,11 @@ def model_import(
 def run(
     plan_file: Annotated[Path, Optional("--plan", help="The plan to run.")],
     store: StoreOption,
-    prompt: Annotated[str, Optional("--prompt", help="What the video should show.")],
-    out: Annotated[Path, Optional("-o", help="The video to write (mp4).")],
+    out: Annotated[Path, Optional("-o", help="The video to write (mp4); several get numbers: video-1.mp4, ...")],
+    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
+    prompts_file: Annotated[
+        Path | None, Optional("--prompts", help="A prompt a line; the plan must be for as many (workload ...-3p).")
+    ] = None,
     seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
     steps: Annotated[int | None, Optional("--steps", help="Must be what the plan was made for.")] = None,
     resolution: Annotated[str | None, Optional("--resolution", help="HEIGHTxWIDTH; likewise.")] = None,
@@ -342,6 +351,7 @@ def run(
     lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
     frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,
     verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
+    resume: Annotated[bool, Optional("--resume", help="Go on from the last denoising step of a killed run.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a video with the real executor, under a memory limit that the kernel enforces."""
@@ -352,6 +362,11 @@ def run(
     if lpl_rule not in LPL_RULES:
         raise InputError(f"--lpl-rule {lpl_rule!r}: choose one of {', '.join(LPL_RULES)}")
     plan = read_plan(plan_file)
+    prompts = _prompts(plan, prompt, prompts_file)
+    videos = _numbered(out, len(prompts))
+    saved_run = out.with_name(out.name + ".resume")
+    if resume and not saved_run.is_file():
+        messages.print(f"{saved_run}: nothing was saved, so the run starts from its beginning", highlight=False)
     _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
     opened = BlockStore.open(store, verify=verify)
     workload, _ = workload_for_plan(opened, plan)
@@ -360,23 +375,32 @@ def run(
     job = Job(
         plan=str(plan_file.absolute()),
         store=str(store.absolute()),
-        prompt=prompt,
+        prompts=prompts,
         seed=seed,
         memory_limit_bytes=limit,
         lpl_rule=lpl_rule,
-        video=str(out.absolute()),
-        frames_folder=str(frames_folder.absolute()) if frames_folder else None,
+        videos=tuple(str(video.absolute()) for video in videos),
+        frames_folders=tuple(str(f.absolute()) for f in _numbered(frames_folder, len(prompts)))
+        if frames_folder
+        else (),
         trace=str(trace_file.absolute()) if trace_file else None,
+        saved_run=str(saved_run.absolute()),
+        resume=resume,
     )
     with _progress() as step:
         result = run_job(job, kernel_limit_bytes=limit, on_progress=lambda *state: step("run", *state))
-    summary = {"video": str(out), "memory_limit_bytes": limit, **result.model_dump(mode="json")}
+    summary = {
+        "video": str(out),
+        "videos": [str(v) for v in videos],
+        "memory_limit_bytes": limit,
+        **result.model_dump(mode="json"),
+    }
     kernel = f", {result.peak_kernel_bytes / 1e6:.0f} MB as the kernel saw it" if result.peak_kernel_bytes else ""
     _show(
         summary,
         as_json,
         lambda: (
-            f"{out}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
+            f"{', '.join(map(str, videos))}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
             f"{result.peak_resident_bytes / 1e6:.0f} MB accounted{kernel}, limit {limit / 1e6:.0f} MB held by "
             f"{describe_mode(result.enforced_by)}"
         ),
@@ -493,6 +517,37 @@ def _settings_for(store: Any, workload_name: str | None) -> Any:
     if default is None:
         raise InputError(f"{store.root}: a model without default settings; give --workload")
     return merged_settings(default, {"dtype": store.index.dtype, "partition": store.index.partition})
+
+
+def _limit_change(text: str) -> tuple[float, int]:
+    at_s, colon, limit = text.partition(":")
+    try:
+        change = (float(at_s), int(limit))
+    except ValueError:
+        change = (-1.0, 0)
+    if not colon or not 0 <= change[0] < float("inf") or change[1] <= 0:
+        raise InputError(f"--limit-change {text!r}: write SECONDS:BYTES, such as 2.5:1500000000")
+    return change
+
+
+def _prompts(plan: Plan, prompt: str | None, file: Path | None) -> tuple[str, ...]:
+    """The prompts of a run, one from the command line or several from a file."""
+    if (prompt is None) == (file is None):
+        raise InputError("give either --prompt or --prompts")
+    prompts = [prompt or ""]
+    if file is not None:
+        prompts = [line.strip() for line in read_text(file, InputError).splitlines() if line.strip()]
+    wanted = plan.workload_settings.get("prompts", 1)
+    if len(prompts) != wanted:
+        raise InputError(
+            f"the plan was made for {wanted} prompts, {len(prompts)} were given; plan for the workload "
+            f"'...-{len(prompts)}p'"
+        )
+    return tuple(prompts)
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    return [path] if count == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
 
 
 def _check_asked(plan: Plan, *, resolution: str | None, **asked: str | int | None) -> None:

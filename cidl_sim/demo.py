@@ -120,7 +120,7 @@ def _control(
     """Load everything under the same limit: the kernel is expected to kill it."""
     plan_file = runs / "plan-control.json"
     make_plan("sequential", workload, device).write(plan_file)
-    job = Job(plan=str(plan_file), store=str(store.root.absolute()), prompt=prompt, seed=seed, control=True)
+    job = Job(plan=str(plan_file), store=str(store.root.absolute()), prompts=(prompt,), seed=seed, control=True)
     step, total = "control: all resident", len(workload.visits)
     on_step(step, 0, total, "loading everything")
     result = run_job(

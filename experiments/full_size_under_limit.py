@@ -57,8 +57,8 @@ def main() -> None:
         job = Job(
             plan=str(out / "plan.json"),
             store=str(store.root.absolute()),
-            prompt=PROMPT,
-            video=str(out / "video.mp4"),
+            prompts=(PROMPT,),
+            videos=(str(out / "video.mp4"),),
             trace=str(out / "trace.json.gz"),
         )
         result = run_job(job, kernel_limit_bytes=arguments.limit, on_progress=show)

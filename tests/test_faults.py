@@ -11,12 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cidl_sim.core.plan import largest_need, read_plan
+from cidl_sim.core.trace import read_trace
+from cidl_sim.diffusion.saved_run import save_run
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.policies.catalog import make_plan
@@ -251,7 +254,8 @@ def test_a_video_with_the_name_of_a_folder_is_the_environments_fault(tiny_store,
     video.mkdir(parents=True)
     outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path))
     assert_run_failed(outcome, 4, tmp_path, str(video), "cannot be written")
-    assert list((tmp_path / "out").rglob("*")) == [video]
+    # The last denoising step is kept, so that --resume has only the decoder to run again.
+    assert set((tmp_path / "out").rglob("*")) == {video, video.with_name("video.mp4.resume")}
 
 
 # Signals
@@ -274,32 +278,145 @@ def is_running(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to find the worker process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_its_worker_and_leaves_nothing(number, tiny_store, tmp_path):
-    # Long enough that the signal finds it running.
-    plan = tmp_path / "plan.json"
-    device = analytic_device(ROOM_FOR_THE_PROCESS + 10_000_000, baseline_bytes=ROOM_FOR_THE_PROCESS)
-    make_plan("sequential", find_workload(TINY.replace("2s", "600s")), device).write(plan)
-    assert read_plan(plan).workload_settings["steps"] == 600
-    command = [sys.executable, "-m", "cidl_sim.cli", *run_arguments(plan, tiny_store, tmp_path)]
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to find the worker process")
+
+
+@contextlib.contextmanager
+def started_run(arguments: list[str], temporary: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A run in processes of its own, once its worker has memory for weights; none of them is left at the end."""
+    command = [sys.executable, "-m", "cidl_sim.cli", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     worker = None
     try:
-        while (worker := worker_of(tmp_path / "temporary")) is None:
+        while (worker := worker_of(temporary)) is None:
             assert child.poll() is None, child.communicate()
             time.sleep(0.02)
-        child.send_signal(number)
-        out, err = child.communicate(timeout=120)
+        yield child, worker
     finally:
         child.kill()
         child.wait()
-        still_running = worker is not None and is_running(worker)
-        if worker is not None and still_running:
+        if worker is not None and is_running(worker):
             os.kill(worker, signal.SIGKILL)
+
+
+def long_plan(folder: Path, steps: int) -> Path:
+    """Long enough that what comes finds the run at work."""
+    device = analytic_device(ROOM_FOR_THE_PROCESS + 10_000_000, baseline_bytes=ROOM_FOR_THE_PROCESS)
+    plan = make_plan("next_block", find_workload(TINY.replace("2s", f"{steps}s")), device)
+    assert plan.workload_settings["steps"] == steps
+    plan.write(folder / "plan.json")
+    return folder / "plan.json"
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_its_worker_and_leaves_the_trace_until_then(number, tiny_store, tmp_path):
+    plan = long_plan(tmp_path, 600)
+    saved = tmp_path / "out" / "video.mp4.resume"
+    with started_run(run_arguments(plan, tiny_store, tmp_path), tmp_path / "temporary") as (child, worker):
+        while not saved.exists():
+            time.sleep(0.02)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=120)
+        assert not is_running(worker)
     assert child.returncode == 128 + number
     assert out == ""
     assert "Traceback" not in err
-    assert not still_running
-    assert not (tmp_path / "out").exists()
     assert left_behind(tmp_path) == []
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"trace.json", saved.name}
+    trace = read_trace(tmp_path / "out" / "trace.json")
+    assert trace.events[-1].kind == "stopped"
+    assert 0 < len(trace.of("execute")) < sum(s.rounds * len(s.blocks) for s in trace.header.stages)
+
+
+@needs_proc
+def test_a_run_that_was_killed_goes_on_and_gives_the_same_video(tiny_store, tmp_path):
+    plan = long_plan(tmp_path, 30)
+    arguments = run_arguments(plan, tiny_store, tmp_path)
+    video, saved = tmp_path / "out" / "video.mp4", tmp_path / "out" / "video.mp4.resume"
+    assert call_cidl(*arguments).code == 0
+    uninterrupted = video.read_bytes()
+    assert not saved.exists()
+    video.unlink()
+    with started_run(arguments, tmp_path / "temporary") as (child, worker):
+        while not saved.exists():
+            time.sleep(0.005)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        deadline = time.monotonic() + 60
+        while is_running(worker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not is_running(worker), "the worker outlives its parent"
+    assert not video.exists()
+    again = call_cidl(*arguments, "--resume", "--json")
+    assert again.code == 0
+    assert video.read_bytes() == uninterrupted
+    assert not saved.exists()
+    trace = read_trace(tmp_path / "out" / "trace.json")
+    resumed = next(event for event in trace.events if event.kind == "resumed")
+    assert min(span.visit for span in trace.of("execute")) == resumed.values["visit"] > 0
+
+
+def test_another_job_does_not_go_on_from_a_saved_run(tiny_store, plan, tmp_path):
+    saved = tmp_path / "out" / "video.mp4.resume"
+    state = {"z": torch.zeros(1), "text": torch.zeros(1)}
+    save_run(saved, {"workload": "another"}, 0, 5, (state, {"evaluations": 1}))
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path), "--resume")
+    assert_run_failed(outcome, 2, tmp_path, str(saved), "saved by another job", "workload")
+
+
+def test_a_saved_run_that_cannot_be_read_is_named(tiny_store, plan, tmp_path):
+    saved = tmp_path / "out" / "video.mp4.resume"
+    saved.parent.mkdir()
+    saved.write_bytes(b"not a safetensors file")
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path), "--resume")
+    assert_run_failed(outcome, 2, tmp_path, str(saved), "cannot be read")
+
+
+def test_two_runs_may_use_one_store_at_once(tiny_store, plan, tmp_path):
+    commands = []
+    for name in ("a", "b"):
+        arguments = run_arguments(plan, tiny_store, tmp_path / name)
+        commands.append(subprocess.Popen([sys.executable, "-m", "cidl_sim.cli", *arguments]))
+    assert [command.wait(timeout=200) for command in commands] == [0, 0]
+    videos = [tmp_path / name / "out" / "video.mp4" for name in ("a", "b")]
+    assert videos[0].read_bytes() == videos[1].read_bytes()
+
+
+# Memory that changes
+
+
+@needs_proc
+@pytest.mark.skipif(not can_enforce(), reason="no limit that the kernel enforces can be had here")
+def test_a_limit_that_is_lowered_and_raised_during_a_run_changes_no_pixel(tiny_store, tmp_path):
+    plan = long_plan(tmp_path, 200)
+    arguments = run_arguments(plan, tiny_store, tmp_path)
+    assert call_cidl(*arguments).code == 0
+    undisturbed = (tmp_path / "out" / "video.mp4").read_bytes()
+    limit = read_plan(plan).memory_limit_bytes
+    lower = limit - 8_000_000
+    with started_run(arguments, tmp_path / "temporary") as (child, worker):
+        group = group_of(worker)
+        warning = group / ("memory.soft_limit_in_bytes" if "memory" in group.parts[:5] else "memory.high")
+        while not (tmp_path / "out" / "video.mp4.resume").exists():
+            time.sleep(0.01)
+        warning.write_text(str(lower))
+        time.sleep(1)
+        warning.write_text(str(limit))
+        _, err = child.communicate(timeout=200)
+    assert child.returncode == 0, err
+    assert (tmp_path / "out" / "video.mp4").read_bytes() == undisturbed
+    changes = [e for e in read_trace(tmp_path / "out" / "trace.json").events if e.kind == "limit_changed"]
+    assert [round(int(change.values["limit_bytes"]) / 1e6) for change in changes] == [
+        round(lower / 1e6),
+        round(limit / 1e6),
+    ]
+
+
+def group_of(process: int) -> Path:
+    """The memory group of a process, found through its environment."""
+    for entry in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        if name == b"CIDL_MEMORY_GROUP":
+            return Path(value.decode().partition(":")[2])
+    raise AssertionError("the worker is in no group")

@@ -54,7 +54,9 @@ def fit_device(
             slowdown_while_executing=slowdown(overlapped.trace, "load", measured, blocks),
         ),
         executor=Executor(
-            flops_per_s=flops_per_s, slowdown_while_loading=slowdown(overlapped.trace, "execute", measured, blocks)
+            flops_per_s=flops_per_s,
+            slowdown_while_loading=slowdown(overlapped.trace, "execute", measured, blocks),
+            threads=alone.result.threads,
         ),
         measured=measured,
         noise=Noise(load=relative_spread(loads), execute=relative_spread(executions)),

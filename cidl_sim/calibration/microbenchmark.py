@@ -1,8 +1,8 @@
 """Short real runs from which a device profile is fitted.
 
-One sequential run measures loads and executions that have the machine to themselves; one run with a
-lookahead of one block measures how much they slow each other down. Both use the real executor on every
-kind of block of the workload, over a few denoising steps.
+A sequential run measures loads and executions that have the machine to themselves; a run with a lookahead
+of one block measures how much they slow each other down. Both use the real executor on every kind of block
+of the workload, over a few denoising steps.
 """
 
 from __future__ import annotations
@@ -37,28 +37,29 @@ class Observation:
 
 
 def observe(
-    store: BlockStore, settings: VideoSettings, on_progress: OnProgress = lambda done, total, stage: None
-) -> dict[str, Observation]:
-    """Run the calibration workload "sequential" and with "next_block", by policy; nothing is limited."""
+    store: BlockStore,
+    settings: VideoSettings,
+    policy: str,
+    threads: int,
+    on_progress: OnProgress = lambda done, total, stage: None,
+) -> Observation:
+    """Run the calibration workload under `policy`, computing with `threads`; nothing is limited."""
     merged = CALIBRATION_STEPS // 2 if settings.tdtm else 0
-    short = settings.model_copy(update={"steps": CALIBRATION_STEPS, "lpl": "off", "tdtm": merged})
+    short = settings.model_copy(update={"steps": CALIBRATION_STEPS, "lpl": "off", "tdtm": merged, "prompts": 1})
     workload = workload_of(store_sizes(store), short)
-    provisional = _roomy_device(workload)
-    observations = {}
-    for policy in ("sequential", "next_block"):
-        with tempfile.TemporaryDirectory(prefix="cidl-calibrate-") as folder:
-            plan_file, trace_file = Path(folder) / "plan.json", Path(folder) / "trace.json"
-            make_plan(policy, workload, provisional).write(plan_file)
-            job = Job(
-                plan=str(plan_file),
-                store=str(store.root.absolute()),
-                prompt=PROMPT,
-                trace=str(trace_file),
-                sample_memory=True,
-            )
-            result = run_job(job, kernel_limit_bytes=None, on_progress=on_progress)
-            observations[policy] = Observation(workload, read_trace(trace_file), result)
-    return observations
+    plan = make_plan(policy, workload, _roomy_device(workload)).model_copy(update={"compute_threads": threads})
+    with tempfile.TemporaryDirectory(prefix="cidl-calibrate-") as folder:
+        plan_file, trace_file = Path(folder) / "plan.json", Path(folder) / "trace.json"
+        plan.write(plan_file)
+        job = Job(
+            plan=str(plan_file),
+            store=str(store.root.absolute()),
+            prompts=(PROMPT,),
+            trace=str(trace_file),
+            sample_memory=True,
+        )
+        result = run_job(job, kernel_limit_bytes=None, on_progress=on_progress)
+        return Observation(workload, read_trace(trace_file), result)
 
 
 def _roomy_device(workload: Workload) -> DeviceProfile:

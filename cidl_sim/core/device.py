@@ -27,13 +27,17 @@ class Loader(Record):
 
 
 class Executor(Record):
-    """The accelerator side: a roofline of `flops_per_s * efficiency` and memory bandwidth."""
+    """The accelerator side: a roofline of `flops_per_s * efficiency` and memory bandwidth.
+
+    `threads`: with how many the executor computes where it is a processor (None: all cores but the loader's).
+    """
 
     flops_per_s: float | None = Field(default=None, gt=0)
     efficiency: float = Field(default=1.0, gt=0, le=1)
     memory_bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
     launch_s: float = Field(default=0.0, ge=0)
     slowdown_while_loading: float = Field(default=1.0, ge=1)
+    threads: int | None = Field(default=None, ge=1)
 
 
 class Measured(Record):

@@ -35,7 +35,8 @@ class Plan(Record):
     """What both drivers interpret (file format `cidl-plan/1`, JSON).
 
     `loads` are in start order. `keep` holds the visits after which the weights stay until the next
-    visit of the same weights. The figures are predictions for the device that the plan was made for.
+    visit of the same weights. `compute_threads` is what the device computes fastest with beside its loader (None:
+    every core but one for each channel). The figures are predictions for the device that the plan was made for.
     """
 
     format: Literal["cidl-plan/1"] = "cidl-plan/1"
@@ -48,6 +49,7 @@ class Plan(Record):
     memory_limit_bytes: int = Field(gt=0)
     baseline_bytes: int = Field(default=0, ge=0)
     channels: int = Field(default=1, ge=1)
+    compute_threads: int | None = Field(default=None, ge=1)
     loads: tuple[Load, ...]
     keep: tuple[int, ...]
     makespan_s: float | None = Field(default=None, ge=0)

@@ -234,8 +234,8 @@ class Schedule:
     def change_limit(self, limit_bytes: int) -> list[Release]:
         """Go on under another limit; returns what has to leave memory for it now.
 
-        As many weights stay from round to round as the rest of the run can afford: of those that the plan retains, and
-        of all others too where the limit exceeds the plan's. What is retained goes first, then what was loaded
+        As many weights stay from round to round as the rest of the run can afford: of those that the plan retains,
+        and of all others too where the limit exceeds the plan's. What is retained goes first, then what was loaded
         ahead, what is needed last going first; a load in flight that does not fit any more ends as waste.
         InfeasibleError names the block that does not even fit alone.
         """
@@ -304,13 +304,17 @@ class Schedule:
         return released
 
     def _release_ahead(self) -> list[Release]:
-        """Let go of what is here for later visits until the rest fits beside every workspace on its way."""
+        """Let go of what is here too early: behind a visit whose weights are missing, or beyond the room there is."""
         released = []
         first = self._current + self._running
         waiting = sorted((n, w) for w, n in self._resident_for.items() if n >= first and n not in self._wasted)
+        here = {number for number, _ in waiting}
+        missing = next((n for n in range(first, len(self._visits)) if n not in here and not self._stays_for(n)), first)
         held = self._weights_held
-        while waiting and held > self.room_for_weights(waiting[-1][0]):
-            number, weights = waiting.pop()
+        for number, weights in reversed(waiting):
+            blocks = number > missing and number not in self._retained
+            if not blocks and held <= self.room_for_weights(number):
+                continue
             held -= self._visits[number].block.weight_bytes
             if number in self._in_flight:
                 self._wasted.add(number)
@@ -318,15 +322,18 @@ class Schedule:
                 released.append(self._release(weights))
         return released
 
+    def _stays_for(self, number: int) -> bool:
+        """Whether an earlier visit that is still to end leaves the weights of this one in memory."""
+        return self.workload.previous_same_weights[number] in self._keep
+
     def _plan_loads_anew(self) -> None:
         """Loads for all remaining visits whose weights neither are here nor stay, in order of execution."""
         gated = {load.visit: load for load in self._plan.loads}
         here = set(self._resident_for.values()) - self._wasted
-        previous = self.workload.previous_same_weights
         self._loads = self._loads[: self._next_load] + [
             gated.get(visit.number, Load(visit=visit.number))
             for visit in self._visits[self._current + self._running :]
-            if visit.number not in here and previous[visit.number] not in self._keep
+            if visit.number not in here and not self._stays_for(visit.number)
         ]
 
     def finish_without_clock(self) -> bool:

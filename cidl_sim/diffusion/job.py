@@ -28,19 +28,25 @@ _ERRORS: dict[int, type[CidlError]] = {2: InputError, 3: InfeasibleError, 4: Mac
 
 
 class Job(Record):
-    """What a worker has to do. `control` loads everything and heeds no plan (`plan` only names the workload)."""
+    """What a worker has to do. `control` loads everything and heeds no plan (`plan` only names the workload).
+
+    `videos` and `frames_folders` name one file and folder for each prompt, or are empty. `saved_run`: the file that
+    keeps the run's state after each denoising step; with `resume` the run goes on from it.
+    """
 
     plan: str
     store: str
-    prompt: str
+    prompts: tuple[str, ...]
     seed: int = 42
     control: bool = False
     verify: bool = False
     memory_limit_bytes: int | None = None
     lpl_rule: str = "paper"
-    video: str | None = None
-    frames_folder: str | None = None
+    videos: tuple[str, ...] = ()
+    frames_folders: tuple[str, ...] = ()
     trace: str | None = None
+    saved_run: str | None = None
+    resume: bool = False
     sample_memory: bool = False
 
 

@@ -71,3 +71,11 @@ class DynamicLeap:
         else:
             self._left -= 1
         return similarity, self._left == 0
+
+    def state(self) -> tuple[Tensor | None, float, int]:
+        """What `restore` needs to go on from here: the last drift, the best similarity, the patience left."""
+        return self._previous, self._best, self._left
+
+    def restore(self, previous: Tensor | None, best: float, left: int) -> None:
+        """Go on from a state."""
+        self._previous, self._best, self._left = previous, best, left

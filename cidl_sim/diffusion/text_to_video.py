@@ -6,6 +6,10 @@ test with whole modules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,6 +23,7 @@ from cidl_sim.models.open_sora import TORCH_DTYPES
 from cidl_sim.models.t5 import additive_mask
 
 FRAMES_PER_SECOND = 24
+State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class TextToVideo:
@@ -62,6 +67,25 @@ class TextToVideo:
             if part == "stdit":
                 return self._denoise(visit, rest, block)
             return self._decode(visit, rest, block)
+
+    # Between two denoising steps
+
+    def state(self) -> State:
+        """What the rest of the run depends on after a denoising step: tensors, and values that JSON can hold."""
+        tensors = {"z": self._z, "text": self._text}
+        values: dict[str, Any] = {"evaluations": self.evaluations}
+        if self._leap is not None:
+            previous, values["best"], values["left"] = self._leap.state()
+            if previous is not None:
+                tensors["drift"] = previous
+        return tensors, values
+
+    def restore(self, state: State) -> None:
+        """Be as after the denoising step at which `state` was taken."""
+        tensors, values = state
+        self._z, self._text, self.evaluations = tensors["z"], tensors["text"], values["evaluations"]
+        if self._leap is not None:
+            self._leap.restore(tensors.get("drift"), values["best"], values["left"])
 
     # Text encoder
 
@@ -161,3 +185,41 @@ class TextToVideo:
         pixels = ((self._hidden.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         self.frames[start : start + pieces[index]] = pixels.permute(0, 2, 3, 1)
         self._hidden = torch.empty(0)
+
+
+class SeveralVideos:
+    """Videos made one after another in one run: each has its own part of the workload's stages."""
+
+    def __init__(self, workload: Workload, videos: Sequence[TextToVideo]) -> None:
+        self.videos = list(videos)
+        self._stages = len(workload.stages) // len(self.videos)
+        self._visits = workload.first_visit_of_stage[self._stages]
+        self._workload = workload
+
+    def run(self, visit: Visit, block: Call) -> Outcome:
+        """Feed the block of this visit to the video that it belongs to."""
+        index = self.index_of(visit)
+        first_stage = index * self._stages
+        own = replace(visit, stage=visit.stage - first_stage, number=visit.number - index * self._visits)
+        outcome = self.videos[index].run(own, block)
+        if outcome.end_stage is None:
+            return outcome
+        return replace(outcome, end_stage=first_stage + outcome.end_stage)
+
+    def index_of(self, visit: Visit) -> int:
+        """Which of the videos a visit belongs to."""
+        return visit.stage // self._stages
+
+    def ends_step(self, visit: Visit) -> bool:
+        """Whether a denoising step ends with this visit."""
+        stage = self._workload.stages[visit.stage]
+        return stage.group == "denoiser" and visit.position == len(stage.blocks) - 1
+
+    def ends_video(self, visit: Visit) -> bool:
+        """Whether a video is whole after this visit."""
+        return visit.number + 1 == (self.index_of(visit) + 1) * self._visits
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser so far."""
+        return sum(video.evaluations for video in self.videos)

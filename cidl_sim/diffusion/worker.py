@@ -6,13 +6,14 @@ Standard output carries lines of JSON: {"done", "total", "stage"} while it runs,
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,26 +22,31 @@ from typing import Any
 
 import torch
 
-from cidl_sim.core.errors import CidlError, MachineError
+from cidl_sim.core.errors import CidlError, MachineError, PlanError
+from cidl_sim.core.files import sha256_of
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.diffusion.job import Job, JobResult
 from cidl_sim.diffusion.matching import TOKENIZER_FOLDER, store_sizes, workload_for_plan
 from cidl_sim.diffusion.prompt import encode_prompt
-from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, TextToVideo
+from cidl_sim.diffusion.saved_run import SavedRunError, read_run, save_run
+from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, SeveralVideos, TextToVideo
 from cidl_sim.diffusion.video_file import write_frames, write_video
 from cidl_sim.executor.memory_limit import PeakResident, charged_to_this_process, push_out_page_cache
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
+from cidl_sim.models.config import VideoSettings
 from cidl_sim.models.open_sora import stage_definitions
+from cidl_sim.workloads.catalog import workload_of
 
 
 def main() -> int:
     """Do the job in the file named on the command line; returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    _end_with_parent()
     try:
         job = Job.model_validate_json(Path(sys.argv[1]).read_text())
         _say({"result": do(job).model_dump(mode="json")})
@@ -56,7 +62,7 @@ def main() -> int:
 
 
 def do(job: Job) -> JobResult:
-    """Run the plan (or the control), write video and trace, and report."""
+    """Run the plan (or the control), write videos and trace, and report."""
     store = BlockStore.open(Path(job.store), verify=job.verify)
     plan = read_plan(Path(job.plan))
     workload, settings = workload_for_plan(store, plan)
@@ -64,44 +70,49 @@ def do(job: Job) -> JobResult:
     if not job.control:
         plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     sizes = store_sizes(store)
-    tokenizer = store.root / TOKENIZER_FOLDER
-    tokens = encode_prompt(job.prompt, sizes.text_encoder_tokens, tokenizer if tokenizer.is_dir() else None)
-    program = TextToVideo(workload, sizes, settings, tokens, job.seed, lpl_rule=job.lpl_rule)
-    # One core is left to each loader channel.
-    threads = max(1, (os.cpu_count() or 2) - plan.channels)
+    program, token_ids = _program(job, store, workload, settings)
+    threads = plan.compute_threads or max(1, (os.cpu_count() or 2) - plan.channels)
     torch.set_num_threads(threads)
     stages = stage_definitions(sizes, settings, sizes.nominal_text_tokens)
     _warm_up()
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
     push_out_page_cache(charged, limit)
-    capacity = (
-        sum(store.entry(w).data_bytes for w in store.index.blocks) if job.control else limit - plan.baseline_bytes
-    )
-    backend = TorchBackend(store, stages, capacity, tokens[0])
+    capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
+    backend = TorchBackend(store, stages, capacity, token_ids)
     watch = _Watch(workload, backend, sample=job.sample_memory)
+    machine = _Machine(backend, threads, baseline, limit)
     trace: Trace | None = None
-    bytes_read_before = _bytes_read_from_disk()
     try:
         if job.control:
             makespan_s, _ = run_all_resident(workload, backend, program, watch)
         else:
-            runtime = Runtime(workload, plan, Limits(limit, plan.baseline_bytes), backend, program)
-            with _stopped_by_signals(runtime):
-                runtime.run(watch)
-            touched = backend.arena.peak_touched_bytes
-            fields = _header_fields(backend, threads, baseline, touched, limit, bytes_read_before)
-            trace = runtime.recorder.finish(header_for(workload, plan, **fields))
+            limits = Limits(limit, plan.baseline_bytes, charged.wanted_limit_bytes)
+            runtime = Runtime(workload, plan, limits, backend, program)
+            keeper = _Keeper(job, store, workload, program, runtime)
+            keeper.resume()
+
+            def observe(visit: Visit) -> None:
+                watch(visit)
+                keeper(visit)
+
+            try:
+                with _stopped_by_signals(runtime):
+                    runtime.run(observe)
+            except SystemExit:
+                # What was recorded until the signal came is worth keeping.
+                _write_trace(job, runtime.recorder.finish(header_for(workload, plan, **machine.header_fields())))
+                raise
+            trace = runtime.recorder.finish(header_for(workload, plan, **machine.header_fields()))
             makespan_s = trace.makespan_s
         touched = backend.arena.peak_touched_bytes
     finally:
         backend.close()
-    if job.video:
-        write_video(Path(job.video), program.frames, FRAMES_PER_SECOND)
-    if job.frames_folder:
-        write_frames(Path(job.frames_folder), program.frames)
-    if job.trace and trace is not None:
-        trace.write(Path(job.trace))
+    _write_video(job, program, len(program.videos) - 1)
+    if trace is not None:
+        _write_trace(job, trace)
+    if job.saved_run is not None:
+        Path(job.saved_run).unlink(missing_ok=True)
     return JobResult(
         makespan_s=makespan_s,
         enforced_by=charged.enforced_by,
@@ -114,6 +125,72 @@ def do(job: Job) -> JobResult:
         threads=threads,
         fall_backs=tuple(backend.fall_backs),
     )
+
+
+def _program(
+    job: Job, store: BlockStore, workload: Workload, settings: VideoSettings
+) -> tuple[SeveralVideos, torch.Tensor]:
+    """One video for each prompt, and the token ids of all prompts."""
+    sizes = store_sizes(store)
+    if len(job.prompts) != settings.prompts:
+        raise PlanError(f"the plan was made for {settings.prompts} prompts, {len(job.prompts)} were given")
+    tokenizer = store.root / TOKENIZER_FOLDER
+    folder = tokenizer if tokenizer.is_dir() else None
+    tokens = [encode_prompt(prompt, sizes.text_encoder_tokens, folder) for prompt in job.prompts]
+    alone = settings.model_copy(update={"prompts": 1})
+    one = workload if settings.prompts == 1 else workload_of(sizes, alone)
+    videos = [TextToVideo(one, sizes, alone, t, job.seed, lpl_rule=job.lpl_rule) for t in tokens]
+    return SeveralVideos(workload, videos), torch.cat([ids for ids, _ in tokens])
+
+
+class _Keeper:
+    """Saves the run after each denoising step, goes on from where one was saved, and writes finished videos."""
+
+    def __init__(
+        self, job: Job, store: BlockStore, workload: Workload, program: SeveralVideos, runtime: Runtime
+    ) -> None:
+        self._job = job
+        self._program = program
+        self._runtime = runtime
+        self._identity = {
+            "workload": workload.sha256,
+            "store": sha256_of(store.index.model_dump(mode="json")),
+            "prompts": list(job.prompts),
+            "seed": job.seed,
+            "lpl_rule": job.lpl_rule,
+        }
+
+    def resume(self) -> None:
+        """Go on from the saved run, if that is asked for and there is one."""
+        path = Path(self._job.saved_run) if self._job.saved_run else None
+        if not (self._job.resume and path is not None and path.exists()):
+            return
+        video, next_visit, state = read_run(path, self._identity)
+        for finished in self._job.videos[:video]:
+            if not Path(finished).is_file():
+                raise SavedRunError(f"{path}: saved after {finished} was written, which is not there any more")
+        self._program.videos[video].restore(state)
+        self._runtime.resume_at(next_visit)
+
+    def __call__(self, visit: Visit) -> None:
+        index = self._program.index_of(visit)
+        if self._job.saved_run and self._program.ends_step(visit):
+            state = self._program.videos[index].state()
+            save_run(Path(self._job.saved_run), self._identity, index, self._runtime.schedule.current, state)
+        if self._program.ends_video(visit) and index + 1 < len(self._program.videos):
+            _write_video(self._job, self._program, index)
+
+
+def _write_video(job: Job, program: SeveralVideos, index: int) -> None:
+    if job.videos:
+        write_video(Path(job.videos[index]), program.videos[index].frames, FRAMES_PER_SECOND)
+    if job.frames_folders:
+        write_frames(Path(job.frames_folders[index]), program.videos[index].frames)
+
+
+def _write_trace(job: Job, trace: Trace) -> None:
+    if job.trace:
+        trace.write(Path(job.trace))
 
 
 class _Watch:
@@ -159,32 +236,40 @@ def _bytes_read_from_disk() -> int:
     return int(words[words.index("read_bytes:") + 1])
 
 
-def _header_fields(
-    backend: TorchBackend, threads: int, baseline: int, touched: int, limit: int, bytes_read_before: int
-) -> dict[str, Any]:
-    charged = charged_to_this_process()
-    enforced = charged.enforced_by if charged.limit_bytes() is not None else "accounting"
-    return {
-        "origin": backend.origin,
-        "enforced_by": enforced,
-        "clock": "perf_counter",
-        "memory_limit_bytes": limit,
-        "peak_kernel_bytes": charged.peak_bytes(),
-        "fall_backs": tuple(backend.fall_backs),
-        "machine": {
-            "system": platform.system(),
-            "release": platform.release(),
-            "processor": _processor(),
-            "cores": os.cpu_count() or 0,
-            "compute_threads": threads,
-            "measured_baseline_bytes": baseline,
-            "arena_touched_bytes": touched,
-            "slots_stitched": backend.arena.stitched_slots,
-            "read_bytes": _bytes_read_from_disk() - bytes_read_before,
-        },
-        "versions": {name: metadata.version(name) for name in ("cidl-sim", "torch", "transformers", "diffusers")},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+class _Machine:
+    """What a trace's header says about the machine; made just before the run."""
+
+    def __init__(self, backend: TorchBackend, threads: int, baseline_bytes: int, limit_bytes: int) -> None:
+        self._backend = backend
+        self._threads = threads
+        self._baseline_bytes = baseline_bytes
+        self._limit_bytes = limit_bytes
+        self._read_before = _bytes_read_from_disk()
+
+    def header_fields(self) -> dict[str, Any]:
+        """The fields of a header that the plan and the workload do not know."""
+        charged, arena = charged_to_this_process(), self._backend.arena
+        return {
+            "origin": self._backend.origin,
+            "enforced_by": charged.enforced_by if charged.limit_bytes() is not None else "accounting",
+            "clock": "perf_counter",
+            "memory_limit_bytes": self._limit_bytes,
+            "peak_kernel_bytes": charged.peak_bytes(),
+            "fall_backs": tuple(self._backend.fall_backs),
+            "machine": {
+                "system": platform.system(),
+                "release": platform.release(),
+                "processor": _processor(),
+                "cores": os.cpu_count() or 0,
+                "compute_threads": self._threads,
+                "measured_baseline_bytes": self._baseline_bytes,
+                "arena_touched_bytes": arena.peak_touched_bytes,
+                "slots_stitched": arena.stitched_slots,
+                "read_bytes": _bytes_read_from_disk() - self._read_before,
+            },
+            "versions": {name: metadata.version(name) for name in ("cidl-sim", "torch", "transformers", "diffusers")},
+            "date": datetime.now(UTC).date().isoformat(),
+        }
 
 
 def _processor() -> str:
@@ -202,6 +287,13 @@ def _say(message: dict[str, Any]) -> None:
 
 def _stop(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM here when the parent dies, however it dies (Linux only)."""
+    set_parent_death_signal = 1
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 @contextmanager

@@ -48,14 +48,15 @@ class Slot:
 class Arena:
     """`capacity_bytes` of address space; physical memory is taken when a slot is first written.
 
-    Not thread-safe: the caller's lock guards `take` and `give_back`.
+    `maximum_bytes` is how far it may grow. Not thread-safe: the caller's lock guards every method.
     """
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int, maximum_bytes: int = 0) -> None:
         self.capacity_bytes = _round_up(max(capacity_bytes, PAGE))
-        self._fd = _anonymous_file(self.capacity_bytes)
-        self._base = _map(None, self.capacity_bytes, self._fd, 0)
-        _prefer_huge_pages(self._base, self.capacity_bytes)
+        self._mapped_bytes = max(self.capacity_bytes, _round_up(maximum_bytes))
+        self._fd = _anonymous_file(self._mapped_bytes)
+        self._base = _map(None, self._mapped_bytes, self._fd, 0)
+        _prefer_huge_pages(self._base, self._mapped_bytes)
         self._holes: list[Extent] = [(0, self.capacity_bytes)]
         self._touched: list[Extent] = []
         self.peak_touched_bytes = 0
@@ -96,10 +97,17 @@ class Arena:
             self._touched = _without(self._touched, (at, piece))
             excess -= piece
 
+    def grow(self, capacity_bytes: int) -> None:
+        """Hand out slots up to this many bytes from now on, at most the maximum."""
+        capacity = min(_round_up(capacity_bytes), self._mapped_bytes)
+        if capacity > self.capacity_bytes:
+            self._holes = _merged([*self._holes, (self.capacity_bytes, capacity - self.capacity_bytes)])
+            self.capacity_bytes = capacity
+
     def close(self) -> None:
         """Give the memory back to the system. No slot may be in use."""
         if self._fd >= 0:
-            _libc.munmap(self._base, self.capacity_bytes)
+            _libc.munmap(self._base, self._mapped_bytes)
             os.close(self._fd)
             self._fd = -1
 

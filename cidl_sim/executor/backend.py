@@ -14,8 +14,8 @@ StepEvent = tuple[str, dict[str, str | int | float | bool | None]]  # kind, valu
 
 
 class Backend(Protocol):
-    """One kind of machine. The runtime calls `reserve`, `make_room` and `unload` under its lock, one at a
-    time; `load` runs in a loader thread and `callable_for` in the executor's thread, without it.
+    """One kind of machine. The runtime calls `reserve`, `make_room`, `grow` and `unload` under its lock, one at
+    a time; `load` runs in a loader thread and `callable_for` in the executor's thread, without it.
     """  # noqa: D205
 
     origin: Origin
@@ -35,6 +35,9 @@ class Backend(Protocol):
 
     def make_room(self, weights_bytes: int) -> None:
         """Hold at most `weights_bytes` of memory for weights, if what is in use allows it."""
+
+    def grow(self, capacity_bytes: int) -> None:
+        """The memory limit grew: weights may take so many bytes together."""
 
     def footprint_bytes(self) -> int:
         """Bytes held for weights now, touched but unused memory included."""

@@ -190,6 +190,19 @@ class Charged:
         limit = _number(self.folder / ("memory.limit_in_bytes" if self.enforced_by == "cgroup-v1" else "memory.max"))
         return limit if limit is not None and limit < 1 << 60 else None
 
+    def wanted_limit_bytes(self) -> int | None:
+        """What this process is asked to stay below now: the kernel's limit, or a lower one that warns of it.
+
+        The warning is version 1's soft limit and version 2's `memory.high`. A hard limit cannot be lowered below what
+        is in use (version 1), or kills at once (version 2), so whoever needs memory back asks here first.
+        """
+        if self.folder is None:
+            return None
+        name = "memory.soft_limit_in_bytes" if self.enforced_by == "cgroup-v1" else "memory.high"
+        limits = [limit for limit in (self.limit_bytes(), _number(self.folder / name)) if limit is not None]
+        wanted = min(limits, default=1 << 60)
+        return wanted if wanted < 1 << 60 else None
+
 
 def push_out_page_cache(charged: Charged, size: int) -> None:
     """Let the kernel drop the page cache that start-up left in the group, up to `size` bytes.

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.schedule import Release, Schedule
@@ -18,16 +19,20 @@ from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Backend, Program
 
 OnVisit = Callable[[Visit], None]
-# How late an interruption may be seen while the calling thread waits for a load.
+# How late an interruption may be seen while the calling thread waits for a load, and a change of the limit.
 _GLANCE_S = 0.1
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the schedule accounts with: the limit and what the process takes before any weight is loaded."""
+    """What the schedule accounts with: the limit and what the process takes before any weight is loaded.
+
+    `now` tells the limit at any time (None: unlimited, or not told); when its answer changes, the limit does.
+    """
 
     memory_limit_bytes: int
     baseline_bytes: int
+    now: Callable[[], int | None] | None = None
 
 
 class Runtime:
@@ -45,19 +50,30 @@ class Runtime:
         self._workload = workload
         self._backend = backend
         self._program = program
+        self._limits = limits
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._interruption: BaseException | None = None
         self._stopping = False
+        self._over = threading.Event()
         self._began = 0.0
+
+    def resume_at(self, visit: int) -> None:
+        """Before `run`: begin at visit number `visit`; the program must be in the state it had there."""
+        self.schedule.resume_at(visit)
+        self.recorder.event(0.0, "resumed", visit=visit)
 
     def run(self, on_visit: OnVisit = lambda visit: None) -> None:
         """Run every visit. Raises what a loader or the program raised, after all threads have ended."""
         channels = range(self.schedule.channels)
-        loaders = [threading.Thread(target=self._load_all, args=(f"loader.{c}",), name=f"loader.{c}") for c in channels]
+        names = [f"loader.{c}" for c in channels]
+        threads = [threading.Thread(target=self._guarded, args=(self._load_all, name), name=name) for name in names]
+        if self._limits.now is not None:
+            watch = (self._watch_limit, self._limits.now)
+            threads.append(threading.Thread(target=self._guarded, args=watch, name="limit"))
         self._began = time.perf_counter()
-        for loader in loaders:
-            loader.start()
+        for thread in threads:
+            thread.start()
         try:
             while (visit := self._await_visit()) is not None:
                 self._execute(visit)
@@ -65,10 +81,12 @@ class Runtime:
         finally:
             with self._changed:
                 self._stopping = True
+                self._over.set()
                 self._changed.notify_all()
-            for loader in loaders:
-                loader.join()
+            for thread in threads:
+                thread.join()
         if self._failure is not None:
+            self.recorder.event(self._now(), "stopped", reason=f"{type(self._failure).__name__}: {self._failure}")
             raise self._failure
 
     def interrupt(self, reason: BaseException) -> None:
@@ -114,14 +132,38 @@ class Runtime:
             self.recorder.settled(now)
             self._changed.notify_all()
 
-    def _load_all(self, worker: str) -> None:
+    def _guarded(self, work: Callable[[Any], None], argument: Any) -> None:
+        """What a thread runs: whatever it raises ends the run."""
         try:
-            while self._load_one(worker):
-                pass
+            work(argument)
         except BaseException as failure:
             with self._changed:
                 self._failure = self._failure or failure
                 self._changed.notify_all()
+
+    def _watch_limit(self, limit_now: Callable[[], int | None]) -> None:
+        # The kernel rounds limits to pages: what counts is that its answer changes.
+        last = limit_now()
+        while not self._over.wait(_GLANCE_S):
+            limit = limit_now()
+            if limit != last and limit is not None:
+                with self._changed:
+                    self._change_limit(limit)
+            last = limit
+
+    def _change_limit(self, limit_bytes: int) -> None:
+        schedule = self.schedule
+        released = schedule.change_limit(limit_bytes)
+        self.recorder.limit_changed(self._now(), released)
+        self._unload(released)
+        self._backend.grow(limit_bytes - schedule.baseline_bytes)
+        self._backend.make_room(schedule.room_for_weights(schedule.current))
+        self.recorder.settled(self._now())
+        self._changed.notify_all()
+
+    def _load_all(self, worker: str) -> None:
+        while self._load_one(worker):
+            pass
 
     def _load_one(self, worker: str) -> bool:
         with self._changed:

@@ -56,7 +56,8 @@ class TorchBackend:
         self._rows = torch.unique(token_ids)
         self._by_row = {block.weights: block.rows[0] for block in definitions.values() if block.rows}
         # Every slot is rounded up to pages.
-        self._arena = Arena(capacity_bytes + PAGE * len(self._layouts))
+        everything = sum(self._bytes_to_load(weights) for weights in self._layouts)
+        self._arena = Arena(capacity_bytes + PAGE * len(self._layouts), everything + PAGE * len(self._layouts))
         self._slots: dict[str, Slot] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._heap_before = anonymous_bytes()
@@ -106,6 +107,10 @@ class TorchBackend:
     def make_room(self, weights_bytes: int) -> None:
         """Return free pages to the kernel until at most `weights_bytes` (and page rounding) are touched."""
         self._arena.trim(weights_bytes + PAGE * len(self._slots))
+
+    def grow(self, capacity_bytes: int) -> None:
+        """Let slots take more bytes together."""
+        self._arena.grow(capacity_bytes + PAGE * len(self._layouts))
 
     def footprint_bytes(self) -> int:
         """Pages of the arena that the kernel holds."""

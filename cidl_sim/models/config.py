@@ -107,7 +107,7 @@ class VideoSettings(_Config):
 
     `partition`: the block boundaries, see `cidl_sim.models.open_sora`. `lpl`: "off"; a number n: leap at step n,
     so n + 1 evaluations; "dynamic": all steps are planned, the run may end the denoiser early. `tdtm`: merge
-    tokens in the first `tdtm` steps.
+    tokens in the first `tdtm` steps. `prompts`: so many videos one after another.
     """
 
     height: int = Field(default=256, ge=16)
@@ -118,6 +118,7 @@ class VideoSettings(_Config):
     tdtm: int = Field(default=0, ge=0)
     dtype: Dtype = "fp32"
     partition: Partition = "reference"
+    prompts: int = Field(default=1, ge=1, le=100)
 
     @model_validator(mode="after")
     def _is_possible(self) -> VideoSettings:

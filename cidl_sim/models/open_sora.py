@@ -65,8 +65,15 @@ def stage_definitions(sizes: OpenSoraSizes, settings: VideoSettings, text_tokens
     part 2, in a merged and a plain stage. Decoder: temporal and spatial parts, each with a stage for whole pieces
     and one for the rest. "fine": also a T5 block's attention and feed-forward, and a pair's spatial and temporal
     block, each on its own.
-    `text_tokens` is the number of unpadded tokens that the denoiser attends to.
+    `text_tokens` is the number of unpadded tokens that the denoiser attends to. With several prompts the stages of the
+    later ones have the same blocks and names of their own.
     """
+    once = _stages_of_one_prompt(sizes, settings, text_tokens)
+    later = [replace(stage, name=f"prompt{p + 1}.{stage.name}") for p in range(1, settings.prompts) for stage in once]
+    return once + later
+
+
+def _stages_of_one_prompt(sizes: OpenSoraSizes, settings: VideoSettings, text_tokens: int) -> list[StageDefinition]:
     stages = [StageDefinition("text_encoder", "text_encoder", 1, _t5_blocks(sizes, settings))]
     merged = settings.merged_evaluations
     for name, rounds, is_merged in (
@@ -137,7 +144,7 @@ def _t5_blocks(sizes: OpenSoraSizes, settings: VideoSettings) -> tuple[BlockDefi
             yield define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later, published)
 
     cut = halves if settings.partition == "fine" else whole
-    rows = (sizes.t5.vocabulary, min(sizes.t5.vocabulary, tokens))
+    rows = (sizes.t5.vocabulary, min(sizes.t5.vocabulary, tokens * settings.prompts))
     return (
         replace(define("t5.embedding", "t5.embedding", t5.T5Embedding, ids, {"": ""}), rows=rows),
         *(block for i in range(sizes.t5.layers) for block in cut(i)),

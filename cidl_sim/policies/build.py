@@ -23,6 +23,7 @@ def build_plan(
         memory_limit_bytes=device.memory_limit_bytes,
         baseline_bytes=device.baseline_bytes,
         channels=device.loader.channels,
+        compute_threads=device.executor.threads,
         loads=tuple(loads),
         keep=tuple(sorted(keep)),
     )

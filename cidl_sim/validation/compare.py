@@ -126,9 +126,9 @@ def _run_once(
     job = Job(
         plan=str(folder / f"plan-{policy}.json"),
         store=str(store.root.absolute()),
-        prompt=prompt,
+        prompts=(prompt,),
         seed=seed,
-        video=str(folder / f"video-{policy}.mp4"),
+        videos=(str(folder / f"video-{policy}.mp4"),),
         trace=str(trace_file),
     )
     result = run_job(

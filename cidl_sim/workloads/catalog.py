@@ -45,6 +45,7 @@ _PART = {
     "lpl": re.compile(r"lpl(?P<lpl>off|dynamic|\d+)"),
     "partition": re.compile(r"(?P<partition>fine|reference)"),
     "tdtm": re.compile(r"tdtm(?P<tdtm>\d+)"),
+    "prompts": re.compile(r"(?P<prompts>\d+)p"),
 }
 
 
@@ -53,7 +54,8 @@ def canonical_name(model: str, settings: VideoSettings) -> str:
     name = f"{model}-{settings.height}x{settings.width}-{settings.frames}f-{settings.steps}s-{settings.dtype}"
     name += f"-{settings.partition}" if settings.partition != "reference" else ""
     name += f"-lpl{settings.lpl}" if settings.lpl != "off" else ""
-    return name + (f"-tdtm{settings.tdtm}" if settings.tdtm else "")
+    name += f"-tdtm{settings.tdtm}" if settings.tdtm else ""
+    return name + (f"-{settings.prompts}p" if settings.prompts > 1 else "")
 
 
 def parse_name(name: str) -> tuple[OpenSoraSizes, VideoSettings]:

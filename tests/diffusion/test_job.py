@@ -36,12 +36,12 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def job_of(store: Path, folder: Path, **fields: object) -> Job:
-    return Job(plan=str(folder / "plan.json"), store=str(store), prompt=PROMPT, **fields)
+    return Job(plan=str(folder / "plan.json"), store=str(store), prompts=(PROMPT,), **fields)
 
 
 def test_a_job_writes_video_and_trace_and_reports_what_the_kernel_saw(tiny_store, tmp_path, plan):
     job = job_of(
-        tiny_store, tmp_path, video=str(tmp_path / "v.mp4"), trace=str(tmp_path / "t.json"), sample_memory=True
+        tiny_store, tmp_path, videos=(str(tmp_path / "v.mp4"),), trace=str(tmp_path / "t.json"), sample_memory=True
     )
     progress: list[tuple[int, int, str]] = []
     result = run_job(
@@ -73,7 +73,7 @@ def test_what_the_child_raises_is_raised_again(tmp_path, plan):
 
 @needs_enforcement
 def test_a_child_that_the_kernel_killed_is_infeasible_unless_that_was_the_point(tiny_store, tmp_path, plan):
-    job = job_of(tiny_store, tmp_path, control=True, video=str(tmp_path / "v.mp4"))
+    job = job_of(tiny_store, tmp_path, control=True, videos=(str(tmp_path / "v.mp4"),))
     with pytest.raises(InfeasibleError, match=f"more than the limit of {48 * MIB} bytes"):
         run_job(job, kernel_limit_bytes=48 * MIB)
     result = run_job(job, kernel_limit_bytes=48 * MIB, tolerate_kill=True)

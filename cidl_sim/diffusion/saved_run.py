@@ -1,0 +1,54 @@
+"""A run that was interrupted goes on: its state after each denoising step, in one small file.
+
+The file holds the latent, the text embedding and what the leap remembers; weights come from the store. It is
+written beside its place and renamed, so a kill at any moment leaves the step before or this one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.files import replacing
+from cidl_sim.diffusion.text_to_video import State
+
+FORMAT = "cidl-run/1"
+
+
+class SavedRunError(InputError):
+    """A saved run that cannot be read, or that belongs to another job."""
+
+
+def save_run(path: Path, identity: dict[str, Any], video: int, next_visit: int, state: State) -> None:
+    """Write where a run is: in which video, before which visit. MachineError where the disk fails."""
+    tensors, values = state
+    about = {"identity": identity, "video": video, "next_visit": next_visit, "values": values}
+    with replacing(path) as temporary:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(contiguous, temporary, {"format": FORMAT, "run": json.dumps(about)})
+        except SafetensorError as problem:
+            raise OSError(str(problem)) from problem
+
+
+def read_run(path: Path, identity: dict[str, Any]) -> tuple[int, int, State]:
+    """The video, the next visit and the state of a saved run. SavedRunError if it is of another job."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise SavedRunError(f"{path}: not a saved run ({FORMAT})")
+        about = json.loads(metadata["run"])
+        for name, ours in identity.items():
+            theirs = about["identity"].get(name)
+            if theirs != ours:
+                raise SavedRunError(f"{path}: saved by another job: its {name} is {theirs!r}, here it is {ours!r}")
+        return about["video"], about["next_visit"], (tensors, about["values"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as problem:
+        raise SavedRunError(f"{path}: cannot be read ({problem})") from None

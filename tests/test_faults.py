@@ -111,6 +111,12 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
+def make_unreadable(file: Path) -> None:
+    # Root may read whatever its mode says; a link to itself nobody can follow.
+    file.unlink()
+    file.symlink_to(file)
+
+
 def replace_by_another_block(file: Path) -> None:
     shutil.copyfile(file.with_name("stdit.02.safetensors"), file)
 
@@ -127,6 +133,7 @@ def alter_header(file: Path) -> None:
         (alter_header, "altered"),
         (replace_by_another_block, "altered"),
         (remove, "missing"),
+        (make_unreadable, "missing or unreadable"),
     ],
 )
 def test_a_damaged_block_is_named_and_no_video_is_made(damage: Callable[[Path], None], reason, store, plan, tmp_path):
@@ -256,6 +263,44 @@ def test_a_video_with_the_name_of_a_folder_is_the_environments_fault(tiny_store,
     assert_run_failed(outcome, 4, tmp_path, str(video), "cannot be written")
     # The last denoising step is kept, so that --resume has only the decoder to run again.
     assert set((tmp_path / "out").rglob("*")) == {video, video.with_name("video.mp4.resume")}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of so many KiB; skipped where this user may not mount one."""
+    mounted: list[Path] = []
+
+    def mount(kibibytes: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        options = ["-o", f"size={kibibytes}k"]
+        done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(folder)], capture_output=True, check=False)
+        if done.returncode != 0:
+            pytest.skip("no small file system can be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("full", ["saved run", "video", "trace"])
+def test_a_disk_that_fills_up_leaves_whole_files_only(full, tiny_store, plan, tmp_path, small_disk):
+    # In pages: a saved run takes two (four while it is replaced), the video three, the trace more.
+    disk = small_disk({"saved run": 4, "video": 16, "trace": 8}[full])
+    out = tmp_path / "out"
+    video = (out if full == "trace" else disk) / "video.mp4"
+    trace = (disk if full == "trace" else out) / "trace.json"
+    arguments = ["run", "--plan", plan, "--store", tiny_store, "--prompt", "a fox", "--trace", trace, "-o", video]
+    outcome = call_cidl(*arguments)
+    assert outcome.code == 4, outcome.err
+    unwritten = {"saved run": "video.mp4.resume", "video": "video.mp4", "trace": "trace.json"}[full]
+    assert f"{disk / unwritten}: cannot be written (No space left on device)" in outcome.err.splitlines()[-1]
+    left = {file.name for folder in (disk, out) if folder.is_dir() for file in folder.iterdir()}
+    assert unwritten not in left
+    assert not any(name.startswith(".") for name in left)
+    assert left_behind(tmp_path) == []
 
 
 # Signals

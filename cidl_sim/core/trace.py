@@ -17,7 +17,7 @@ from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.schedule import Release, Schedule
 from cidl_sim.core.workload import Visit, Workload
 
-Origin = Literal["simulated", "torch-cpu", "torch-cuda", "mil", "coreml", "imported"]
+Origin = Literal["simulated", "torch-cpu", "torch-cuda", "torch-mps", "mil", "coreml", "imported"]
 EnforcedBy = Literal["none", "accounting", "cgroup-v1", "cgroup-v2", "systemd-scope"]
 Operation = Literal["load", "execute", "wait", "unload"]
 
@@ -191,6 +191,12 @@ class Trace(Record):
         for span in self.of("execute"):
             runs[stage_of_visit[span.visit]] += 1
         return {s: runs[s] // len(outline.blocks) for s, outline in enumerate(self.header.stages)}
+
+    @cached_property
+    def limit_changes(self) -> tuple[tuple[float, int], ...]:
+        """When the memory limit became another, and how many bytes it was from then on; what a replay needs."""
+        changes = (event for event in self.events if event.kind == "limit_changed")
+        return tuple((event.at_s, int(event.values["limit_bytes"] or 0)) for event in changes)
 
     def summary(self) -> dict[str, Any]:
         """The figures that every command prints about a trace."""

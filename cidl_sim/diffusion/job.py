@@ -31,7 +31,8 @@ class Job(Record):
     """What a worker has to do. `control` loads everything and heeds no plan (`plan` only names the workload).
 
     `videos` and `frames_folders` name one file and folder for each prompt, or are empty. `saved_run`: the file that
-    keeps the run's state after each denoising step; with `resume` the run goes on from it.
+    keeps the run's state after each denoising step; with `resume` the run goes on from it. `device`: "cpu", or an
+    accelerator whose memory the plan's limit is then about.
     """
 
     plan: str
@@ -47,6 +48,7 @@ class Job(Record):
     trace: str | None = None
     saved_run: str | None = None
     resume: bool = False
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
     sample_memory: bool = False
 
 
@@ -90,7 +92,7 @@ def run_job(
         file = Path(folder) / "job.json"
         file.write_text(job.model_dump_json())
         command = group.command([sys.executable, "-m", "cidl_sim.diffusion.worker", str(file)])
-        environment = {**os.environ, **group.environment(), "PYTHONUNBUFFERED": "1", **_allocator_settings()}
+        environment = {**os.environ, **group.environment(), "PYTHONUNBUFFERED": "1", **_allocator_settings(job)}
         # Not a pipe: nobody reads it while the child runs, and a full pipe would stop the child.
         errors = Path(folder) / "stderr.txt"
         with (
@@ -139,7 +141,10 @@ def _follow(child: subprocess.Popen[str], on_progress: OnProgress) -> dict[str, 
     return last
 
 
-def _allocator_settings() -> dict[str, str]:
+def _allocator_settings(job: Job) -> dict[str, str]:
+    if job.device == "cuda":
+        # Free pages of any segments serve a block together; read when the process first touches CUDA.
+        return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     # Few heaps, and free memory beyond 16 MiB goes back to the kernel: what was one block's workspace must
     # not stay charged when another's weights take its place. Smaller thresholds cost up to 10 % of the
     # executor's time in page faults.

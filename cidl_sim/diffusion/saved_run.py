@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import replacing
@@ -30,10 +30,7 @@ def save_run(path: Path, identity: dict[str, Any], video: int, next_visit: int, 
     about = {"identity": identity, "video": video, "next_visit": next_visit, "values": values}
     with replacing(path) as temporary:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        try:
-            save_file(contiguous, temporary, {"format": FORMAT, "run": json.dumps(about)})
-        except SafetensorError as problem:
-            raise OSError(str(problem)) from problem
+        temporary.write_bytes(save(contiguous, {"format": FORMAT, "run": json.dumps(about)}))
 
 
 def read_run(path: Path, identity: dict[str, Any]) -> tuple[int, int, State]:

@@ -38,6 +38,7 @@ class TextToVideo:
         seed: int,
         *,
         lpl_rule: str = "paper",
+        device: str = "cpu",
     ) -> None:
         self._workload = workload
         self._sizes = sizes
@@ -50,7 +51,9 @@ class TextToVideo:
         self._text = torch.empty(0)
         ratio = flow.time_ratio(settings.height, settings.width, settings.frames)
         self._times = flow.timesteps(settings.steps, ratio)
-        self._z = flow.initial_noise((1, sizes.stdit.in_channels, *settings.latent_shape), seed)
+        # Drawn on the CPU, so that a seed means the same everywhere.
+        self._z = flow.initial_noise((1, sizes.stdit.in_channels, *settings.latent_shape), seed).to(device)
+        self._device = device
         rule = stopping_rule(lpl_rule, settings.steps)
         self._leap = DynamicLeap(rule) if settings.lpl == "dynamic" else None
         self._conditioning: tuple[Tensor, ...] = ()
@@ -72,17 +75,17 @@ class TextToVideo:
 
     def state(self) -> State:
         """What the rest of the run depends on after a denoising step: tensors, and values that JSON can hold."""
-        tensors = {"z": self._z, "text": self._text}
+        tensors = {"z": self._z.cpu(), "text": self._text.cpu()}
         values: dict[str, Any] = {"evaluations": self.evaluations}
         if self._leap is not None:
             previous, values["best"], values["left"] = self._leap.state()
             if previous is not None:
-                tensors["drift"] = previous
+                tensors["drift"] = previous.cpu()
         return tensors, values
 
     def restore(self, state: State) -> None:
         """Be as after the denoising step at which `state` was taken."""
-        tensors, values = state
+        tensors, values = {name: tensor.to(self._device) for name, tensor in state[0].items()}, state[1]
         self._z, self._text, self.evaluations = tensors["z"], tensors["text"], values["evaluations"]
         if self._leap is not None:
             self._leap.restore(tensors.get("drift"), values["best"], values["left"])

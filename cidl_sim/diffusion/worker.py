@@ -24,7 +24,7 @@ import torch
 
 from cidl_sim.core.errors import CidlError, MachineError, PlanError
 from cidl_sim.core.files import sha256_of
-from cidl_sim.core.plan import read_plan
+from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.diffusion.job import Job, JobResult
@@ -33,6 +33,8 @@ from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.diffusion.saved_run import SavedRunError, read_run, save_run
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, SeveralVideos, TextToVideo
 from cidl_sim.diffusion.video_file import write_frames, write_video
+from cidl_sim.executor.accelerator_backend import AcceleratorBackend
+from cidl_sim.executor.backend import Backend
 from cidl_sim.executor.memory_limit import PeakResident, charged_to_this_process, push_out_page_cache
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
@@ -69,19 +71,22 @@ def do(job: Job) -> JobResult:
     limit = job.memory_limit_bytes or plan.memory_limit_bytes
     if not job.control:
         plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
-    sizes = store_sizes(store)
     program, token_ids = _program(job, store, workload, settings)
     threads = plan.compute_threads or max(1, (os.cpu_count() or 2) - plan.channels)
     torch.set_num_threads(threads)
+    sizes = store_sizes(store)
     stages = stage_definitions(sizes, settings, sizes.nominal_text_tokens)
     _warm_up()
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
     push_out_page_cache(charged, limit)
+    backend: TorchBackend | AcceleratorBackend
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
-    backend = TorchBackend(store, stages, capacity, token_ids)
+    if job.device == "cpu":
+        backend = TorchBackend(store, stages, capacity, token_ids)
+    else:
+        backend = AcceleratorBackend(store, stages, token_ids, job.device, None if job.control else limit)
     watch = _Watch(workload, backend, sample=job.sample_memory)
-    machine = _Machine(backend, threads, baseline, limit)
     trace: Trace | None = None
     try:
         if job.control:
@@ -90,22 +95,9 @@ def do(job: Job) -> JobResult:
             limits = Limits(limit, plan.baseline_bytes, charged.wanted_limit_bytes)
             runtime = Runtime(workload, plan, limits, backend, program)
             keeper = _Keeper(job, store, workload, program, runtime)
-            keeper.resume()
-
-            def observe(visit: Visit) -> None:
-                watch(visit)
-                keeper(visit)
-
-            try:
-                with _stopped_by_signals(runtime):
-                    runtime.run(observe)
-            except SystemExit:
-                # What was recorded until the signal came is worth keeping.
-                _write_trace(job, runtime.recorder.finish(header_for(workload, plan, **machine.header_fields())))
-                raise
-            trace = runtime.recorder.finish(header_for(workload, plan, **machine.header_fields()))
+            trace = _trace_of_run(job, plan, runtime, keeper, watch, _Machine(backend, threads, baseline, limit))
             makespan_s = trace.makespan_s
-        touched = backend.arena.peak_touched_bytes
+        touched = backend.figures()["touched_bytes"]
     finally:
         backend.close()
     _write_video(job, program, len(program.videos) - 1)
@@ -127,6 +119,26 @@ def do(job: Job) -> JobResult:
     )
 
 
+def _trace_of_run(job: Job, plan: Plan, runtime: Runtime, keeper: _Keeper, watch: _Watch, machine: _Machine) -> Trace:
+    """Run the plan; where a signal stops it, what was recorded until then is written first."""
+
+    def observe(visit: Visit) -> None:
+        watch(visit)
+        keeper(visit)
+
+    def trace() -> Trace:
+        return runtime.recorder.finish(header_for(runtime.schedule.workload, plan, **machine.header_fields()))
+
+    keeper.resume()
+    try:
+        with _stopped_by_signals(runtime):
+            runtime.run(observe)
+    except SystemExit:
+        _write_trace(job, trace())
+        raise
+    return trace()
+
+
 def _program(
     job: Job, store: BlockStore, workload: Workload, settings: VideoSettings
 ) -> tuple[SeveralVideos, torch.Tensor]:
@@ -139,7 +151,7 @@ def _program(
     tokens = [encode_prompt(prompt, sizes.text_encoder_tokens, folder) for prompt in job.prompts]
     alone = settings.model_copy(update={"prompts": 1})
     one = workload if settings.prompts == 1 else workload_of(sizes, alone)
-    videos = [TextToVideo(one, sizes, alone, t, job.seed, lpl_rule=job.lpl_rule) for t in tokens]
+    videos = [TextToVideo(one, sizes, alone, t, job.seed, lpl_rule=job.lpl_rule, device=job.device) for t in tokens]
     return SeveralVideos(workload, videos), torch.cat([ids for ids, _ in tokens])
 
 
@@ -200,7 +212,7 @@ class _Watch:
     pages and the visit's workspace: buffers of the libraries, and holes in the heap.
     """
 
-    def __init__(self, workload: Workload, backend: TorchBackend, *, sample: bool) -> None:
+    def __init__(self, workload: Workload, backend: Backend, *, sample: bool) -> None:
         self._workload = workload
         self._backend = backend
         self._peak = PeakResident() if sample and PeakResident().reset() else None
@@ -239,7 +251,7 @@ def _bytes_read_from_disk() -> int:
 class _Machine:
     """What a trace's header says about the machine; made just before the run."""
 
-    def __init__(self, backend: TorchBackend, threads: int, baseline_bytes: int, limit_bytes: int) -> None:
+    def __init__(self, backend: Backend, threads: int, baseline_bytes: int, limit_bytes: int) -> None:
         self._backend = backend
         self._threads = threads
         self._baseline_bytes = baseline_bytes
@@ -248,7 +260,7 @@ class _Machine:
 
     def header_fields(self) -> dict[str, Any]:
         """The fields of a header that the plan and the workload do not know."""
-        charged, arena = charged_to_this_process(), self._backend.arena
+        charged = charged_to_this_process()
         return {
             "origin": self._backend.origin,
             "enforced_by": charged.enforced_by if charged.limit_bytes() is not None else "accounting",
@@ -263,8 +275,7 @@ class _Machine:
                 "cores": os.cpu_count() or 0,
                 "compute_threads": self._threads,
                 "measured_baseline_bytes": self._baseline_bytes,
-                "arena_touched_bytes": arena.peak_touched_bytes,
-                "slots_stitched": arena.stitched_slots,
+                **self._backend.figures(),
                 "read_bytes": _bytes_read_from_disk() - self._read_before,
             },
             "versions": {name: metadata.version(name) for name in ("cidl-sim", "torch", "transformers", "diffusers")},

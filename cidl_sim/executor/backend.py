@@ -42,6 +42,9 @@ class Backend(Protocol):
     def footprint_bytes(self) -> int:
         """Bytes held for weights now, touched but unused memory included."""
 
+    def figures(self) -> dict[str, int]:
+        """What the trace's header should say of the memory: `touched_bytes`, `slots_stitched` and the like."""
+
     def close(self) -> None:
         """Give everything back."""
 

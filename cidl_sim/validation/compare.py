@@ -140,7 +140,10 @@ def _run_once(
     comparison.results.append(result)
     comparison.measured.append(trace)
     own = own_rates(trace, workload, device)
-    comparison.replayed_s.append(simulate(workload, own, comparison.plan, stage_rounds=trace.stage_rounds).makespan_s)
+    replayed = simulate(
+        workload, own, comparison.plan, stage_rounds=trace.stage_rounds, limit_changes=trace.limit_changes
+    )
+    comparison.replayed_s.append(replayed.makespan_s)
 
 
 def own_rates(trace: Trace, workload: Workload, device: DeviceProfile) -> DeviceProfile:

@@ -249,7 +249,7 @@ def test_another_failure_to_open_is_not_taken_for_a_missing_feature(tiny_store, 
 
 
 def test_a_block_longer_than_one_read_is_read_whole(tiny_store, backend, monkeypatch):
-    monkeypatch.setattr("cidl_sim.executor.torch_backend.READ_BYTES", 2 * PAGE)
+    monkeypatch.setattr("cidl_sim.executor.reading.READ_BYTES", 2 * PAGE)
     load(backend, "stdit.00")
     expected = load_file(tiny_store / "stdit.00.safetensors")
     tensors = tensors_of(backend.callable_for(visit_of("stdit.00")))

@@ -30,8 +30,8 @@ PROMPT = "a fox in the snow"
 class RecordingProgram(TextToVideo):
     """Keeps a copy of what every visit gave, in order: (block name, first tensor of the result)."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.results: list[tuple[str, Tensor]] = []
 
     def run(self, visit: Visit, block: Call) -> Outcome:

@@ -24,6 +24,9 @@ def test_a_limit_that_shrinks_costs_time_and_one_that_grows_saves_it():
     (event,) = shrunk.events
     assert (event.kind, event.at_s, event.values["limit_bytes"]) == ("limit_changed", 20.0, 3)
     assert event.values["unloaded"] == event.values["unloaded_bytes"]
+    # What a trace says of its changes is what a replay of it takes.
+    assert shrunk.limit_changes == ((20.0, 3),)
+    assert simulate(WORKLOAD, device, plan, limit_changes=shrunk.limit_changes).makespan_s == shrunk.makespan_s
 
 
 def test_after_a_change_memory_stays_below_the_new_limit():

@@ -1,0 +1,103 @@
+"""What the commands share: consoles, arguments, printing, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.trace import Trace
+from cidl_sim.devices.catalog import find_device
+
+# A pipe has no width of its own; names would be cut at 80 columns.
+screen = Console(width=None if sys.stdout.isatty() else 132)
+messages = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
+WorkloadArgument = Annotated[str, typer.Argument(metavar="WORKLOAD", help="A named workload or a workload file.")]
+DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="A named device or a device file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a figure of the device profile.")
+]
+StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The block store.")]
+Optional = typer.Option
+
+
+# Printing
+
+
+def rows_as_object(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One JSON object around a list."""
+    return {key: rows}
+
+
+def print_json_text(text: str) -> None:
+    """Put JSON on standard output untouched."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
+    """Print `data` as JSON, or what people get instead."""
+    if as_json:
+        print_json_text(json.dumps(data, indent=1))
+        return
+    shown = for_people()
+    for part in shown if isinstance(shown, list) else [shown]:
+        screen.print(part)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A progress bar on standard error; gives a function (step, done, total, detail)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("[dim]{task.fields[detail]}[/dim]"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=messages) as progress:
+        tasks: dict[str, Any] = {}
+
+        def step(name: str, done: int, total: int, detail: str) -> None:
+            if name not in tasks:
+                for task in tasks.values():
+                    progress.stop_task(task)
+                tasks[name] = progress.add_task(name, total=total, detail=detail)
+            progress.update(tasks[name], completed=done, total=total, detail=detail)
+
+        yield step
+
+
+def draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:
+    """Write the timelines of some traces, each with its own title."""
+    from cidl_sim.report.timeline import draw_timelines
+
+    draw_timelines(traces, path, title)
+
+
+# What several commands are given
+
+
+def device_with(name: str, settings: list[str] | None) -> DeviceProfile:
+    """A device profile with the figures of --set KEY=VALUE replaced."""
+    device = find_device(name)
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting!r}: write KEY=VALUE")
+        try:
+            device = device.with_value(key, json.loads(value))
+        except json.JSONDecodeError:
+            raise InputError(f"--set {setting!r}: {value!r} is not a number") from None
+    return device

@@ -1,0 +1,184 @@
+"""Commands that run for real, and show what was recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from cidl_sim.commands.console import (
+    AsJson,
+    Optional,
+    StoreOption,
+    draw,
+    messages,
+    progress,
+    show,
+)
+from cidl_sim.core.errors import InputError, PlanError
+from cidl_sim.core.files import read_text
+from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.trace import read_trace
+from cidl_sim.models.config import (
+    LPL_RULES,
+)
+from cidl_sim.report.tables import (
+    comparison_table,
+    summary_table,
+)
+
+
+def run(
+    plan_file: Annotated[Path, Optional("--plan", help="The plan to run.")],
+    store: StoreOption,
+    out: Annotated[Path, Optional("-o", help="The video to write (mp4); several get numbers: video-1.mp4, ...")],
+    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
+    prompts_file: Annotated[
+        Path | None, Optional("--prompts", help="A prompt a line; the plan must be for as many (workload ...-3p).")
+    ] = None,
+    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
+    steps: Annotated[int | None, Optional("--steps", help="Must be what the plan was made for.")] = None,
+    resolution: Annotated[str | None, Optional("--resolution", help="HEIGHTxWIDTH; likewise.")] = None,
+    frames: Annotated[int | None, Optional("--frames", help="Likewise.")] = None,
+    lpl: Annotated[str | None, Optional("--lpl", help="off, a step, or dynamic; likewise.")] = None,
+    tdtm: Annotated[int | None, Optional("--tdtm", help="Merged steps; likewise.")] = None,
+    memory_limit: Annotated[int | None, Optional("--memory-limit", help="Bytes; default: the plan's.")] = None,
+    trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
+    lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
+    frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,
+    device: Annotated[str, Optional("--device", help="cpu, cuda or mps: whose memory the plan is about.")] = "cpu",
+    verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
+    resume: Annotated[bool, Optional("--resume", help="Go on from the last denoising step of a killed run.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a video with the real executor, under a memory limit that the kernel enforces."""
+    from cidl_sim.diffusion.job import Job, describe_mode, run_job
+    from cidl_sim.diffusion.matching import workload_for_plan
+    from cidl_sim.executor.store import BlockStore
+
+    if lpl_rule not in LPL_RULES:
+        raise InputError(f"--lpl-rule {lpl_rule!r}: choose one of {', '.join(LPL_RULES)}")
+    if device not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device {device!r}: choose cpu, cuda or mps")
+    plan = read_plan(plan_file)
+    prompts = _prompts(plan, prompt, prompts_file)
+    videos = _numbered(out, len(prompts))
+    saved_run = out.with_name(out.name + ".resume")
+    if resume and not saved_run.is_file():
+        messages.print(f"{saved_run}: nothing was saved, so the run starts from its beginning", highlight=False)
+    _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
+    opened = BlockStore.open(store, verify=verify)
+    workload, _ = workload_for_plan(opened, plan)
+    limit = memory_limit or plan.memory_limit_bytes
+    plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
+    job = Job(
+        plan=str(plan_file.absolute()),
+        store=str(store.absolute()),
+        prompts=prompts,
+        seed=seed,
+        memory_limit_bytes=limit,
+        lpl_rule=lpl_rule,
+        videos=tuple(str(video.absolute()) for video in videos),
+        frames_folders=tuple(str(f.absolute()) for f in _numbered(frames_folder, len(prompts)))
+        if frames_folder
+        else (),
+        trace=str(trace_file.absolute()) if trace_file else None,
+        saved_run=str(saved_run.absolute()),
+        resume=resume,
+        device=cast(Literal["cpu", "cuda", "mps"], device),
+    )
+    with progress() as step:
+        # On an accelerator the limit is about its memory, which PyTorch is told to stay within.
+        kernel_limit = limit if device == "cpu" else None
+        result = run_job(job, kernel_limit_bytes=kernel_limit, on_progress=lambda *state: step("run", *state))
+    summary = {
+        "video": str(out),
+        "videos": [str(v) for v in videos],
+        "memory_limit_bytes": limit,
+        **result.model_dump(mode="json"),
+    }
+    kernel = f", {result.peak_kernel_bytes / 1e6:.0f} MB as the kernel saw it" if result.peak_kernel_bytes else ""
+    show(
+        summary,
+        as_json,
+        lambda: (
+            f"{', '.join(map(str, videos))}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
+            f"{result.peak_resident_bytes / 1e6:.0f} MB accounted{kernel}, limit {limit / 1e6:.0f} MB held by "
+            f"{describe_mode(result.enforced_by)}"
+        ),
+    )
+
+
+def trace_show(
+    file: Annotated[Path, typer.Argument(help="A trace file (.json or .json.gz).")],
+    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a trace: busy times, idle times by cause, memory."""
+    trace = read_trace(file)
+    if plot is not None:
+        draw([(f"{trace.header.origin}, {trace.header.policy}", trace)], plot, trace.header.workload_name)
+    show(trace.summary(), as_json, lambda: summary_table(str(file), trace))
+
+
+def demo(
+    out: Annotated[Path, Optional("--out", help="The folder for everything the demo makes.")],
+    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
+    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
+    as_json: AsJson = False,
+) -> None:
+    """The main job end to end: build, measure, plan, run under a real limit, simulate, compare."""
+    from cidl_sim.demo import PROMPT, run_demo
+    from cidl_sim.diffusion.job import describe_mode
+
+    with progress() as step:
+        made = run_demo(out, prompt or PROMPT, seed, step)
+    summary = made.summary
+
+    def lines() -> list[Any]:
+        killed = made.control.killed
+        return [
+            f"\n{summary['weights_bytes'] / 1e6:.0f} MB of weights, {summary['memory_limit_bytes'] / 1e6:.0f} MB for "
+            f"everything, held by {describe_mode(summary['enforced_by'])}",
+            "control, everything resident: "
+            + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
+            comparison_table(list(summary["policies"].values())),
+            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
+        ]
+
+    show(summary, as_json, lines)
+
+
+def _prompts(plan: Plan, prompt: str | None, file: Path | None) -> tuple[str, ...]:
+    """The prompts of a run, one from the command line or several from a file."""
+    if (prompt is None) == (file is None):
+        raise InputError("give either --prompt or --prompts")
+    prompts = [prompt or ""]
+    if file is not None:
+        prompts = [line.strip() for line in read_text(file, InputError).splitlines() if line.strip()]
+    wanted = plan.workload_settings.get("prompts", 1)
+    if len(prompts) != wanted:
+        raise InputError(
+            f"the plan was made for {wanted} prompts, {len(prompts)} were given; plan for the workload "
+            f"'...-{len(prompts)}p'"
+        )
+    return tuple(prompts)
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    return [path] if count == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
+
+
+def _check_asked(plan: Plan, *, resolution: str | None, **asked: str | int | None) -> None:
+    if resolution is not None:
+        height, x, width = resolution.partition("x")
+        if not (x and height.isdigit() and width.isdigit()):
+            raise InputError(f"--resolution {resolution!r}: write HEIGHTxWIDTH")
+        asked.update(height=int(height), width=int(width))
+    for name, value in asked.items():
+        made_for = plan.workload_settings.get(name)
+        if value is not None and value != made_for:
+            raise PlanError(
+                f"the plan was made for another workload: {name} is {made_for} there, {value} was asked for"
+            )

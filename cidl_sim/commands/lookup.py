@@ -1,0 +1,113 @@
+"""Commands that look things up: workloads, devices, policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cidl_sim.commands.console import (
+    AsJson,
+    Optional,
+    messages,
+    print_json_text,
+    rows_as_object,
+    screen,
+    show,
+)
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.workload import Workload
+from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
+from cidl_sim.policies.catalog import POLICIES
+from cidl_sim.report.tables import (
+    rows_table,
+    workload_table,
+)
+from cidl_sim.workloads.catalog import SHIPPED, find_workload
+
+
+def workloads(
+    name: Annotated[str | None, typer.Argument(help="A named workload or a workload file.")] = None,
+    from_torch: Annotated[
+        str | None, Optional("--from-torch", metavar="MODULE:FACTORY", help="Measure your own torch module.")
+    ] = None,
+    block_limit: Annotated[
+        int | None, Optional("--block-limit", metavar="BYTES", min=1, help="Largest block. Default: the largest layer.")
+    ] = None,
+    depth: Annotated[int | None, Optional("--depth", min=0, help="Levels of submodules to cut between.")] = None,
+    rounds: Annotated[int | None, Optional("--rounds", min=1, help="How often the module runs.")] = None,
+    out: Annotated[Path | None, Optional("-o", help="Write the workload file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the named workloads, show one block by block, or make one from a torch module."""
+    if from_torch is None and (block_limit, depth, rounds) != (None, None, None):
+        raise InputError("--block-limit, --depth and --rounds go with --from-torch")
+    if from_torch is not None and name is not None:
+        raise InputError("give either a NAME or --from-torch")
+    if from_torch is not None:
+        from cidl_sim.workloads.from_torch import graph_from_torch
+        from cidl_sim.workloads.partition import partition, workload_of_graph
+
+        graph = graph_from_torch(from_torch, depth=depth)
+        blocks = partition(graph, block_limit)
+        workload = workload_of_graph(graph, blocks, name=from_torch, rounds=rounds or 1)
+    elif name is None:
+        if out is not None:
+            raise InputError("-o goes with a NAME or --from-torch")
+        found = [find_workload(shipped) for shipped in SHIPPED]
+        rows = [
+            {"name": w.name, "weights_bytes": w.weights_bytes, "visits": len(w.visits), "flops": _total_flops(w)}
+            for w in found
+        ]
+        show(rows_as_object("workloads", rows), as_json, lambda: rows_table("named workloads", rows))
+        return
+    else:
+        workload = find_workload(name)
+    if out is not None:
+        workload.write(out)
+    if as_json:
+        print_json_text(workload.to_json())
+    else:
+        screen.print(workload_table(workload))
+
+
+def devices(
+    name: Annotated[str | None, typer.Argument(help="A named device or a device file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the device profiles, or show one with the source of each figure."""
+    if name is not None:
+        device = find_device(name)
+        if as_json:
+            print_json_text(device.model_dump_json(indent=1, exclude_none=True))
+        else:
+            screen.print(device.to_toml(), markup=False, highlight=False)
+        return
+    names = [*shipped_devices(), *([THIS_MACHINE] if this_machine_file().is_file() else [])]
+    rows = [
+        {
+            "name": d.name,
+            "memory_limit_bytes": d.memory_limit_bytes,
+            "flops_per_s": d.executor.flops_per_s,
+            "bandwidth_bytes_per_s": d.loader.bandwidth_bytes_per_s,
+            "device": d.provenance.device,
+        }
+        for d in map(find_device, names)
+    ]
+    show(rows_as_object("devices", rows), as_json, lambda: rows_table("device profiles", rows))
+    if not as_json and THIS_MACHINE not in names:
+        messages.print(f"'{THIS_MACHINE}' appears here once 'cidl demo' or 'cidl calibrate' has measured it.")
+
+
+def policies(as_json: AsJson = False) -> None:
+    """List the policies."""
+    rows = [
+        {"name": p.name + (":d" if p.takes_number else ""), "takes_number": p.takes_number, "summary": p.summary}
+        for p in POLICIES.values()
+    ]
+    show(rows_as_object("policies", rows), as_json, lambda: rows_table("policies", rows, skip=("takes_number",)))
+
+
+def _total_flops(workload: Workload) -> float:
+    return sum(visit.block.flops for visit in workload.visits)

@@ -1,0 +1,122 @@
+"""Commands that simulate and plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cidl_sim.commands.console import (
+    AsJson,
+    DeviceArgument,
+    Optional,
+    SetOption,
+    WorkloadArgument,
+    device_with,
+    draw,
+    show,
+)
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.workload import Workload
+from cidl_sim.policies.catalog import make_plan
+from cidl_sim.report.tables import (
+    plan_table,
+    summary_table,
+)
+from cidl_sim.workloads.catalog import find_workload
+
+
+def simulate(
+    workload_name: WorkloadArgument,
+    device_name: DeviceArgument,
+    policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
+    plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
+    settings: SetOption = None,
+    seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on.")] = None,
+    limit_changes: Annotated[
+        list[str] | None,
+        Optional("--limit-change", metavar="SECONDS:BYTES", help="At that time the memory limit becomes another."),
+    ] = None,
+    trace_file: Annotated[Path | None, Optional("--trace", help="Write the simulated trace.")] = None,
+    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a policy or a plan on a device."""
+    from cidl_sim.simulator.engine import simulate as run_simulation
+
+    workload, device = find_workload(workload_name), device_with(device_name, settings)
+    if (policy is None) == (plan_file is None):
+        raise InputError("give either --policy or --plan")
+    if plan_file is not None:
+        plan = read_plan(plan_file)
+        plan.check(workload, device)
+    else:
+        plan = make_plan(policy or "", workload, device)
+    changes = [_limit_change(text) for text in limit_changes or ()]
+    trace = run_simulation(workload, device, plan, seed=seed, limit_changes=changes)
+    if trace_file is not None:
+        trace.write(trace_file)
+    if plot is not None:
+        draw([(f"simulated, {plan.policy}", trace)], plot, f"{workload.name} on {device.name}")
+    summary = {"workload": workload.name, "device": device.name, **trace.summary()}
+    show(summary, as_json, lambda: summary_table(f"{workload.name} on {device.name}", trace))
+
+
+def plan_command(
+    workload_name: WorkloadArgument,
+    device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
+    policy: Annotated[str | None, Optional("--policy", help="Without it: the best of all policies.")] = None,
+    out: Annotated[Path | None, Optional("-o", help="The plan file (a folder, for several devices).")] = None,
+    settings: SetOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a plan and print its bound and the baselines beside it."""
+    from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
+
+    workload = find_workload(workload_name)
+    results = []
+    for name in device_names:
+        device = device_with(name, settings)
+        if policy is not None:
+            evaluated_plan(policy, workload, device)  # fail before the baselines are worked out
+        baselines = baseline_makespans(workload, device)
+        chosen = policy or min((p for p in baselines if baselines[p] is not None), key=lambda p: baselines[p] or 0.0)
+        plan, _ = evaluated_plan(chosen, workload, device)
+        target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
+        if target is not None:
+            plan.write(target)
+        results.append(_plan_figures(plan, workload, device, baselines, target))
+    show(results[0] if len(results) == 1 else results, as_json, lambda: [plan_table(r) for r in results])
+
+
+def _limit_change(text: str) -> tuple[float, int]:
+    at_s, colon, limit = text.partition(":")
+    try:
+        change = (float(at_s), int(limit))
+    except ValueError:
+        change = (-1.0, 0)
+    if not colon or not 0 <= change[0] < float("inf") or change[1] <= 0:
+        raise InputError(f"--limit-change {text!r}: write SECONDS:BYTES, such as 2.5:1500000000")
+    return change
+
+
+def _plan_figures(
+    plan: Plan, workload: Workload, device: DeviceProfile, baselines: dict[str, float | None], file: Path | None
+) -> dict[str, Any]:
+    return {
+        "workload": workload.name,
+        "device": device.name,
+        "policy": plan.policy,
+        "makespan_s": plan.makespan_s,
+        "lower_bound": plan.lower_bound,
+        "gap": plan.gap,
+        "proven_optimal": plan.proven_optimal,
+        "proof_scope": plan.proof_scope,
+        "peak_resident_bytes": plan.peak_resident_bytes,
+        "memory_limit_bytes": plan.memory_limit_bytes,
+        "baselines": baselines,
+        "file": str(file) if file else None,
+    }

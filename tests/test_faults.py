@@ -303,6 +303,17 @@ def test_a_disk_that_fills_up_leaves_whole_files_only(full, tiny_store, plan, tm
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
+def test_a_device_that_is_not_there_is_the_environments_fault(tiny_store, plan, tmp_path):
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path), "--device", "cuda")
+    assert_run_failed(outcome, 4, tmp_path, "no 'cuda' device")
+
+
+def test_a_device_of_no_known_kind_is_refused(tiny_store, plan, tmp_path):
+    outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path), "--device", "abacus")
+    assert_run_failed(outcome, 2, tmp_path, "abacus", "cpu, cuda or mps")
+
+
 # Signals
 
 

@@ -234,9 +234,10 @@ class Schedule:
     def change_limit(self, limit_bytes: int) -> list[Release]:
         """Go on under another limit; returns what has to leave memory for it now.
 
-        As many weights stay from round to round as the rest of the run can afford: of those that the plan retains,
-        and of all others too where the limit exceeds the plan's. What is retained goes first, then what was loaded
-        ahead, what is needed last going first; a load in flight that does not fit any more ends as waste.
+        What the limit lost against the plan's is given up in weights that the plan retains, so that the room for
+        loading ahead stays as it was; what it gained goes to retaining others. More is given up where the rest of
+        the run could not end otherwise. Then what was loaded ahead goes until the rest fits, what is needed last
+        first; a load in flight that does not fit any more ends as waste.
         InfeasibleError names the block that does not even fit alone.
         """
         remaining = self._visits[self._current :]
@@ -256,14 +257,36 @@ class Schedule:
         return kept | {self._visits[number].block.weights for number in self._retained}
 
     def _retainable(self, remaining: Sequence[Visit]) -> list[str]:
-        """Weights in the order in which they are retained: those of the plan first, each part evenly spread."""
+        """Weights to retain, those of the plan first, each part evenly spread, within each group's budget."""
         planned = {self._visits[number].block.weights for number in self._plan.keep}
-        revisited = dict.fromkeys(v.block.weights for v in remaining if self._next_in_group(v) is not None)
-        ours = [weights for weights in revisited if weights in planned]
-        others = [weights for weights in revisited if weights not in planned]
-        if self.memory_limit_bytes <= self._plan.memory_limit_bytes:
-            others = []
-        return [*evenly_ordered(ours), *evenly_ordered(others)]
+        revisited = {v.block.weights: v for v in reversed(remaining) if self._next_in_group(v) is not None}
+        ours = evenly_ordered([weights for weights in reversed(revisited) if weights in planned])
+        others = evenly_ordered([weights for weights in reversed(revisited) if weights not in planned])
+        budgets = self._retained_bytes_of_the_plan()
+        change = self.memory_limit_bytes - self._plan.memory_limit_bytes
+        chosen = []
+        for weights in [*ours, *(others if change > 0 else ())]:
+            visit = revisited[weights]
+            group = self.workload.stages[visit.stage].group
+            budgets[group] = budgets.get(group, change) - visit.block.weight_bytes
+            if budgets[group] >= 0:
+                chosen.append(weights)
+        return chosen
+
+    def _retained_bytes_of_the_plan(self) -> dict[str, int]:
+        """For each group, the most bytes that the plan retains at once, changed by what the limit lost or gained."""
+        change = self.memory_limit_bytes - self._plan.memory_limit_bytes
+        held: dict[str, int] = {}
+        most: dict[str, int] = {}
+        keep = set(self._plan.keep)
+        for visit in self._visits:
+            group, size = self.workload.stages[visit.stage].group, visit.block.weight_bytes
+            if self.workload.previous_same_weights[visit.number] in keep:
+                held[group] = held.get(group, 0) - size
+            if visit.number in keep:
+                held[group] = held.get(group, 0) + size
+                most[group] = max(most.get(group, 0), held[group])
+        return {group: count + change for group, count in most.items()}
 
     def _next_in_group(self, visit: Visit) -> int | None:
         following = self.workload.next_same_weights[visit.number]

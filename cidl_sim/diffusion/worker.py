@@ -33,7 +33,7 @@ from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.diffusion.saved_run import SavedRunError, read_run, save_run
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, SeveralVideos, TextToVideo
 from cidl_sim.diffusion.video_file import write_frames, write_video
-from cidl_sim.executor.accelerator_backend import AcceleratorBackend
+from cidl_sim.executor.accelerator_backend import AcceleratorBackend, check_device
 from cidl_sim.executor.backend import Backend
 from cidl_sim.executor.memory_limit import PeakResident, charged_to_this_process, push_out_page_cache
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
@@ -65,6 +65,7 @@ def main() -> int:
 
 def do(job: Job) -> JobResult:
     """Run the plan (or the control), write videos and trace, and report."""
+    check_device(job.device)
     store = BlockStore.open(Path(job.store), verify=job.verify)
     plan = read_plan(Path(job.plan))
     workload, settings = workload_for_plan(store, plan)

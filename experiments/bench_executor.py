@@ -57,7 +57,6 @@ class Result:
     first_s: list[float] = field(default_factory=list)
     later_s: list[list[float]] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
-    limit_hits: list[int] = field(default_factory=list)
     first_limit_s: list[float] = field(default_factory=list)
     later_limit_s: list[float] = field(default_factory=list)
     dispatch_s: list[float] = field(default_factory=list)
@@ -67,7 +66,6 @@ class Result:
         self.first_s.append(said["passes_s"][0])
         self.later_s.append(said["passes_s"][1:])
         self.peak_bytes.append(said["peak_bytes"])
-        self.limit_hits.append(said["limit_hits"])
 
     @property
     def later_medians(self) -> list[float]:
@@ -176,8 +174,6 @@ class Bench:
                 raise SystemExit(f"{arguments[0]} failed with {done.returncode}: {done.stderr[-2000:]}")
             said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
             said["peak_bytes"] = Charged(group.enforced_by, group.folder).peak_bytes() or 0
-            hits = group.folder / "memory.failcnt" if group.folder else None
-            said["limit_hits"] = int(hits.read_text()) if hits is not None and hits.exists() else -1
         return said
 
     def report(self, rounds: int) -> str:
@@ -200,16 +196,15 @@ class Bench:
             f"({min(self.bandwidths) / 1e9:.2f} to {max(self.bandwidths) / 1e9:.2f}); compute alone takes "
             f"{self.compute_s:.2f} s a pass, loading all weights {weights / disk:.2f} s.",
             "",
-            "| system | first pass s | range | x ours | later passes s | range | x ours | peak MB | limit hits |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| system | first pass s | range | x ours | later passes s | range | x ours | peak MB |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name, result in self.results.items():
             first, later = ratios(result.first_s, ours.first_s), ratios(result.later_medians, ours.later_medians)
             every = [s for passes in result.later_s for s in passes]
             lines.append(
                 f"| {label(name)} | {statistics.median(result.first_s):.2f} | {span(result.first_s)} | {first} | "
-                f"{statistics.median(every):.2f} | {span(every)} | {later} | {max(result.peak_bytes) / 1e6:.0f} | "
-                f"{max(result.limit_hits)} |"
+                f"{statistics.median(every):.2f} | {span(every)} | {later} | {max(result.peak_bytes) / 1e6:.0f} |"
             )
         lines += [
             "",

@@ -1,12 +1,14 @@
-"""The executor against the offloading that people use today: T5-XXL's encoder, several passes, one memory limit.
+"""The executor against the offloading that people use today: several passes of one network, one memory limit.
 
     .venv/bin/pip install -e ".[bench]"
-    .venv/bin/python experiments/bench_executor.py [--dtype bf16] [--rounds 5] [--passes 3] [--folder DIR]
+    .venv/bin/python experiments/bench_executor.py [--model t5] [--dtype bf16] [--rounds 5] [--passes 3] [--folder DIR]
 
+The network is T5-XXL's encoder (t5) or STDiT3 at 192x192 and 17 frames, where a pass is a denoising step (stdit).
 Every system runs in a process of its own under the same limit that the kernel enforces, with the same compute
-threads, interleaved round by round. The stores and the competitors' copies of the same weights (10 GB each in
-bf16) go to a temporary folder, or to --folder, where they stay. Writes
-experiments/results/bench_executor_DTYPE.md and .png. About 30 minutes on 2 cores.
+threads, interleaved round by round. The store and the competitors' copies of the same weights (for T5 10 GB each in
+bf16, 19 in fp32) go to a temporary folder, or to --folder, where they stay; --store names a store to use instead.
+Writes experiments/results/bench_MODEL_DTYPE.md and .png. On 2 cores T5 takes about 30 minutes in bf16 and 50 in
+fp32, STDiT3 in fp32 over 4 steps an hour.
 """
 
 from __future__ import annotations
@@ -26,95 +28,109 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from bench_systems import COMPETITORS, prepare_copies
+from bench_systems import COMPETITORS, Model, blocks_of, prepare_copies, workload_for
 from quick_rates import quick_device, read_rate
 
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.trace import Trace, read_trace
-from cidl_sim.core.workload import Stage, Workload
-from cidl_sim.diffusion.model_store import distinct_blocks
 from cidl_sim.executor.memory_limit import Charged, MemoryGroup
 from cidl_sim.executor.store import BlockStore, write_store
-from cidl_sim.models.config import OPENSORA_V1_2, VideoSettings
+from cidl_sim.models.config import OPENSORA_V1_2
 from cidl_sim.models.open_sora import TORCH_DTYPES
 from cidl_sim.models.random_weights import random_weights
-from cidl_sim.planner.evaluate import baseline_makespans
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.workloads.catalog import workload_of
+from cidl_sim.simulator.engine import simulate
 
 ROOT = Path(__file__).parent.parent
 POLICIES = ("sequential", "next_block", "on_device_sora", "spread", "lru", "prefix")
 SHOWN = ("sequential", "next_block", "on_device_sora", "spread")
 # What Python, PyTorch and one block's scratch memory take beside weights and accounted workspace.
 BASELINE_BYTES = 480_000_000
+NETWORKS: dict[Model, str] = {"t5": "T5-XXL's encoder, 300 tokens", "stdit": "STDiT3, 192x192 and 17 frames"}
 
 
 @dataclass
 class Result:
     """What one system did in all rounds: seconds of every pass by round, and what the kernel saw."""
 
-    first_s: list[float] = field(default_factory=list)
-    later_s: list[list[float]] = field(default_factory=list)
+    passes_s: list[list[float]] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
-    first_limit_s: list[float] = field(default_factory=list)
-    later_limit_s: list[float] = field(default_factory=list)
-    dispatch_s: list[float] = field(default_factory=list)
-
-    def add(self, said: dict[str, Any]) -> None:
-        """Take the answer of one run."""
-        self.first_s.append(said["passes_s"][0])
-        self.later_s.append(said["passes_s"][1:])
-        self.peak_bytes.append(said["peak_bytes"])
+    # Of ours only, by round: of the first pass and of a later one.
+    limits_s: list[tuple[float, float]] = field(default_factory=list)
+    parts: list[tuple[PassParts, PassParts]] = field(default_factory=list)
 
     @property
-    def later_medians(self) -> list[float]:
+    def first(self) -> list[float]:
+        """The first pass, by round."""
+        return [passes[0] for passes in self.passes_s]
+
+    @property
+    def later(self) -> list[float]:
         """The median of the later passes, by round."""
-        return [statistics.median(passes) for passes in self.later_s]
+        return [statistics.median(passes[1:]) for passes in self.passes_s]
+
+
+@dataclass(frozen=True)
+class PassParts:
+    """Where the time of a pass went, in seconds, and the rate within its loads in bytes/s."""
+
+    execution_s: float
+    waiting_s: float
+    dispatch_s: float
+    loaded_bytes: int
+    loading_s: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(NETWORKS), default="t5")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--limit", type=int, default=3_300_000_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--store", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cidl-bench-") as temporary:
         folder = arguments.folder or Path(temporary)
-        bench = Bench(folder, arguments.dtype, arguments.passes, arguments.limit)
+        store = network_store(arguments.store or folder / "store", arguments.model, arguments.dtype)
+        bench = Bench(arguments.model, store, folder, arguments.passes, arguments.limit)
         bench.calibrate()
         for number in range(arguments.rounds):
             bench.round(number)
         report = bench.report(arguments.rounds)
         print("\n" + report)
-        results = ROOT / "experiments/results"
-        (results / f"bench_executor_{arguments.dtype}.md").write_text(report)
-        bench.draw(results / f"bench_executor_{arguments.dtype}.png")
+        to = ROOT / f"experiments/results/bench_{arguments.model}_{arguments.dtype}.md"
+        to.write_text(report)
+        bench.draw(to.with_suffix(".png"))
 
 
 class Bench:
     """One comparison: the stores, the plans, and what came of the runs."""
 
-    def __init__(self, folder: Path, dtype: str, passes: int, limit_bytes: int) -> None:
-        self.dtype, self.passes, self.limit_bytes = dtype, passes, limit_bytes
+    def __init__(self, model: Model, store: BlockStore, folder: Path, passes: int, limit_bytes: int) -> None:
+        self.model, self.store, self.passes, self.limit_bytes = model, store, passes, limit_bytes
+        self.dtype = store.index.dtype
         self.threads = max(1, (os.cpu_count() or 2) - 1)
         self.scratch = folder / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self.store = encoder_store(folder / f"store-{dtype}", dtype)
-        self.copies = folder / f"copies-{dtype}"
-        prepare_copies(self.store, self.copies)
-        self.workload = encoder_workload(dtype, passes)
+        self.copies = folder / f"copies-{model}-{self.dtype}"
+        prepare_copies(model, store, self.copies)
+        self.workload = workload_for(model, self.dtype, passes)
         self.workload.write(self.scratch / "workload.json")
-        self.results = {name: Result() for name in ("best", *SHOWN, *COMPETITORS)}
+        self.results: dict[str, Result] = {}
         self.bandwidths: list[float] = []
+        self.magnitudes: dict[str, float] = {}
         self.device: DeviceProfile | None = None
         self.best = ""
         self.compute_s = 0.0
 
     def calibrate(self) -> None:
-        """Costs of each kind from one sequential run, then the policy with the best simulated makespan."""
+        """Costs of each kind from one sequential run, then the policy with the best simulated makespan.
+
+        Policies that tie (nothing waits) are told apart by what is left when loads take half as long again.
+        """
         device = quick_device(self.store, self.limit_bytes, BASELINE_BYTES)
         trace = self.ours("sequential", device)[1]
         kinds = {visit.block.kind: visit.block for visit in self.workload.visits}
@@ -129,99 +145,157 @@ class Bench:
                 samples=len(loads),
             )
         self.device = device.model_copy(update={"measured": measured})
-        makespans = baseline_makespans(self.workload, self.device, POLICIES)
-        self.best = min((s, name) for name, s in makespans.items() if s is not None)[1]
+        slower = {k: m.model_copy(update={"load_s": 1.5 * (m.load_s or 0)}) for k, m in measured.items()}
+        slow_disk = self.device.model_copy(update={"measured": slower})
+        makespans = {
+            name: tuple(round(simulate(self.workload, on, plan).makespan_s, 2) for on in (self.device, slow_disk))
+            for name in POLICIES
+            for plan in (make_plan(name, self.workload, self.device),)
+        }
+        self.best = min(POLICIES, key=lambda name: makespans[name])
+        ours = dict.fromkeys((self.best, *SHOWN))
+        self.results = {name: Result() for name in (*ours, *COMPETITORS)}
         self.compute_s = sum(measured[v.block.kind].exec_s or 0 for v in self.workload.visits) / self.passes
-        print(f"best policy {self.best}; simulated {makespans}; compute {self.compute_s:.2f} s a pass", flush=True)
+        print(f"best policy {self.best}; simulated, and with slower loads: {makespans}", flush=True)
 
     def round(self, number: int) -> None:
         """Every system once, in an order that turns with each round."""
         names = list(self.results)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             self.bandwidths.append(read_rate(self.store))
+            result = self.results[name]
             if name in COMPETITORS:
-                said = self.run([name, str(self.copies)])
+                said = self.run(name, self.copies)
             else:
                 assert self.device is not None
-                said, trace = self.ours(self.best if name == "best" else name, self.device)
-                self.note_limits(self.results[name], trace)
-            self.results[name].add(said)
+                said, trace = self.ours(name, self.device)
+                self.note_parts(result, trace)
+            result.passes_s.append(said["passes_s"])
+            result.peak_bytes.append(said["peak_bytes"])
+            self.magnitudes[name] = said["magnitude"]
             print(f"round {number + 1} {name}: {[round(s, 2) for s in said['passes_s']]}", flush=True)
+        low, high = min(self.magnitudes.values()), max(self.magnitudes.values())
+        if not high - low <= 0.02 * high:
+            raise SystemExit(f"the systems computed different things: mean magnitudes {self.magnitudes}")
 
-    def note_limits(self, result: Result, trace: Trace) -> None:
-        """What disk and processor allow for the bytes that this plan loads, in the first and in a later pass."""
-        a_pass = len(self.workload.stages[0].blocks)
-        loaded = [sum(s.bytes for s in trace.of("load") if s.visit // a_pass == p) for p in range(self.passes)]
-        result.first_limit_s.append(max(loaded[0] / self.bandwidths[-1], self.compute_s))
-        result.later_limit_s.append(max(statistics.median(loaded[1:]) / self.bandwidths[-1], self.compute_s))
-        result.dispatch_s.append(trace.idle_s.get("executor", {}).get("dispatch", 0.0) / len(trace.of("execute")))
+    def note_parts(self, result: Result, trace: Trace) -> None:
+        """What disk and processor allow for the bytes that this plan loads, and where the time went."""
+        parts = [parts_of(trace, p, len(self.workload.stages[0].blocks)) for p in range(self.passes)]
+        later = sorted(parts[1:], key=lambda part: part.execution_s + part.waiting_s)[(len(parts) - 1) // 2]
+        result.parts.append((parts[0], later))
+        loaded = parts[0].loaded_bytes, statistics.median(part.loaded_bytes for part in parts[1:])
+        first, median = (max(count / self.bandwidths[-1], self.compute_s) for count in loaded)
+        result.limits_s.append((first, median))
 
     def ours(self, policy: str, device: DeviceProfile) -> tuple[dict[str, Any], Trace]:
         """Our executor under a policy's plan."""
         plan = make_plan(policy, self.workload, device).model_copy(update={"compute_threads": self.threads})
         plan.write(self.scratch / "plan.json")
-        said = self.run(["ours", str(self.store.root), str(self.scratch)])
+        said = self.run("ours", self.scratch)
         return said, read_trace(self.scratch / "trace.json")
 
-    def run(self, arguments: list[str]) -> dict[str, Any]:
+    def run(self, system: str, folder: Path) -> dict[str, Any]:
         """One process under the limit; what it said, with the kernel's peak."""
         script = str(Path(__file__).parent / "bench_systems.py")
         with MemoryGroup(self.limit_bytes) as group:
-            command = [sys.executable, script, *arguments, str(self.passes), str(self.threads)]
+            arguments = [system, self.model, self.store.root, folder, self.passes, self.threads]
+            command = [sys.executable, script, *map(str, arguments)]
             environment = {**os.environ, **group.environment(), "MALLOC_ARENA_MAX": "2"}
             done = subprocess.run(group.command(command), capture_output=True, text=True, env=environment, check=False)
             if done.returncode != 0:
-                raise SystemExit(f"{arguments[0]} failed with {done.returncode}: {done.stderr[-2000:]}")
+                raise SystemExit(f"{system} failed with {done.returncode}: {done.stderr[-2000:]}")
             said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
             said["peak_bytes"] = Charged(group.enforced_by, group.folder).peak_bytes() or 0
         return said
 
     def report(self, rounds: int) -> str:
         """The tables, with provenance."""
-        ours = self.results["best"]
+        ours = self.results[self.best]
         names = ("torch", "transformers", "accelerate", "diffusers")
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
         weights, disk = self.workload.weights_bytes, statistics.median(self.bandwidths)
         lines = [
-            f"# The executor against offloading: T5-XXL's encoder in {self.dtype}",
+            f"# The executor against offloading: {NETWORKS[self.model]}, {self.dtype}",
             "",
-            f"Command: `.venv/bin/python experiments/bench_executor.py --dtype {self.dtype} --rounds {rounds} --passes "
-            f"{self.passes}`. Date: {datetime.now(UTC).date()}. Machine: {processor()}, {os.cpu_count()} cores, "
-            f"{self.threads} compute{'s' if self.threads == 1 else ''}; {versions}. Random weights.",
+            f"Command: `.venv/bin/python experiments/bench_executor.py --model {self.model} --dtype {self.dtype} "
+            f"--rounds {rounds} --passes {self.passes}`. Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
+            f"{os.cpu_count()} cores, {self.threads} compute{'s' if self.threads == 1 else ''}; {versions}. "
+            "Random weights.",
             "",
-            f"{weights / 1e9:.2f} GB of weights, 300 tokens, every process under {self.limit_bytes / 1e9:.1f} GB "
-            f"held by the kernel, {rounds} interleaved rounds of {self.passes} passes. Settings of the others: "
-            "`experiments/bench_systems.py`. `ours, best` is the policy with the best simulated makespan: "
-            f"`{self.best}`. Disk past the page cache in between: median {disk / 1e9:.2f} GB/s "
+            f"{weights / 1e9:.2f} GB of weights, every process under {self.limit_bytes / 1e9:.1f} GB held by the "
+            f"kernel, {rounds} interleaved rounds of {self.passes} passes. Settings of the others: "
+            "`experiments/bench_systems.py`; all compute the same (mean magnitude of the result within 2 %). "
+            "accelerate reads what it keeps in memory before the clock starts. `best` is the policy with the best "
+            f"simulated makespan (of equal ones, the one that bears slower loads best): `{self.best}`. "
+            f"Disk past the page cache in between: median {disk / 1e9:.2f} GB/s "
             f"({min(self.bandwidths) / 1e9:.2f} to {max(self.bandwidths) / 1e9:.2f}); compute alone takes "
             f"{self.compute_s:.2f} s a pass, loading all weights {weights / disk:.2f} s.",
             "",
-            "| system | first pass s | range | x ours | later passes s | range | x ours | peak MB |",
+            "| system | first pass s | range | / best | later passes s | range | / best | peak MB |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, result in self.results.items():
-            first, later = ratios(result.first_s, ours.first_s), ratios(result.later_medians, ours.later_medians)
-            every = [s for passes in result.later_s for s in passes]
+            first, later = ratios(result.first, ours.first), ratios(result.later, ours.later)
+            every = [s for passes in result.passes_s for s in passes[1:]]
             lines.append(
-                f"| {label(name)} | {statistics.median(result.first_s):.2f} | {span(result.first_s)} | {first} | "
+                f"| {self.label(name)} | {statistics.median(result.first):.2f} | {span(result.first)} | {first} | "
                 f"{statistics.median(every):.2f} | {span(every)} | {later} | {max(result.peak_bytes) / 1e6:.0f} |"
             )
         lines += [
             "",
-            "Against max(bytes that the plan loads / disk rate measured just before, compute):",
+            "Against max(bytes that the plan loads / disk rate measured just before, compute), and against the "
+            "same with all weights:",
             "",
-            "| plan | first pass / limit | later passes / limit | dispatch a block |",
-            "|---|---|---|---|",
+            "| plan | first / limit | later / limit | first / limit of all | later / limit of all |",
+            "|---|---|---|---|---|",
         ]
-        for name in ("best", *SHOWN):
-            r = self.results[name]
+        mine = {name: result for name, result in self.results.items() if result.parts}
+        for name, r in mine.items():
+            everything = [max(weights / rate, self.compute_s) for rate in self.rates_before(name)]
             lines.append(
-                f"| {label(name)} | {ratios(r.first_s, r.first_limit_s)} | "
-                f"{ratios(r.later_medians, r.later_limit_s)} | {statistics.median(r.dispatch_s) * 1e3:.2f} ms |"
+                f"| {self.label(name)} | {ratios(r.first, [a for a, _ in r.limits_s])} | "
+                f"{ratios(r.later, [b for _, b in r.limits_s])} | "
+                f"{ratios(r.first, everything)} | {ratios(r.later, everything)} |"
             )
+        lines += [
+            "",
+            "Where the time goes, from the traces: medians over the rounds, of the first pass and a later one.",
+            "",
+            "| plan | pass | execution s | waits for loads s | dispatch ms a block | loaded GB | GB/s while loading |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, r in mine.items():
+            for which, title in enumerate(("first", "later")):
+                lines.append(f"| {self.label(name)} | {title} | {self.parts_row([pair[which] for pair in r.parts])} |")
         return "\n".join(
             [*lines, "", "Ratios are medians over the rounds of the ratio within a round, with their range.", ""]
         )
+
+    def rates_before(self, name: str) -> list[float]:
+        """The disk's rate just before each run of a system."""
+        names, found = list(self.results), []
+        for number in range(len(self.bandwidths) // len(names)):
+            turned = names[number % len(names) :] + names[: number % len(names)]
+            found.append(self.bandwidths[number * len(names) + turned.index(name)])
+        return found
+
+    def parts_row(self, parts: list[PassParts]) -> str:
+        """Cells of the table of where the time goes."""
+        blocks = len(self.workload.stages[0].blocks)
+        rates = [p.loaded_bytes / p.loading_s / 1e9 for p in parts if p.loading_s]
+        return " | ".join(
+            (
+                f"{statistics.median(p.execution_s for p in parts):.2f}",
+                f"{statistics.median(p.waiting_s for p in parts):.2f}",
+                f"{statistics.median(p.dispatch_s for p in parts) / blocks * 1e3:.2f}",
+                f"{statistics.median(p.loaded_bytes for p in parts) / 1e9:.2f}",
+                f"{statistics.median(rates):.2f}" if rates else "-",
+            )
+        )
+
+    def label(self, name: str) -> str:
+        """What a system is called in tables and pictures."""
+        return COMPETITORS.get(name) or f"ours, {name}" + (" (best)" if name == self.best else "")
 
     def draw(self, path: Path) -> None:
         """Bars of the first and the later passes, each with its range."""
@@ -230,37 +304,43 @@ class Bench:
         for offset, (title, color) in enumerate((("first pass", "#999999"), ("later passes", "#0072b2"))):
             for i, name in enumerate(names):
                 result = self.results[name]
-                values = result.first_s if offset == 0 else [s for passes in result.later_s for s in passes]
+                values = result.first if offset == 0 else [s for passes in result.passes_s for s in passes[1:]]
                 middle = statistics.median(values)
                 whiskers = [[middle - min(values)], [max(values) - middle]]
                 place = len(names) - i - 0.2 + 0.4 * (1 - offset)
                 axes.barh(place, middle, 0.38, xerr=whiskers, color=color, label=title if i == 0 else None, capsize=2)
-        axes.set_yticks([len(names) - i for i in range(len(names))], [label(name) for name in names])
+        axes.set_yticks([len(names) - i for i in range(len(names))], [self.label(name) for name in names])
         axes.set_xlabel("seconds a pass")
-        axes.set_title(f"T5-XXL's encoder in {self.dtype} under {self.limit_bytes / 1e9:.1f} GB")
+        axes.set_title(f"{NETWORKS[self.model]}, {self.dtype}, under {self.limit_bytes / 1e9:.1f} GB")
         axes.legend()
         figure.savefig(path, dpi=110)
 
 
-def encoder_store(root: Path, dtype: str) -> BlockStore:
-    """A block store of the text encoder alone, built if it is not there."""
+def network_store(root: Path, model: Model, dtype: str) -> BlockStore:
+    """The block store in `root`; one of this network alone is built if there is none."""
     try:
         return BlockStore.open(root)
     except StoreError:
-        blocks = [b for b in distinct_blocks(OPENSORA_V1_2, dtype) if b.checkpoint == "t5"]  # type: ignore[arg-type]
-        made = ((b.weights, lambda b=b: random_weights(b, 0, TORCH_DTYPES[dtype])) for b in blocks)
+        made = ((b.weights, lambda b=b: random_weights(b, 0, TORCH_DTYPES[dtype])) for b in blocks_of(model, dtype))
         return write_store(
-            root, made, name="t5-xxl", dtype=dtype, source="random, seed 0", model=OPENSORA_V1_2.model_dump(mode="json")
+            root, made, name=model, dtype=dtype, source="random, seed 0", model=OPENSORA_V1_2.model_dump(mode="json")
         )
 
 
-def encoder_workload(dtype: str, passes: int) -> Workload:
-    """So many passes of the text encoder."""
-    settings = VideoSettings(height=192, width=192, frames=17, dtype=dtype)  # type: ignore[arg-type]
-    stage = workload_of(OPENSORA_V1_2, settings).stages[0]
-    return Workload(
-        name=f"t5-xxl-{dtype}-{passes}-passes",
-        stages=(Stage(name="text_encoder", group="text_encoder", rounds=passes, blocks=stage.blocks),),
+def parts_of(trace: Trace, number: int, blocks: int) -> PassParts:
+    """Where the time of pass `number` went; a load counts to the pass of the visit that it is for."""
+    spans = [s for s in trace.spans if s.visit // blocks == number]
+
+    def seconds(operation: str, cause: str | None = None) -> float:
+        found = (s for s in spans if s.operation == operation and (s.cause == cause or cause is None))
+        return sum(s.end_s - s.start_s for s in found if operation == "load" or s.worker == "executor")
+
+    return PassParts(
+        execution_s=seconds("execute"),
+        waiting_s=seconds("wait", "load"),
+        dispatch_s=seconds("wait", "dispatch"),
+        loaded_bytes=sum(s.bytes for s in spans if s.operation == "load"),
+        loading_s=seconds("load"),
     )
 
 
@@ -277,10 +357,6 @@ def ratios(theirs: Iterable[float], ours: Iterable[float]) -> str:
 
 def span(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
-
-
-def label(name: str) -> str:
-    return "ours, best" if name == "best" else f"ours, {name}" if name in SHOWN else COMPETITORS[name]
 
 
 def processor() -> str:

@@ -11,10 +11,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from dataclasses import dataclass
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 PAGE = 4096
-_PROT_NONE, _MAP_FIXED = 0x0, 0x10  # names the mmap module of Python 3.11 lacks
+# Names the mmap module of Python 3.11 lacks.
+_PROT_NONE, _MAP_FIXED, _MADV_POPULATE_WRITE = 0x0, 0x10, 23
+_POPULATE_BYTES = 8 << 20  # touched by one system call; no reader waits longer than that takes
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -39,6 +45,7 @@ class Slot:
     address: int
     bytes: int
     extents: tuple[Extent, ...]
+    is_fresh: bool = False  # some of its pages were never touched, or trimmed since
 
     def buffer(self) -> memoryview:
         """The slot as writable bytes."""
@@ -112,9 +119,10 @@ class Arena:
             self._fd = -1
 
     def _taken(self, slot: Slot) -> Slot:
+        before = self.touched_bytes
         self._touched = _merged(_united([*self._touched, *slot.extents]))
         self.peak_touched_bytes = max(self.peak_touched_bytes, self.touched_bytes)
-        return slot
+        return replace(slot, is_fresh=self.touched_bytes > before)
 
     def _stitch(self, needed: int) -> Slot:
         extents = []
@@ -144,6 +152,36 @@ class Arena:
         else:
             self._holes[index] = (offset + size, length - size)
         return offset, size
+
+
+@contextmanager
+def populating(slot: Slot) -> Iterator[None]:
+    """Touch a fresh slot's pages from another thread while the caller fills them.
+
+    First touch, a fault and a page of zeros each time, can take longer than the read that follows it; read
+    and touched at once the slot is ready after the longer of the two. Where the system cannot (before Linux
+    5.14, elsewhere) the caller touches them itself.
+    """
+    madvise = getattr(_libc, "madvise", None)
+    if not slot.is_fresh or madvise is None or sys.platform != "linux":
+        yield
+        return
+    filled = threading.Event()
+
+    def touch() -> None:
+        for at in range(0, slot.bytes, _POPULATE_BYTES):
+            size = min(_POPULATE_BYTES, slot.bytes - at)
+            failed = madvise(ctypes.c_void_p(slot.address + at), ctypes.c_size_t(size), _MADV_POPULATE_WRITE)
+            if failed or filled.is_set():
+                return
+
+    thread = threading.Thread(target=touch, name="populate")
+    thread.start()
+    try:
+        yield
+    finally:
+        filled.set()
+        thread.join()
 
 
 def _round_up(size: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit
-from cidl_sim.executor.arena import PAGE, Arena, Slot
+from cidl_sim.executor.arena import PAGE, Arena, Slot, populating
 from cidl_sim.executor.backend import Call
 from cidl_sim.executor.memory_limit import anonymous_bytes, trim_heap
 from cidl_sim.executor.reading import BUFFERED, read_block, read_rows
@@ -118,8 +118,11 @@ class TorchBackend:
         buffer = self._slots[weights].buffer()
         if self._modules.is_by_row(weights):
             read_rows(self._store, weights, self._modules.row_bytes(weights), self._modules.rows.tolist(), buffer)
-        elif not read_block(self._store, weights, buffer) and BUFFERED not in self.fall_backs:
-            self.fall_backs.append(BUFFERED)
+        else:
+            with populating(self._slots[weights]):
+                direct = read_block(self._store, weights, buffer)
+            if not direct and BUFFERED not in self.fall_backs:
+                self.fall_backs.append(BUFFERED)
         self._tensors[weights] = self._modules.tensors(weights, torch.frombuffer(buffer, dtype=torch.uint8))
 
     def callable_for(self, visit: Visit) -> Call:

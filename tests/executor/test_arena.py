@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from cidl_sim.executor.arena import PAGE, Arena, Slot
+from cidl_sim.executor.arena import PAGE, Arena, Slot, populating
 
 CAPACITY_PAGES = 12
 
@@ -203,3 +204,35 @@ def test_closing_twice_is_harmless():
     arena.close()
     with arena_of(1) as other:
         fill(other.take(PAGE), 1)
+
+
+def test_a_slot_is_fresh_until_its_pages_were_touched_and_after_they_were_trimmed():
+    arena = Arena(4 * PAGE)
+    first = arena.take(2 * PAGE)
+    arena.give_back(first)
+    again, larger = arena.take(2 * PAGE), arena.take(2 * PAGE)
+    assert (first.is_fresh, again.is_fresh, larger.is_fresh) == (True, False, True)
+    arena.give_back(again)
+    arena.trim(2 * PAGE)
+    assert arena.take(2 * PAGE).is_fresh
+    arena.close()
+
+
+def test_touching_ahead_leaves_what_the_caller_writes():
+    arena = Arena(64 << 20)
+    slot = arena.take(64 << 20)
+    with populating(slot):
+        slot.buffer()[:] = b"\x5a" * slot.bytes
+    assert bytes(slot.buffer()) == b"\x5a" * slot.bytes
+    arena.give_back(slot)
+    arena.close()
+
+
+def test_touching_ahead_ends_with_the_read_that_fails():
+    arena = Arena(256 << 20)
+    slot = arena.take(256 << 20)
+    with pytest.raises(OSError, match="disk"), populating(slot):
+        raise OSError("disk")
+    assert not [thread for thread in threading.enumerate() if thread.name == "populate"]
+    arena.give_back(slot)
+    arena.close()

@@ -97,13 +97,15 @@ def main() -> None:
         store = network_store(arguments.store or folder / "store", arguments.model, arguments.dtype)
         bench = Bench(arguments.model, store, folder, arguments.passes, arguments.limit)
         bench.calibrate()
+        to = ROOT / f"experiments/results/bench_{arguments.model}_{arguments.dtype}.md"
+        report = ""
         for number in range(arguments.rounds):
             bench.round(number)
-        report = bench.report(arguments.rounds)
+            # After every round, so that an interrupted bench leaves what it measured.
+            report = bench.report(number + 1)
+            to.write_text(report)
+            bench.draw(to.with_suffix(".png"))
         print("\n" + report)
-        to = ROOT / f"experiments/results/bench_{arguments.model}_{arguments.dtype}.md"
-        to.write_text(report)
-        bench.draw(to.with_suffix(".png"))
 
 
 class Bench:
@@ -314,6 +316,7 @@ class Bench:
         axes.set_title(f"{NETWORKS[self.model]}, {self.dtype}, under {self.limit_bytes / 1e9:.1f} GB")
         axes.legend()
         figure.savefig(path, dpi=110)
+        plt.close(figure)
 
 
 def network_store(root: Path, model: Model, dtype: str) -> BlockStore:

@@ -21,11 +21,14 @@ from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.config import OPENSORA_SMALL, VideoSettings
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.timeline import draw_timelines
-from cidl_sim.validation.compare import Comparison, compare_policies, report
+from cidl_sim.validation.compare import Case, report
+from cidl_sim.validation.runs import Scenario, run_scenarios
 from cidl_sim.workloads.catalog import workload_of
 
 PROMPT = "a red ball rolls over green grass"
 SETTINGS = VideoSettings(height=48, width=48, frames=17, steps=30, lpl="15", tdtm=8)
+# The policies that it compares; prefix and spread with their best numbers.
+POLICIES_TO_COMPARE = ("sequential", "next_block", "on_device_sora", "lru", "prefix", "spread")
 # Of the weights, this much may be in memory at a time.
 WEIGHTS_FRACTION = 0.3
 OnStep = Callable[[str, int, int, str], None]
@@ -33,10 +36,10 @@ OnStep = Callable[[str, int, int, str], None]
 
 @dataclass
 class Demo:
-    """What the demo made: the summary that goes to summary.json, and the comparisons behind it."""
+    """What the demo made: the summary that goes to summary.json, and the runs behind it."""
 
     summary: dict[str, Any]
-    comparisons: list[Comparison]
+    cases: list[Case]
     control: JobResult
     device: DeviceProfile
     video_hashes: dict[str, str]
@@ -52,16 +55,16 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
     workload = workload_of(OPENSORA_SMALL, SETTINGS)
-    unlimited = measure_this_machine(store, SETTINGS, lambda *state: on_step("measure this machine", *state))
-    device = unlimited.with_value("memory_limit_bytes", demo_limit(workload, unlimited))
+    unlimited = measure_this_machine([(store, SETTINGS)], lambda *state: on_step("measure this machine", *state))
+    limit = demo_limit(workload, unlimited)
+    device = unlimited.with_value("memory_limit_bytes", limit)
     device.write(out / "device.toml")
     device.write(this_machine_file())
     workload.write(out / "workload.json")
     runs = out / "runs"
     control = _control(store, workload, device, runs, prompt, seed, on_step)
-    comparisons = compare_policies(
-        store,
-        workload,
+    cases = run_scenarios(
+        [Scenario(policy, store, workload, policy, limit) for policy in POLICIES_TO_COMPARE],
         device,
         runs,
         prompt=prompt,
@@ -69,18 +72,19 @@ def run_demo(
         repeats=repeats,
         on_run=lambda policy, done, total, stage: on_step(f"run {policy}", done, total, stage),
     )
-    best = min(comparisons, key=lambda c: c.simulated.makespan_s)
-    for source, target in (("plan", "plan.json"), ("trace", "trace.json"), ("video", "video.mp4")):
-        shutil.copyfile(runs / f"{source}-{best.policy}{Path(target).suffix}", out / target)
+    best = min(cases, key=lambda c: c.simulated.makespan_s)
+    for file in ("plan.json", "video.mp4"):
+        shutil.copyfile(runs / best.name / file, out / file)
+    best.measured[-1].write(out / "trace.json")
     draw_timelines(
-        [(f"simulated, {best.policy}", best.simulated), (f"measured, {best.policy}", best.measured[-1])],
+        [(f"simulated, {best.name}", best.simulated), (f"measured, {best.name}", best.measured[-1])],
         out / "timeline.png",
         title=f"{workload.weights_bytes / 1e6:.0f} MB of weights under {device.memory_limit_bytes / 1e6:.0f} MB in all",
     )
-    summary = _summary(prompt, workload, device, control, comparisons, best)
+    summary = _summary(prompt, workload, device, control, cases, best)
     write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    hashes = {c.policy: _sha256(runs / f"video-{c.policy}.mp4") for c in comparisons}
-    return Demo(summary, comparisons, control, device, hashes)
+    hashes = {case.name: _sha256(runs / case.name / "video.mp4") for case in cases}
+    return Demo(summary, cases, control, device, hashes)
 
 
 def _sha256(path: Path) -> str:
@@ -118,6 +122,7 @@ def _control(
     store: BlockStore, workload: Workload, device: DeviceProfile, runs: Path, prompt: str, seed: int, on_step: OnStep
 ) -> JobResult:
     """Load everything under the same limit: the kernel is expected to kill it."""
+    runs.mkdir(exist_ok=True)
     plan_file = runs / "plan-control.json"
     make_plan("sequential", workload, device).write(plan_file)
     job = Job(plan=str(plan_file), store=str(store.root.absolute()), prompts=(prompt,), seed=seed, control=True)
@@ -138,12 +143,12 @@ def _summary(
     workload: Workload,
     device: DeviceProfile,
     control: JobResult,
-    comparisons: list[Comparison],
-    best: Comparison,
+    cases: list[Case],
+    best: Case,
 ) -> dict[str, Any]:
-    figures = report(comparisons)
-    kernel_peaks = [c.peak_kernel_bytes for c in comparisons if c.peak_kernel_bytes is not None]
-    accounted = max(c.simulated.peak_resident_bytes for c in comparisons)
+    figures = report(cases)
+    kernel_peaks = [case.peak_kernel_bytes for case in cases if case.peak_kernel_bytes is not None]
+    accounted = max(case.simulated.peak_resident_bytes for case in cases)
     return {
         "prompt": prompt,
         "workload": workload.name,
@@ -157,7 +162,7 @@ def _summary(
             "enforced_by": control.enforced_by,
             "makespan_s": None if control.killed else control.makespan_s,
         },
-        "best_policy": best.policy,
+        "best_policy": best.name,
         "lpl": SETTINGS.lpl,
         "tdtm": SETTINGS.tdtm,
         "prediction_error": figures["prediction_error"],

@@ -34,8 +34,8 @@ def main() -> None:
         shutil.copyfile(out / "timeline.png", images / "main_job.png")
         traces = ROOT / "traces/main_job"
         traces.mkdir(parents=True, exist_ok=True)
-        for comparison in made.comparisons:
-            comparison.measured[-1].write(traces / f"{comparison.policy}.json.gz")
+        for case in made.cases:
+            case.measured[-1].write(traces / f"{case.name}.json.gz")
         shutil.copyfile(out / "device.toml", traces / "device.toml")
         (traces / "README.md").write_text(provenance(made))
 
@@ -94,7 +94,7 @@ def machine(made: Demo) -> str:
 
 
 def last_trace(made: Demo) -> Trace:
-    return made.comparisons[0].measured[-1]
+    return made.cases[0].measured[-1]
 
 
 def same_videos(made: Demo) -> bool:

@@ -15,12 +15,11 @@ from cidl_sim.core.device import read_device
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload, read_workload
-from cidl_sim.demo import PROMPT, SETTINGS, WEIGHTS_FRACTION, demo_limit
+from cidl_sim.demo import POLICIES_TO_COMPARE, PROMPT, SETTINGS, WEIGHTS_FRACTION, demo_limit
 from cidl_sim.devices.catalog import THIS_MACHINE, this_machine_file
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.models.config import OPENSORA_SMALL
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.validation.compare import POLICIES_TO_COMPARE
 from cidl_sim.workloads.catalog import workload_of
 from tests.conftest import analytic_device, uniform_workload
 from tests.test_cli import answer_of, call_cidl
@@ -142,7 +141,7 @@ def test_the_demos_files_are_those_of_its_best_policy_and_agree_with_the_summary
     assert trace.header.memory_limit_bytes == plan.memory_limit_bytes == summary["memory_limit_bytes"]
     assert plan.makespan_s == best["simulated_makespan_s"]
     assert trace.makespan_s == best["measured_makespan_s"]
-    assert (out / "video.mp4").read_bytes() == (out / "runs" / f"video-{best['policy']}.mp4").read_bytes()
+    assert (out / "video.mp4").read_bytes() == (out / "runs" / best["policy"] / "video.mp4").read_bytes()
     height, width, _ = plt.imread(out / "timeline.png").shape
     assert height > 100
     assert width > 100
@@ -152,5 +151,5 @@ def test_the_demos_files_are_those_of_its_best_policy_and_agree_with_the_summary
 @pytest.mark.timeout(1800)
 def test_every_policy_of_the_demo_makes_the_same_video(demo):
     summary, out = demo
-    videos = {(out / "runs" / f"video-{policy}.mp4").read_bytes() for policy in summary["policies"]}
+    videos = {(out / "runs" / policy / "video.mp4").read_bytes() for policy in summary["policies"]}
     assert len(videos) == 1

@@ -1,79 +1,71 @@
-"""From traces to a device profile: medians per kind, a line through the loads, contention, noise."""
+"""From traces to a device profile: medians per kind, a line through the loads, contention, noise, drift."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cidl_sim.calibration.microbenchmark import Observation
+from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Figure, Loader, Measured, Noise, Provenance
-from cidl_sim.core.trace import Span, Trace
-from cidl_sim.core.workload import Block, Workload
+from cidl_sim.core.samples import NO_CONTENTION, Sample, Slowdowns, by_kind, samples_of
+from cidl_sim.core.trace import Operation
+from cidl_sim.core.workload import Block
 
 # On top of the largest excess seen in the calibration runs: what differs from run to run.
 BASELINE_MARGIN_BYTES = 8 << 20
+# With fewer samples a spread says more about chance than about the machine.
+ENOUGH_FOR_SPREAD = 8
+# A cold load counts as its own cost only where it differs clearly: most kinds have few cold loads.
+CLEARLY_COLD = 1.1
+
+KindSamples = dict[Operation, dict[str, list[Sample]]]
 
 
-def fit_device(
-    name: str, alone: Observation, overlapped: Observation, memory_limit_bytes: int | None = None
-) -> DeviceProfile:
-    """A profile from a sequential run and one with overlap.
+def fit_device(name: str, observations: Sequence[Observation], memory_limit_bytes: int | None = None) -> DeviceProfile:
+    """A profile from the runs that `microbenchmark` describes, of one or several workloads, in their order in time.
 
-    Without `memory_limit_bytes` the limit leaves room for everything; set it to what you plan for.
+    Costs are of loads and executions that had the machine to themselves, the driver's own time before each
+    included. Contention compares each run with overlap with the other runs of its workload nearest in time,
+    so that drift between them does not pass for contention. Without `memory_limit_bytes` the limit leaves room for
+    everything; set it to what you plan for.
     """
-    workload, trace = alone.workload, alone.trace
-    blocks = {visit.number: visit.block for visit in workload.visits}
-    loads, executions = _samples(trace.of("load"), blocks), _samples(trace.of("execute"), blocks)
-    kinds = {block.kind: block for block in blocks.values()}
-    measured = {
-        kind: Measured(
-            load_s=statistics.median(loads[kind]) if kind in loads else _load_of_twin(kind, kinds, loads, workload),
-            exec_s=statistics.median(executions[kind]),
-            weight_bytes=block.weight_bytes,
-            flops=block.flops,
-            samples=len(executions[kind]),
-        )
-        for kind, block in kinds.items()
-    }
-    latency_s, bandwidth = load_line([(blocks[s.visit].weight_bytes, s.end_s - s.start_s) for s in trace.of("load")])
-    flops_per_s = sum(blocks[s.visit].flops for s in trace.of("execute")) / trace.executor_busy_s
-    results = (alone.result, overlapped.result)
-    baseline = max(r.baseline_bytes for r in results) + max(r.excess_bytes for r in results) + BASELINE_MARGIN_BYTES
-    largest_workspace = max(block.workspace_bytes for block in blocks.values())
-    header = trace.header
+    alone = _alone(observations)
+    samples = _samples([sample for found in alone for sample in found])
+    blocks = {v.block.kind: v.block for o in observations for v in o.workload.visits}
+    latency_s, bandwidth = load_line([(s.bytes, s.cost_s) for kind in samples["load"].values() for s in kind])
+    slowdowns = (
+        _median_slowdown(observations, "load", latency_s),
+        _median_slowdown(observations, "execute", latency_s),
+    )
+    executed = [s for kind in samples["execute"].values() for s in kind]
+    busy_s = sum(s.seconds for s in executed)
+    baseline = (
+        max(o.result.baseline_bytes for o in observations)
+        + max(o.result.excess_bytes for o in observations)
+        + BASELINE_MARGIN_BYTES
+    )
     return DeviceProfile(
         name=name,
-        memory_limit_bytes=memory_limit_bytes or baseline + largest_workspace + workload.weights_bytes,
+        memory_limit_bytes=memory_limit_bytes or baseline + max(_largest(o) for o in observations),
         baseline_bytes=baseline,
-        loader=Loader(
-            latency_s=latency_s,
-            bandwidth_bytes_per_s=bandwidth,
-            slowdown_while_executing=slowdown(overlapped.trace, "load", measured, blocks),
-        ),
+        loader=Loader(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth, slowdown_while_executing=slowdowns[0]),
         executor=Executor(
-            flops_per_s=flops_per_s,
-            slowdown_while_loading=slowdown(overlapped.trace, "execute", measured, blocks),
-            threads=alone.result.threads,
+            flops_per_s=sum(blocks[s.kind].flops for s in executed) / busy_s,
+            launch_s=statistics.median(s.gap_s for s in executed),
+            slowdown_while_loading=slowdowns[1],
+            threads=observations[0].result.threads,
         ),
-        measured=measured,
-        noise=Noise(load=relative_spread(loads), execute=relative_spread(executions)),
-        provenance=Provenance(
-            device=f"{header.machine['processor']}, {header.machine['compute_threads']} of "
-            f"{header.machine['cores']} cores compute",
-            os=f"{header.machine['system']} {header.machine['release']}",
-            source=f"cidl calibration, {header.date}, workload {workload.name}, "
-            + ", ".join(f"{package} {version}" for package, version in header.versions.items()),
-            mark="measured",
-            figures={
-                "memory_limit_bytes": Figure(source="chosen, not a property of the machine", mark="assumed"),
-                "executor.flops_per_s": Figure(source="arithmetic of all blocks over their time", mark="derived"),
-                "loader.bandwidth_bytes_per_s": Figure(source="line through the loads of all kinds", mark="derived"),
-                "loader.latency_s": Figure(source="line through the loads of all kinds", mark="derived"),
-            },
+        measured={kind: _measured(kind, block, samples, observations) for kind, block in blocks.items()},
+        noise=Noise(
+            load=relative_spread(alone, "load"),
+            execute=relative_spread(alone, "execute"),
+            load_drift=drift(observations, "load", slowdowns, latency_s),
+            execute_drift=drift(observations, "execute", slowdowns, latency_s),
         ),
+        provenance=_provenance(observations),
     )
 
 
@@ -87,51 +79,178 @@ def load_line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return 0.0, float(sizes.sum() / seconds.sum())
 
 
-def slowdown(trace: Trace, operation: str, measured: dict[str, Measured], blocks: dict[int, Block]) -> float:
-    """By how much the other side slows this one down: s in W = O/s + (D - O), summed over all spans.
+def slowdown(samples: Iterable[Sample], usual_s: dict[str, float]) -> float:
+    """By how much the other side slows this one down: s in W = O/s + (D - O), summed over all samples.
 
-    W is the duration alone, D the duration here, O the part of D during which the other side worked.
+    W is the usual duration of the kind alone, D the duration here, O the part of D during which the other side
+    worked.
     """
-    spans = trace.of("load" if operation == "load" else "execute")
-    others = trace.of("execute" if operation == "load" else "load")
-    overlap = alone = undisturbed = 0.0
-    for span in spans:
-        cost = measured[blocks[span.visit].kind]
-        usual = (cost.load_s if operation == "load" else cost.exec_s) or 0.0
-        covered = sum(max(0.0, min(span.end_s, o.end_s) - max(span.start_s, o.start_s)) for o in others)
-        overlap += covered
-        alone += usual
-        undisturbed += span.end_s - span.start_s - covered
-    work_under_contention = alone - undisturbed
+    overlap = work_under_contention = 0.0
+    for sample in samples:
+        if sample.kind in usual_s:
+            overlap += sample.overlap_s
+            work_under_contention += usual_s[sample.kind] - (sample.seconds - sample.overlap_s)
     if overlap <= 0 or work_under_contention <= 0:
         return 1.0
     return max(1.0, overlap / work_under_contention)
 
 
-def relative_spread(samples: dict[str, list[float]]) -> float:
-    """Relative standard deviation within kinds, as the median over the kinds with at least 8 samples.
+def relative_spread(runs: Sequence[Sequence[Sample]], operation: Operation) -> float:
+    """Relative standard deviation of loads or executions within kinds and runs.
 
-    Estimated from the interquartile range, which a single hiccup does not move.
+    The median over the kinds of a run with enough samples, estimated from the interquartile range, which a
+    single hiccup does not move; then the median over the runs.
     """
-    spreads = []
-    for values in samples.values():
-        if len(values) >= 8:
-            low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-            spreads.append((high - low) / 1.349 / middle)
-    return float(np.median(spreads)) if spreads else 0.0
+    found = []
+    for samples in runs:
+        kinds = by_kind((s for s in samples if s.operation == operation), lambda s: s.seconds)
+        spreads = [spread for values in kinds.values() if (spread := _spread(values)) is not None]
+        if spreads:
+            found.append(statistics.median(spreads))
+    return statistics.median(found) if found else 0.0
 
 
-def _samples(spans: Sequence[Span], blocks: dict[int, Block]) -> dict[str, list[float]]:
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    for span in spans:
-        by_kind[blocks[span.visit].kind].append(span.end_s - span.start_s)
-    return dict(by_kind)
+def drift(observations: Sequence[Observation], operation: Operation, slowdowns: Slowdowns, latency_s: float) -> float:
+    """Relative standard deviation, from run to run, of the factor that all loads (or executions) of a run share.
+
+    A run's factor is its time for this operation, free of contention, over what the kinds' means over all runs
+    would take. At least 3 runs, else 0.
+    """
+    runs = [
+        by_kind((s for s in samples_of(o.trace, slowdowns, latency_s) if s.operation == operation), lambda s: s.seconds)
+        for o in observations
+    ]
+    everything: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        for kind, values in run.items():
+            everything[kind] += values
+    usual = {kind: statistics.fmean(values) for kind, values in everything.items()}
+    expected = [sum(len(values) * usual[kind] for kind, values in run.items()) for run in runs]
+    factors = [
+        sum(sum(values) for values in run.values()) / seconds
+        for run, seconds in zip(runs, expected, strict=True)
+        if seconds > 0
+    ]
+    return statistics.stdev(factors) / statistics.fmean(factors) if len(factors) >= 3 else 0.0
 
 
-def _load_of_twin(
-    kind: str, kinds: dict[str, Block], loads: dict[str, list[float]], workload: Workload
-) -> float | None:
+def _alone(observations: Sequence[Observation]) -> list[list[Sample]]:
+    """Of each run, the samples that count: loads where they were alone, and executions where those were.
+
+    A kind that is executed only while weights are still coming in (a text encoder runs once) is taken from the
+    sequential runs.
+    """
+    found, seen = [], set()
+    for observation in observations:
+        if observation.purpose == EXECUTIONS:
+            samples = samples_of(observation.trace)
+            found.append([s for s in samples if s.operation == "execute" and s.overlap_s == 0])
+            seen |= {s.kind for s in found[-1]}
+    for observation in observations:
+        if observation.purpose == LOADS:
+            samples = samples_of(observation.trace)
+            found.append([s for s in samples if s.operation == "load" or s.kind not in seen])
+    return found
+
+
+def _samples(samples: Iterable[Sample]) -> KindSamples:
+    result: KindSamples = {"load": defaultdict(list), "execute": defaultdict(list)}
+    for sample in samples:
+        result[sample.operation][sample.kind].append(sample)
+    return result
+
+
+def _measured(kind: str, block: Block, samples: KindSamples, observations: Sequence[Observation]) -> Measured:
+    executions = [s.cost_s for s in samples["execute"][kind]]
+    loads = samples["load"].get(kind) or samples["load"].get(_twin(kind, samples, observations), [])
+    # A kind whose weights are loaded once in a run has only cold loads: those are its loads, then.
+    warm = [s.cost_s for s in loads if not s.cold] or [s.cost_s for s in loads]
+    cold = [s.cost_s for s in loads if s.cold]
+    load_s = statistics.median(warm) if warm else None
+    cold_s = statistics.median(cold) if cold else None
+    return Measured(
+        load_s=load_s,
+        cold_load_s=cold_s if load_s and cold_s and cold_s > CLEARLY_COLD * load_s else None,
+        exec_s=statistics.median(executions),
+        weight_bytes=block.weight_bytes,
+        flops=block.flops,
+        samples=len(executions),
+        load_spread=_spread(warm),
+        exec_spread=_spread(executions),
+        workspace_bytes=_workspace(kind, observations),
+    )
+
+
+def _twin(kind: str, samples: KindSamples, observations: Sequence[Observation]) -> str:
     """A kind that was never loaded itself shares weights with one that was (merged and plain blocks)."""
-    weights = {b.weights for s in workload.stages for b in s.blocks if b.kind == kind}
-    twins = [b.kind for s in workload.stages for b in s.blocks if b.weights in weights and b.kind in loads]
-    return statistics.median(loads[twins[0]]) if twins else None
+    blocks = [b for o in observations for s in o.workload.stages for b in s.blocks]
+    weights = {b.weights for b in blocks if b.kind == kind}
+    return next((b.kind for b in blocks if b.weights in weights and b.kind in samples["load"]), "")
+
+
+def _workspace(kind: str, observations: Sequence[Observation]) -> int | None:
+    found = [o.result.workspace_bytes[kind] for o in observations if kind in o.result.workspace_bytes]
+    return max(found, default=None)
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    if len(values) < ENOUGH_FOR_SPREAD:
+        return None
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return float((high - low) / 1.349 / middle) if middle > 0 else 0.0
+
+
+def _median_slowdown(observations: Sequence[Observation], operation: Operation, latency_s: float) -> float:
+    found = []
+    for place, observation in enumerate(observations):
+        if observation.purpose != OVERLAP:
+            continue
+        usual = _usual(observations, place, operation)
+        under = [s for s in samples_of(observation.trace, NO_CONTENTION, latency_s) if s.operation == operation]
+        found.append(slowdown(under, usual))
+    return statistics.median(found) if found else 1.0
+
+
+def _usual(observations: Sequence[Observation], place: int, operation: Operation) -> dict[str, float]:
+    """Mean seconds by kind in the runs of the same workload nearest to the one at `place` that had no overlap."""
+    nearest: dict[str, tuple[int, list[Sample]]] = {}
+    for i, observation in enumerate(observations):
+        if observation.workload.name != observations[place].workload.name:
+            continue
+        for samples in _alone([observation]):
+            for kind, values in _samples(samples)[operation].items():
+                # Executions: those that found their weights in memory count, whatever is nearer.
+                rank = abs(i - place) + (len(observations) if observation.purpose == LOADS else 0)
+                if kind not in nearest or rank < nearest[kind][0]:
+                    nearest[kind] = rank, values
+    return {kind: statistics.fmean(s.seconds for s in values) for kind, (_, values) in nearest.items()}
+
+
+def _largest(observation: Observation) -> int:
+    visits = observation.workload.visits
+    return max(visit.block.workspace_bytes for visit in visits) + observation.workload.weights_bytes
+
+
+def _provenance(observations: Sequence[Observation]) -> Provenance:
+    header = observations[0].trace.header
+    names = dict.fromkeys(o.workload.name for o in observations)
+    machine = header.machine
+    derived = {
+        "executor.flops_per_s": "arithmetic of all blocks over their time",
+        "executor.launch_s": "median time between a visit's being possible and its start; contained in exec_s",
+        "loader.bandwidth_bytes_per_s": "line through the loads of all kinds",
+        "loader.latency_s": "line through the loads of all kinds",
+    }
+    return Provenance(
+        device=f"{machine['processor']}, {machine['compute_threads']} of {machine['cores']} cores compute",
+        os=f"{machine['system']} {machine['release']}",
+        source=f"cidl calibrate, {len(observations)} runs of {', '.join(names)}",
+        mark="measured",
+        date=header.date,
+        versions=header.versions,
+        process_bytes=max(o.result.baseline_bytes for o in observations),
+        figures={
+            "memory_limit_bytes": Figure(source="chosen, not a property of the machine", mark="assumed"),
+            **{key: Figure(source=source, mark="derived") for key, source in derived.items()},
+        },
+    )

@@ -1,8 +1,11 @@
-"""Short real runs from which a device profile is fitted.
+"""Short real runs from which a device profile is fitted, each made for one figure.
 
-A sequential run measures loads and executions that have the machine to themselves; a run with a lookahead
-of one block measures how much they slow each other down. Both use the real executor on every kind of block
-of the workload, over a few denoising steps.
+- `LOADS`: sequential, so that loads have the machine to themselves, each into memory that was not just in use.
+- `EXECUTIONS`: everything stays in memory after the first round, so that executions have the machine to
+  themselves and find weights where a plan that holds many blocks leaves them: not in a cache.
+- `OVERLAP`: a lookahead of one block, for how much the two slow each other down.
+
+All use the real executor on every kind of block of the workload, over a few denoising steps.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from cidl_sim.policies.catalog import make_plan
 from cidl_sim.workloads.catalog import workload_of
 
 CALIBRATION_STEPS = 6
+LOADS, EXECUTIONS, OVERLAP = "sequential", "prefix:999", "next_block"  # the policies of the runs
 PROMPT = "calibration"
 OnProgress = Callable[[int, int, str], None]
 
@@ -34,6 +38,11 @@ class Observation:
     workload: Workload
     trace: Trace
     result: JobResult
+
+    @property
+    def purpose(self) -> str:
+        """One of `LOADS`, `EXECUTIONS`, `OVERLAP`."""
+        return self.trace.header.policy
 
 
 def observe(
@@ -57,6 +66,7 @@ def observe(
             prompts=(PROMPT,),
             trace=str(trace_file),
             sample_memory=True,
+            rotate_slots=policy == LOADS,
         )
         result = run_job(job, kernel_limit_bytes=None, on_progress=on_progress)
         return Observation(workload, read_trace(trace_file), result)

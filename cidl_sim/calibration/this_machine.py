@@ -1,11 +1,12 @@
-"""Measure this machine: short runs, then the fit."""
+"""Measure this machine: short runs, repeated and interleaved, then the fit."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from cidl_sim.calibration.fit import fit_device
-from cidl_sim.calibration.microbenchmark import OnProgress, observe
+from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, Observation, OnProgress, observe
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.devices.catalog import THIS_MACHINE
 from cidl_sim.executor.store import BlockStore
@@ -14,22 +15,61 @@ from cidl_sim.models.config import VideoSettings
 # Computing on every core has to be this much faster with a load beside it before the loader loses its core:
 # such runs come out very differently from minute to minute.
 CLEARLY_FASTER = 0.9
+Target = tuple[BlockStore, VideoSettings]
+
+
+class Calibration:
+    """Rounds of short runs on some targets, and the profile that fits all of them so far.
+
+    Rounds may lie between other runs: what drifts, drifts in both.
+    """
+
+    def __init__(self, targets: Sequence[Target], on_progress: OnProgress = lambda done, total, stage: None) -> None:
+        self._targets = targets
+        self._on_progress = on_progress
+        self._threads = 1
+        self.observations: list[Observation] = []
+
+    def round(self) -> None:
+        """Run each target's runs (`microbenchmark`) once.
+
+        Before the first round it is measured whether one core is better left to the loader: the same run with overlap,
+        on all cores and on all but one.
+        """
+        chose: Observation | None = None
+        if not self.observations:
+            self._threads, chose = _compute_threads(self._targets[0], self._on_progress)
+            self.observations += [] if chose is None else [chose]
+        for i, (store, settings) in enumerate(self._targets):
+            for purpose in (LOADS, EXECUTIONS, OVERLAP):
+                # The run that chose the number of threads is the first round's.
+                if chose is None or (i, purpose) != (0, OVERLAP):
+                    self.observations.append(observe(store, settings, purpose, self._threads, self._on_progress))
+
+    def device(self) -> DeviceProfile:
+        """The profile of this machine, with room for all weights."""
+        return fit_device(THIS_MACHINE, self.observations)
 
 
 def measure_this_machine(
-    store: BlockStore, settings: VideoSettings, on_progress: OnProgress = lambda done, total, stage: None
+    targets: Sequence[Target],
+    on_progress: OnProgress = lambda done, total, stage: None,
+    *,
+    repeats: int = 1,
 ) -> DeviceProfile:
-    """A profile of this machine for the blocks of `store` under `settings`, with room for all weights.
+    """A profile of this machine for the blocks of stores under some settings, from `repeats` rounds of runs."""
+    calibration = Calibration(targets, on_progress)
+    for _ in range(repeats):
+        calibration.round()
+    return calibration.device()
 
-    Whether one core is better left to the loader is measured: the same run with overlap, on all cores and on all
-    but one.
-    """
+
+def _compute_threads(target: Target, on_progress: OnProgress) -> tuple[int, Observation | None]:
+    """With how many threads the executor computes best beside a load, and the run that showed it."""
     cores = os.cpu_count() or 1
-    threads = max(1, cores - 1)
-    overlapped = observe(store, settings, "next_block", threads, on_progress)
-    if cores > 1:
-        on_all = observe(store, settings, "next_block", cores, on_progress)
-        if on_all.trace.makespan_s < CLEARLY_FASTER * overlapped.trace.makespan_s:
-            threads, overlapped = cores, on_all
-    alone = observe(store, settings, "sequential", threads, on_progress)
-    return fit_device(THIS_MACHINE, alone, overlapped)
+    if cores == 1:
+        return 1, None
+    all_but_one, on_all = (observe(*target, OVERLAP, n, on_progress) for n in (cores - 1, cores))
+    if on_all.trace.makespan_s < CLEARLY_FASTER * all_but_one.trace.makespan_s:
+        return cores, on_all
+    return cores - 1, all_but_one

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cidl_sim.commands.console import (
     AsJson,
@@ -13,12 +15,13 @@ from cidl_sim.commands.console import (
     show,
 )
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.files import write_text
 from cidl_sim.devices.catalog import this_machine_file
-from cidl_sim.report.tables import (
-    comparison_table,
-    error_line,
-)
+from cidl_sim.report.tables import calibration_table, comparison_table, validation_lines
 from cidl_sim.workloads.catalog import merged_settings
+
+if TYPE_CHECKING:
+    from cidl_sim.validation.compare import Case
 
 
 def calibrate(
@@ -27,6 +30,7 @@ def calibrate(
     workload_name: Annotated[
         str | None, Optional("--workload", help="Measure the blocks of this named workload.")
     ] = None,
+    repeats: Annotated[int, Optional("--repeats", min=1, help="Runs of each kind, interleaved.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine with short real runs of a store's blocks and write a device profile."""
@@ -35,48 +39,70 @@ def calibrate(
 
     opened = BlockStore.open(store)
     with progress() as step:
-        settings = _settings_for(opened, workload_name)
-        device = measure_this_machine(opened, settings, lambda *state: step("measure this machine", *state))
+        targets = [(opened, _settings_for(opened, workload_name))]
+        observe = partial(step, "measure this machine")
+        device = measure_this_machine(targets, observe, repeats=repeats)
     device.write(out)
     device.write(this_machine_file())
-    summary = {"device": device.name, "file": str(out), "kinds": len(device.measured), **device.loader.model_dump()}
-    show(summary, as_json, lambda: f"{len(device.measured)} kinds of blocks measured, profile in {out}")
+    summary = {
+        "device": device.name,
+        "file": str(out),
+        "kinds": len(device.measured),
+        **device.loader.model_dump(),
+        **device.executor.model_dump(),
+        "noise": device.noise.model_dump(),
+        "baseline_bytes": device.baseline_bytes,
+    }
+    show(summary, as_json, lambda: [calibration_table(device), f"profile in {out}"])
 
 
 def validate(
-    store: StoreOption,
-    workload_name: Annotated[str | None, Optional("--workload", help="A variant of the store's model.")] = None,
-    repeats: Annotated[int, Optional("--repeats", min=1, help="Real runs of each policy, interleaved.")] = 1,
-    out: Annotated[Path | None, Optional("-o", help="Keep plans, traces and videos in this folder.")] = None,
+    stores: Annotated[
+        list[Path] | None,
+        Optional("--store", metavar="DIR", help="A block store; more than one: partitions of a model."),
+    ] = None,
+    traces: Annotated[
+        Path | None, Optional("--traces", metavar="DIR", help="Compare with the runs recorded here; nothing is run.")
+    ] = None,
+    workload_name: Annotated[
+        str | None, Optional("--workload", help="A variant of the store's model to vary from.")
+    ] = None,
+    repeats: Annotated[int, Optional("--repeats", min=1, help="Real runs of each policy, interleaved.")] = 3,
+    out: Annotated[
+        Path, Optional("-o", metavar="DIR", help="For validation.json and .png; with --store also plans, runs, videos.")
+    ] = Path("validation-out"),
     as_json: AsJson = False,
 ) -> None:
-    """Calibrate, run every policy for real, and compare with the simulation."""
-    import tempfile
+    """Calibrate, run policies that the calibration never saw, and compare with the simulation."""
+    from cidl_sim.report.validation_plot import draw_validation
+    from cidl_sim.validation.compare import report
 
-    from cidl_sim.calibration.this_machine import measure_this_machine
-    from cidl_sim.demo import PROMPT, demo_limit
-    from cidl_sim.diffusion.matching import store_sizes
+    if (traces is None) == (not stores):
+        raise InputError("give either --store (runs are made) or --traces (recorded runs)")
+    if traces is not None:
+        from cidl_sim.validation.runs import read_runs
+
+        cases = read_runs(traces)
+    else:
+        cases = _validation_runs(stores or [], workload_name, repeats, out)
+    with progress() as step:
+        figures = report(cases, lambda done, total: step("compare", done, total, ""))
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "validation.json", json.dumps(figures, indent=1) + "\n")
+    draw_validation(figures, out / "validation.png")
+    show(figures, as_json, lambda: [comparison_table(figures["policies"]), *validation_lines(figures), f"in {out}"])
+
+
+def _validation_runs(folders: list[Path], workload_name: str | None, repeats: int, out: Path) -> list[Case]:
+    from cidl_sim.demo import PROMPT
     from cidl_sim.executor.store import BlockStore
-    from cidl_sim.validation.compare import compare_policies, report
-    from cidl_sim.workloads.catalog import workload_of
+    from cidl_sim.validation.campaign import validate_machine
+    from cidl_sim.validation.scenarios import default_targets
 
-    opened = BlockStore.open(store)
-    video = _settings_for(opened, workload_name)
-    workload = workload_of(store_sizes(opened), video)
-    with progress() as step, tempfile.TemporaryDirectory(prefix="cidl-validate-") as temporary:
-        unlimited = measure_this_machine(opened, video, lambda *state: step("measure this machine", *state))
-        device = unlimited.with_value("memory_limit_bytes", demo_limit(workload, unlimited))
-        comparisons = compare_policies(
-            opened,
-            workload,
-            device,
-            out or Path(temporary),
-            prompt=PROMPT,
-            repeats=repeats,
-            on_run=lambda policy, *state: step(f"run {policy}", *state),
-        )
-    figures = report(comparisons)
-    show(figures, as_json, lambda: [comparison_table(figures["policies"]), error_line(figures)])
+    stores = [BlockStore.open(folder) for folder in folders]
+    targets = default_targets(stores, _settings_for(stores[0], workload_name))
+    with progress() as step:
+        return validate_machine(targets, out, prompt=PROMPT, repeats=repeats, on_step=step)
 
 
 def _settings_for(store: Any, workload_name: str | None) -> Any:

@@ -41,7 +41,11 @@ class Executor(Record):
 
 
 class Measured(Record):
-    """Costs measured for one block kind, and the size they were measured at."""
+    """Costs measured for one block kind, and the size they were measured at.
+
+    `samples`, the relative standard deviations `load_spread` and `exec_spread`, and `workspace_bytes`, the memory
+    beyond weights that a visit really took, say how good the figures are; no simulation depends on them.
+    """
 
     load_s: float | None = Field(default=None, ge=0)
     cold_load_s: float | None = Field(default=None, ge=0)
@@ -49,13 +53,21 @@ class Measured(Record):
     weight_bytes: int | None = Field(default=None, ge=0)
     flops: float | None = Field(default=None, ge=0)
     samples: int | None = Field(default=None, ge=0)
+    load_spread: float | None = Field(default=None, ge=0)
+    exec_spread: float | None = Field(default=None, ge=0)
+    workspace_bytes: int | None = Field(default=None, ge=0)
 
 
 class Noise(Record):
-    """Relative standard deviations of the log-normal factors on loads and executions."""
+    """Relative standard deviations of log-normal factors: on each load and execution, and on all of a run.
+
+    The drifts are shared by all loads, or all executions, of one run: shared hardware is slower for minutes.
+    """
 
     load: float = Field(default=0.0, ge=0)
     execute: float = Field(default=0.0, ge=0)
+    load_drift: float = Field(default=0.0, ge=0)
+    execute_drift: float = Field(default=0.0, ge=0)
 
 
 class ThermalStep(Record):
@@ -73,12 +85,19 @@ class Figure(Record):
 
 
 class Provenance(Record):
-    """Device, operating system, and the source of each figure by its dotted key."""
+    """Device, operating system, and the source of each figure by its dotted key.
+
+    Of a measured profile also the date, the versions of the software, and `process_bytes`: what the kernel charged
+    the process before the arena existed (`baseline_bytes` adds what libraries take beyond the accounted workspaces).
+    """
 
     device: str = ""
     os: str = ""
     source: str = ""
     mark: Mark | None = None
+    date: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    process_bytes: int | None = Field(default=None, ge=0)
     figures: dict[str, Figure] = Field(default_factory=dict)
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from cidl_sim.core.errors import CidlError, InfeasibleError, InputError, MachineError
 from cidl_sim.core.files import Record
 from cidl_sim.core.trace import EnforcedBy
@@ -32,7 +34,7 @@ class Job(Record):
 
     `videos` and `frames_folders` name one file and folder for each prompt, or are empty. `saved_run`: the file that
     keeps the run's state after each denoising step; with `resume` the run goes on from it. `device`: "cpu", or an
-    accelerator whose memory the plan's limit is then about.
+    accelerator whose memory the plan's limit is then about. `sample_memory` and `rotate_slots` are for calibration.
     """
 
     plan: str
@@ -50,15 +52,21 @@ class Job(Record):
     resume: bool = False
     device: Literal["cpu", "cuda", "mps"] = "cpu"
     sample_memory: bool = False
+    rotate_slots: bool = False
 
 
 class JobResult(Record):
-    """What came of it. Byte counts as the kernel saw them are None where it does not tell."""
+    """What came of it. Byte counts as the kernel saw them are None where it does not tell.
+
+    `workspace_bytes`, by kind, and `excess_bytes` only with `sample_memory`: the most that a visit took beside the
+    weights, and the most that any visit took beyond its accounted workspace.
+    """
 
     makespan_s: float = 0.0
     enforced_by: EnforcedBy = "accounting"
     baseline_bytes: int = 0
     excess_bytes: int = 0
+    workspace_bytes: dict[str, int] = Field(default_factory=dict)
     peak_resident_bytes: int = 0
     peak_kernel_bytes: int | None = None
     touched_bytes: int = 0

@@ -84,7 +84,7 @@ def do(job: Job) -> JobResult:
     backend: TorchBackend | AcceleratorBackend
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
     if job.device == "cpu":
-        backend = TorchBackend(store, stages, capacity, token_ids)
+        backend = TorchBackend(store, stages, capacity, token_ids, rotate_slots=job.rotate_slots)
     else:
         backend = AcceleratorBackend(store, stages, token_ids, job.device, None if job.control else limit)
     watch = _Watch(workload, backend, sample=job.sample_memory)
@@ -111,6 +111,7 @@ def do(job: Job) -> JobResult:
         enforced_by=charged.enforced_by,
         baseline_bytes=baseline,
         excess_bytes=watch.excess_bytes,
+        workspace_bytes=watch.workspace_bytes,
         peak_resident_bytes=trace.peak_resident_bytes if trace else 0,
         peak_kernel_bytes=charged.peak_bytes(),
         touched_bytes=touched,
@@ -219,15 +220,17 @@ class _Watch:
         self._peak = PeakResident() if sample and PeakResident().reset() else None
         self._before = (self._peak.peak_bytes() or 0) if self._peak else 0
         self.excess_bytes = 0
+        self.workspace_bytes: dict[str, int] = {}
 
     def __call__(self, visit: Visit) -> None:
         stage = self._workload.stages[visit.stage]
         if visit.position == len(stage.blocks) - 1:
             _say({"done": visit.number + 1, "total": len(self._workload.visits), "stage": stage.name})
         if self._peak is not None:
-            grown = (self._peak.peak_bytes() or 0) - self._before
-            accounted = self._backend.footprint_bytes() + visit.block.workspace_bytes
-            self.excess_bytes = max(self.excess_bytes, grown - accounted)
+            block = visit.block
+            beside_weights = (self._peak.peak_bytes() or 0) - self._before - self._backend.footprint_bytes()
+            self.workspace_bytes[block.kind] = max(self.workspace_bytes.get(block.kind, 0), beside_weights)
+            self.excess_bytes = max(self.excess_bytes, beside_weights - block.workspace_bytes)
             self._peak.reset()
 
 

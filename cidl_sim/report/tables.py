@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 
@@ -137,23 +138,30 @@ def plan_table(figures: dict[str, Any]) -> Table:
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
     """Simulated beside measured, a row for each policy."""
     table = Table(title="simulated against measured", title_justify="left")
-    for heading in (
+    headings = (
         "policy",
+        "bound by",
         "simulated (s)",
         "measured (s)",
-        "difference",
+        "spread",
+        "prediction",
+        "replay",
         "peak, accounted",
         "peak, kernel",
         "limit",
-    ):
-        table.add_column(heading, justify="left" if heading in ("policy", "limit") else "right")
+    )
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("policy", "bound by", "limit") else "right")
     for row in rows:
         kernel = row["peak_kernel_bytes"]
         table.add_row(
-            row["plan"] if row["plan"].startswith(row["policy"]) else row["policy"],
+            row["plan"] if row["plan"].startswith(row["policy"]) else f"{row['policy']}",
+            row["bound_by"],
             f"{row['simulated_makespan_s']:.2f}",
             f"{row['measured_makespan_s']:.2f}",
+            "-" if row["spread"] is None else f"{row['spread']:.1%}",
             f"{row['difference']:+.1%}",
+            f"{row['replay_error']:+.1%}",
             f"{row['peak_resident_bytes'] / 1e6:.0f} MB",
             f"{kernel / 1e6:.0f} MB" if kernel else "-",
             row["enforced_by"],
@@ -167,6 +175,65 @@ def error_line(figures: dict[str, Any]) -> str:
     spread = figures["run_to_run_spread"]
     return (
         f"prediction error: mean {prediction['mean']:.1%}, max {prediction['max']:.1%}; "
-        f"replay error: mean {replay['mean']:.1%}, max {replay['max']:.1%}; run-to-run spread: "
+        f"structure (replay) error: mean {replay['mean']:.1%}, max {replay['max']:.1%}; run-to-run spread: "
         + (f"{spread:.1%}" if spread is not None else "not measured (one run each)")
     )
+
+
+def validation_lines(figures: dict[str, Any]) -> list[str]:
+    """What the figures of `cidl validate` say beside the table."""
+    shares = ", ".join(f"{cause.replace('_', ' ')} {share:.1%}" for cause, share in figures["shares"].items())
+    tau, peak, touched, coverage = (
+        figures[name] for name in ("kendall_tau", "peak_memory_error", "touched_error", "coverage")
+    )
+    return [
+        error_line(figures),
+        f"of the prediction error, by cause (means of magnitudes): {shares}",
+        f"Kendall's tau {_figure(tau, '.2f')}; makespans span a factor of {figures['makespan_span']:.2f}; "
+        f"peak memory error {_figure(peak, '.1%')} (slots touched {_figure(touched, '.1%')}); "
+        f"runs within the simulated p5 to p95: {_figure(coverage, '.0%')}",
+        *(f"[yellow]flag:[/yellow] {mismatch}" for mismatch in figures["mismatches"]),
+    ]
+
+
+def calibration_table(device: DeviceProfile) -> Table:
+    """A measured profile, kind by kind."""
+    loader, executor, noise = device.loader, device.executor, device.noise
+    table = Table(title=f"{device.name}: {device.provenance.device}", title_justify="left")
+    for heading in (
+        "kind",
+        "weights (MB)",
+        "load (ms)",
+        "±",
+        "cold (ms)",
+        "execute (ms)",
+        "±",
+        "workspace (MB)",
+        "runs",
+    ):
+        table.add_column(heading, justify="left" if heading == "kind" else "right")
+    for kind, m in device.measured.items():
+        table.add_row(
+            kind,
+            _figure(None if m.weight_bytes is None else m.weight_bytes / 1e6, ".2f"),
+            _figure(None if m.load_s is None else m.load_s * 1e3, ".2f"),
+            _figure(m.load_spread, ".0%"),
+            _figure(None if m.cold_load_s is None else m.cold_load_s * 1e3, ".2f"),
+            _figure(None if m.exec_s is None else m.exec_s * 1e3, ".2f"),
+            _figure(m.exec_spread, ".0%"),
+            _figure(None if m.workspace_bytes is None else m.workspace_bytes / 1e6, ".1f"),
+            _figure(m.samples, "d"),
+        )
+    bandwidth = (loader.bandwidth_bytes_per_s or 0.0) / 1e9
+    table.caption = (
+        f"loads: {loader.latency_s * 1e3:.2f} ms + bytes at {bandwidth:.2f} GB/s, "
+        f"x{loader.slowdown_while_executing:.2f} while executing; executions: {executor.threads} threads, "
+        f"x{executor.slowdown_while_loading:.2f} while loading; "
+        f"noise {noise.load:.1%} and {noise.execute:.1%}, from run to run {noise.load_drift:.1%} and "
+        f"{noise.execute_drift:.1%}; baseline {device.baseline_bytes / 1e6:.0f} MB"
+    )
+    return table
+
+
+def _figure(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

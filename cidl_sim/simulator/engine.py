@@ -14,22 +14,25 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import simpy
+from numpy.typing import NDArray
 from simpy.events import EventPriority
 
 from cidl_sim.core.costs import Cost, execute_cost, load_cost
-from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.device import DeviceProfile, Noise
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.trace import Trace, TraceRecorder, header_for
 from cidl_sim.core.workload import Visit, Workload
-from cidl_sim.simulator.noise import noise_factors
+from cidl_sim.simulator.noise import noise_factors, run_factor
 
 # After SimPy's own URGENT (0) and NORMAL (1).
 _DISPATCH_PRIORITY = cast(EventPriority, 2)
 _Process = Generator[simpy.Event, Any, None]
 LimitChange = tuple[float, int]  # seconds from the start, bytes from then on
+Factors = tuple[NDArray[np.float64], NDArray[np.float64]]  # of loads and of executions, by visit number
 
 
 def simulate(
@@ -40,16 +43,19 @@ def simulate(
     seed: int | None = None,
     stage_rounds: Mapping[int, int] | None = None,
     limit_changes: Sequence[LimitChange] = (),
+    factors: Factors | None = None,
 ) -> Trace:
     """Simulate `plan` and return its trace.
 
-    `seed` switches the device's noise on. `stage_rounds` gives, for stages that ended early, the rounds
-    that really ran (replay of a recorded run). `limit_changes`: at so many seconds the memory limit becomes so
-    many bytes. Raises InfeasibleError where the plan cannot finish within the memory limit, PlanError where it
-    breaks a rule, DeviceError where a cost is unknown.
+    `seed` switches the device's noise on. `factors` multiply the cost of each load and each execution, by visit.
+    `stage_rounds` gives, for stages that ended early, the rounds that really ran (replay of a recorded run).
+    `limit_changes`: at so many seconds the memory limit becomes so many bytes. Raises InfeasibleError where the plan
+    cannot finish within the memory limit, PlanError where it breaks a rule, DeviceError where a cost is unknown.
     """
     plan.check_workload(workload)
-    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes)
+    engine = Engine(
+        workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes, factors=factors
+    )
     recorder = TraceRecorder(engine.schedule)
     engine.recorder = recorder
     engine.run()
@@ -69,9 +75,16 @@ def simulate(
     return recorder.finish(header)
 
 
-def makespan_s(workload: Workload, device: DeviceProfile, plan: Plan, *, seed: int | None = None) -> float:
+def makespan_s(
+    workload: Workload,
+    device: DeviceProfile,
+    plan: Plan,
+    *,
+    seed: int | None = None,
+    stage_rounds: Mapping[int, int] | None = None,
+) -> float:
     """The makespan of `plan` in seconds, without recording a trace."""
-    engine = Engine(workload, device, plan, seed=seed)
+    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds)
     engine.run()
     return engine.finished_s
 
@@ -98,6 +111,7 @@ class Engine:
         seed: int | None = None,
         stage_rounds: Mapping[int, int] | None = None,
         limit_changes: Sequence[LimitChange] = (),
+        factors: Factors | None = None,
     ) -> None:
         self.schedule = Schedule.for_device(workload, plan, device)
         self.recorder: TraceRecorder | None = None
@@ -120,9 +134,14 @@ class Engine:
         self._dispatch_pending = False
         self._done = self._env.event()
         count = len(workload.visits)
-        noise = device.noise
-        self._load_noise = noise_factors(seed or 0, count, "load", noise.load if seed is not None else 0.0)
-        self._execute_noise = noise_factors(seed or 0, count, "execute", noise.execute if seed is not None else 0.0)
+        noise = device.noise if seed is not None else Noise()
+        self._load_noise = noise_factors(seed or 0, count, "load", noise.load)
+        self._load_noise *= run_factor(seed or 0, "load_drift", noise.load_drift)
+        self._execute_noise = noise_factors(seed or 0, count, "execute", noise.execute)
+        self._execute_noise *= run_factor(seed or 0, "execute_drift", noise.execute_drift)
+        if factors is not None:
+            self._load_noise *= factors[0]
+            self._execute_noise *= factors[1]
         self._cost_cache: dict[tuple[str, int, float, float, bool], Cost] = {}
         self.unmeasured_kinds: list[str] = []
 

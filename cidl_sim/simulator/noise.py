@@ -11,12 +11,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_OPERATION_CODES = {"load": 1, "execute": 2}
+Shared = Literal["load_drift", "execute_drift"]
+_OPERATION_CODES = {"execute_drift": 0, "load": 1, "execute": 2, "load_drift": 3}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def noise_factors(
-    seed: int, visits: int, operation: Literal["load", "execute"], relative_std: float
+    seed: int, visits: int, operation: Literal["load", "execute"] | Shared, relative_std: float
 ) -> NDArray[np.float64]:
     """One factor per visit, shape (visits,): mean 1, relative standard deviation `relative_std`.
 
@@ -32,6 +33,11 @@ def noise_factors(
     normal = np.sqrt(-2.0 * np.log(first)) * np.cos(2.0 * np.pi * second)
     variance = np.log1p(relative_std**2)
     return np.asarray(np.exp(normal * np.sqrt(variance) - variance / 2))
+
+
+def run_factor(seed: int, operation: Shared, relative_std: float) -> float:
+    """The factor that all loads, or all executions, of a run share."""
+    return float(noise_factors(seed, 1, operation, relative_std)[0])
 
 
 def _mix(x: np.uint64 | NDArray[np.uint64]) -> NDArray[np.uint64]:

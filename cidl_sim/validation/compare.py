@@ -1,45 +1,49 @@
-"""Simulated against measured: run plans for real, simulate the same plans, compare.
+"""Simulated against measured: how far off, and why.
 
-Two errors are kept apart. Prediction uses the calibrated profile alone. Replay gives the simulator each
-run's own mean durations per kind, so what is left is the structure of the model, not the drift of rates.
+Two errors are kept apart. Prediction uses the calibrated profile alone. Structure is what is left when a
+replay gets each run's own mean costs per kind: it is the error of the model, not of the rates, which drift.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
-from scipy.stats import kendalltau
+import numpy as np
 
+from cidl_sim.core.costs import measurement_of
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.plan import Plan
-from cidl_sim.core.trace import Trace, read_trace
+from cidl_sim.core.samples import Sample, Slowdowns, by_kind, samples_of
+from cidl_sim.core.trace import Operation, Trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.diffusion.job import Job, JobResult, run_job
-from cidl_sim.executor.store import BlockStore
-from cidl_sim.policies.catalog import make_plan
-from cidl_sim.simulator.engine import simulate
+from cidl_sim.simulator.engine import Factors, makespan_s, simulate
 
-OnRun = Callable[[str, int, int, str], None]
-
-# The policies that every comparison runs; prefix and spread with their best numbers.
-POLICIES_TO_COMPARE = ("sequential", "next_block", "on_device_sora", "lru", "prefix", "spread")
+# Loading work over execution work: beyond these a run is bound by the loader, or by the executor.
+LOADER_BOUND, EXECUTOR_BOUND = 1.25, 0.8
+QUANTILE_SEEDS = 40
+CAUSES = ("execution_costs", "load_costs", "variation_within_kinds", "model")
 
 
 @dataclass
-class Comparison:
-    """One policy: its plan, its simulation and its real runs."""
+class Case:
+    """One plan on one device profile, and its real runs."""
 
-    policy: str
+    name: str
+    workload: Workload
     plan: Plan
-    simulated: Trace
-    measured: list[Trace] = field(default_factory=list)
-    results: list[JobResult] = field(default_factory=list)
-    replayed_s: list[float] = field(default_factory=list)
+    device: DeviceProfile
+    measured: list[Trace]
+
+    @cached_property
+    def simulated(self) -> Trace:
+        """The prediction: the profile alone, with the rounds that the first run really made."""
+        rounds = self.measured[0].stage_rounds if self.measured else None
+        return simulate(self.workload, self.device, self.plan, stage_rounds=rounds)
 
     @property
     def measured_makespan_s(self) -> float:
@@ -48,150 +52,289 @@ class Comparison:
 
     @property
     def prediction_error(self) -> float:
-        """Relative difference of the simulated from the measured makespan, signed."""
+        """Relative difference of the simulated from the median measured makespan, signed."""
         return self.simulated.makespan_s / self.measured_makespan_s - 1
 
+    @cached_property
+    def replays(self) -> list[Trace]:
+        """Each run's replay with its own mean costs per kind and the profile's contention."""
+        return [
+            simulate(self.workload, own_costs(t, self.device), self.plan, stage_rounds=t.stage_rounds)
+            for t in self.measured
+        ]
+
     @property
-    def replay_error(self) -> float:
-        """The largest relative difference of a replay from its run, signed."""
-        errors = [r / trace.makespan_s - 1 for r, trace in zip(self.replayed_s, self.measured, strict=True)]
-        return max(errors, key=abs)
+    def replay_errors(self) -> list[float]:
+        """Relative difference of each replay from its run, signed."""
+        return [r.makespan_s / t.makespan_s - 1 for r, t in zip(self.replays, self.measured, strict=True)]
+
+    @property
+    def spread(self) -> float | None:
+        """(p95 - p5) / median of the measured makespans; None for a single run."""
+        if len(self.measured) < 2:
+            return None
+        low, middle, high = np.quantile([t.makespan_s for t in self.measured], [0.05, 0.5, 0.95])
+        return float((high - low) / middle)
+
+    @property
+    def bound_by(self) -> str:
+        """What the median run had more of, loading or executing."""
+        ratio = statistics.median(t.loader_busy_s / t.executor_busy_s for t in self.measured)
+        return "loader" if ratio > LOADER_BOUND else "executor" if ratio < EXECUTOR_BOUND else "balanced"
 
     @property
     def peak_kernel_bytes(self) -> int | None:
         """The most that the kernel charged in any run."""
-        peaks = [result.peak_kernel_bytes for result in self.results if result.peak_kernel_bytes is not None]
-        return max(peaks, default=None)
+        return max((p for t in self.measured if (p := t.header.peak_kernel_bytes) is not None), default=None)
+
+    def quantiles_s(self) -> dict[str, float] | None:
+        """p5, p50 and p95 of the simulated makespan over seeds; None for a profile without noise."""
+        if not any(self.device.noise.model_dump().values()):
+            return None
+        rounds = self.measured[0].stage_rounds
+        found = [
+            makespan_s(self.workload, self.device, self.plan, seed=seed, stage_rounds=rounds)
+            for seed in range(QUANTILE_SEEDS)
+        ]
+        low, middle, high = np.quantile(found, [0.05, 0.5, 0.95])
+        return {"p5": float(low), "p50": float(middle), "p95": float(high)}
+
+    def shares(self) -> dict[str, float]:
+        """The prediction's signed error by cause, relative to the measured makespan; medians over the runs.
+
+        Costs are exchanged one after another: the run's own means of executions, then of loads (the replay), then
+        each visit's own cost; what is left then is the model's.
+        """
+        runs = []
+        for trace, replay in zip(self.measured, self.replays, strict=True):
+            executions_own = own_costs(trace, self.device, loads=False)
+            stages = [
+                self.simulated.makespan_s,
+                makespan_s(self.workload, executions_own, self.plan, stage_rounds=trace.stage_rounds),
+                replay.makespan_s,
+                self._with_own_visits(trace).makespan_s,
+                trace.makespan_s,
+            ]
+            runs.append([(a - b) / trace.makespan_s for a, b in pairwise(stages)])
+        return {cause: statistics.median(run[i] for run in runs) for i, cause in enumerate(CAUSES)}
+
+    def _with_own_visits(self, trace: Trace) -> Trace:
+        own = own_costs(trace, self.device)
+        factors = own_factors(trace, own, len(self.workload.visits))
+        return simulate(self.workload, own, self.plan, stage_rounds=trace.stage_rounds, factors=factors)
+
+    def group_errors(self) -> dict[str, dict[str, float]]:
+        """Per group: the signed errors of prediction and replay in its own elapsed time, medians over the runs."""
+        result = {}
+        for group in self.simulated.groups:
+            errors = {}
+            for name, simulated in (("prediction", [self.simulated] * len(self.measured)), ("replay", self.replays)):
+                pairs = zip(simulated, self.measured, strict=True)
+                errors[name] = statistics.median(
+                    s.groups[group]["elapsed_s"] / t.groups[group]["elapsed_s"] - 1 for s, t in pairs
+                )
+            result[group] = errors
+        return result
+
+    def span_errors(self) -> dict[str, float]:
+        """Of the replays: how far starts are off, as shares of the makespan, and durations, as shares of their own.
+
+        Errors that cancel in the total are seen here.
+        """
+        starts, durations = [], []
+        for replay, trace in zip(self.replays, self.measured, strict=True):
+            simulated = {(str(s.operation), s.visit): s for s in replay.spans if s.operation in ("load", "execute")}
+            for span in trace.spans:
+                twin = simulated.get((span.operation, span.visit))
+                if twin is not None:
+                    starts.append(abs(twin.start_s - span.start_s) / trace.makespan_s)
+                    length = span.end_s - span.start_s
+                    durations.append(abs(twin.end_s - twin.start_s - length) / length if length > 0 else 0.0)
+        return {
+            "start_mean": statistics.fmean(starts),
+            "start_max": max(starts),
+            "duration_median": statistics.median(durations),
+        }
 
     def row(self) -> dict[str, Any]:
         """The figures of this policy."""
+        quantiles = self.quantiles_s()
+        memory = memory_of(self)
         return {
-            "policy": self.policy,
+            "policy": self.name,
             "plan": self.plan.policy,
+            "workload": self.workload.name,
+            "bound_by": self.bound_by,
             "simulated_makespan_s": self.simulated.makespan_s,
             "measured_makespan_s": self.measured_makespan_s,
             "runs_s": [trace.makespan_s for trace in self.measured],
+            "spread": self.spread,
             "difference": self.prediction_error,
-            "replay_error": self.replay_error,
+            "replay_error": max(self.replay_errors, key=abs),
+            "shares": self.shares(),
+            "group_errors": self.group_errors(),
+            "span_errors": self.span_errors(),
+            "quantiles_s": quantiles,
+            "runs_within_quantiles": None
+            if quantiles is None
+            else sum(quantiles["p5"] <= t.makespan_s <= quantiles["p95"] for t in self.measured),
             "peak_resident_bytes": self.simulated.peak_resident_bytes,
             "measured_peak_resident_bytes": max(trace.peak_resident_bytes for trace in self.measured),
             "peak_kernel_bytes": self.peak_kernel_bytes,
+            **memory,
+            "memory_limit_bytes": self.measured[0].header.memory_limit_bytes,
             "enforced_by": self.measured[0].header.enforced_by,
         }
 
 
-def compare_policies(
-    store: BlockStore,
-    workload: Workload,
-    device: DeviceProfile,
-    folder: Path,
-    *,
-    prompt: str,
-    seed: int = 42,
-    policies: Sequence[str] = POLICIES_TO_COMPARE,
-    repeats: int = 1,
-    on_run: OnRun = lambda policy, done, total, stage: None,
-) -> list[Comparison]:
-    """Plan, simulate and really run each policy under the device's limit, repeats interleaved.
+def slowdowns_of(device: DeviceProfile) -> Slowdowns:
+    """The contention of a profile, of loads and of executions."""
+    return device.loader.slowdown_while_executing, device.executor.slowdown_while_loading
 
-    Plans, traces and videos go to `folder`, named after the policy.
+
+def own_costs(trace: Trace, device: DeviceProfile, *, loads: bool = True) -> DeviceProfile:
+    """The profile with a run's own mean costs per kind, free of contention; the contention stays the profile's.
+
+    Without `loads` only those of executions are replaced. A kind whose cold loads are its first ones keeps a mean
+    of its own for them.
     """
-    comparisons = []
-    for policy in policies:
-        plan = make_plan(policy, workload, device)
-        simulated = simulate(workload, device, plan)
-        plan = plan.model_copy(
-            update={"makespan_s": simulated.makespan_s, "peak_resident_bytes": simulated.peak_resident_bytes}
-        )
-        plan.write(folder / f"plan-{policy}.json")
-        comparisons.append(Comparison(policy, plan, simulated))
-    for _ in range(repeats):
-        for comparison in comparisons:
-            _run_once(comparison, store, workload, device, folder, prompt, seed, on_run)
-    return comparisons
-
-
-def _run_once(
-    comparison: Comparison,
-    store: BlockStore,
-    workload: Workload,
-    device: DeviceProfile,
-    folder: Path,
-    prompt: str,
-    seed: int,
-    on_run: OnRun,
-) -> None:
-    policy = comparison.policy
-    trace_file = folder / f"trace-{policy}.json"
-    job = Job(
-        plan=str(folder / f"plan-{policy}.json"),
-        store=str(store.root.absolute()),
-        prompts=(prompt,),
-        seed=seed,
-        videos=(str(folder / f"video-{policy}.mp4"),),
-        trace=str(trace_file),
+    samples = samples_of(trace, slowdowns_of(device), device.loader.latency_s)
+    executions = _means(samples, "execute")
+    all_loads, warm, cold = (
+        _means(samples, "load"),
+        _means(samples, "load", cold=False),
+        _means(samples, "load", cold=True),
     )
-    result = run_job(
-        job,
-        kernel_limit_bytes=device.memory_limit_bytes,
-        on_progress=lambda done, total, stage: on_run(policy, done, total, stage),
-    )
-    trace = read_trace(trace_file)
-    comparison.results.append(result)
-    comparison.measured.append(trace)
-    own = own_rates(trace, workload, device)
-    replayed = simulate(
-        workload, own, comparison.plan, stage_rounds=trace.stage_rounds, limit_changes=trace.limit_changes
-    )
-    comparison.replayed_s.append(replayed.makespan_s)
+    measured = {}
+    for kind in {o for outline in trace.header.stages for o in outline.kinds}:
+        # Without sizes nothing is scaled: these are this kind's costs at the size it has here.
+        before = _unscaled(kind, device)
+        update: dict[str, float | None] = {}
+        if kind in executions:
+            update["exec_s"] = executions[kind]
+        if loads and kind in all_loads:
+            # Cold loads that were no slower are loads like any other.
+            is_slower = kind in warm and cold.get(kind, 0.0) > warm[kind]
+            update["load_s"] = warm[kind] if is_slower else all_loads[kind]
+            update["cold_load_s"] = cold[kind] if is_slower else None
+        measured[kind] = before.model_copy(update=update)
+    return device.model_copy(update={"measured": measured})
 
 
-def own_rates(trace: Trace, workload: Workload, device: DeviceProfile) -> DeviceProfile:
-    """The profile with a run's own mean durations per kind; they contain the run's contention already."""
-    loads: dict[str, list[float]] = defaultdict(list)
-    executions: dict[str, list[float]] = defaultdict(list)
-    for span in trace.spans:
-        if span.operation in ("load", "execute"):
-            samples = loads if span.operation == "load" else executions
-            samples[workload.visits[span.visit].block.kind].append(span.end_s - span.start_s)
-    kinds = {visit.block.kind for visit in workload.visits}
-    measured = {
-        kind: Measured(
-            load_s=statistics.fmean(loads[kind]) if kind in loads else device.measured[kind].load_s,
-            exec_s=statistics.fmean(executions[kind]) if kind in executions else device.measured[kind].exec_s,
-        )
-        for kind in kinds
+def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
+    """By how much each visit's own cost differs from the mean of its kind, as factors for the engine."""
+    loads, executions = np.ones(visits), np.ones(visits)
+    for sample in samples_of(trace, slowdowns_of(own), own.loader.latency_s):
+        mean = own.measured[sample.kind]
+        if sample.operation == "execute":
+            usual = mean.exec_s
+        else:
+            usual = mean.cold_load_s if sample.cold and mean.cold_load_s else mean.load_s
+        if usual:
+            (loads if sample.operation == "load" else executions)[sample.visit] = sample.cost_s / usual
+    return loads, executions
+
+
+def memory_of(case: Case) -> dict[str, Any]:
+    """Predicted against measured memory: slots of the arena really touched, and the kernel's peak."""
+    simulated = case.simulated
+    held, peak, kernel = 0, 0, 0
+    events = sorted(
+        [(s.start_s, 1, s) for s in simulated.of("load")]
+        + [(s.end_s, 0, s) for s in simulated.of("unload")]
+        + [(s.start_s, 2, s) for s in simulated.of("execute")],
+        key=lambda e: (e[0], e[1]),
+    )
+    kinds = [kind for o in simulated.header.stages for _ in range(o.rounds) for kind in o.kinds]
+    process = case.device.provenance.process_bytes
+    for _, order, span in events:
+        if order == 2:
+            room = case.device.memory_limit_bytes - case.device.baseline_bytes - span.bytes
+            found = case.device.measured.get(kinds[span.visit])
+            workspace = found.workspace_bytes if found and found.workspace_bytes is not None else span.bytes
+            kernel = max(kernel, (process or 0) + min(peak, max(room, held)) + workspace)
+        else:
+            held += span.bytes if order else -span.bytes
+            peak = max(peak, held)
+    figures = [t.header.machine.get("touched_bytes") for t in case.measured]
+    touched = max((int(count) for count in figures if count), default=None)
+    seen = case.peak_kernel_bytes
+    return {
+        "predicted_touched_bytes": peak,
+        "touched_bytes": touched,
+        "touched_error": peak / touched - 1 if touched else None,
+        "predicted_kernel_bytes": kernel if process is not None else None,
+        "kernel_error": kernel / seen - 1 if process is not None and seen else None,
     }
-    loader = device.loader.model_copy(update={"slowdown_while_executing": 1.0})
-    executor = device.executor.model_copy(update={"slowdown_while_loading": 1.0})
-    return device.model_copy(update={"measured": measured, "loader": loader, "executor": executor})
 
 
-def report(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The figures of `cidl validate`. Spread and tau are None where one run or one policy cannot tell."""
-    predictions = [abs(c.prediction_error) for c in comparisons]
-    replays = [abs(c.replay_error) for c in comparisons]
-    spreads = [_spread([t.makespan_s for t in c.measured]) for c in comparisons if len(c.measured) > 1]
-    memory = [
-        abs(c.peak_kernel_bytes - _expected_kernel_peak(c)) / c.peak_kernel_bytes
-        for c in comparisons
-        if c.peak_kernel_bytes
-    ]
-    simulated = [c.simulated.makespan_s for c in comparisons]
-    measured = [c.measured_makespan_s for c in comparisons]
+def report(cases: Sequence[Case], on_case: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """The figures of `cidl validate`. Spread and tau are None where one run or one policy cannot tell.
+
+    `on_case(done, total)` observes.
+    """
+    rows = []
+    for done, case in enumerate(cases):
+        on_case(done, len(cases))
+        rows.append(case.row())
+    on_case(len(cases), len(cases))
+    replays = [abs(error) for case in cases for error in case.replay_errors]
+    predictions = [abs(case.prediction_error) for case in cases]
+    spreads = [case.spread for case in cases if case.spread is not None]
+    memory = [abs(row["kernel_error"]) for row in rows if row["kernel_error"] is not None]
+    touched = [abs(row["touched_error"]) for row in rows if row["touched_error"] is not None]
+    within = [row["runs_within_quantiles"] for row in rows if row["runs_within_quantiles"] is not None]
+    spread = statistics.fmean(spreads) if spreads else None
+    measured = [case.measured_makespan_s for case in cases]
     return {
         "replay_error": {"mean": statistics.fmean(replays), "max": max(replays)},
         "prediction_error": {"mean": statistics.fmean(predictions), "max": max(predictions)},
-        "run_to_run_spread": max(spreads) if spreads else None,
-        "kendall_tau": float(kendalltau(simulated, measured).statistic) if len(comparisons) > 1 else None,
+        "run_to_run_spread": spread,
+        "kendall_tau": kendall_tau([c.simulated.makespan_s for c in cases], measured, spread or 0.0),
         "peak_memory_error": max(memory) if memory else None,
-        "policies": [c.row() for c in comparisons],
+        "touched_error": max(touched) if touched else None,
+        "makespan_span": max(measured) / min(measured),
+        "shares": {cause: statistics.fmean(abs(row["shares"][cause]) for row in rows) for cause in CAUSES},
+        "coverage": sum(within) / sum(len(c.measured) for c in cases) if within else None,
+        "mismatches": mismatches(cases),
+        "policies": rows,
     }
 
 
-def _spread(values: list[float]) -> float:
-    return (max(values) - min(values)) / statistics.median(values)
+def kendall_tau(simulated: Sequence[float], measured: Sequence[float], spread: float) -> float | None:
+    """Kendall's tau between two orders over the pairs whose measured values differ by more than `spread`.
+
+    `spread` is relative to the smaller value; None if no pair differs by that much.
+    """
+    agreement = []
+    for i in range(len(measured)):
+        for j in range(i):
+            if abs(measured[i] - measured[j]) > spread * min(measured[i], measured[j]):
+                agreement.append(np.sign(measured[i] - measured[j]) * np.sign(simulated[i] - simulated[j]))
+    return float(np.mean(agreement)) if agreement else None
 
 
-def _expected_kernel_peak(comparison: Comparison) -> int:
-    return comparison.simulated.peak_resident_bytes
+def mismatches(cases: Sequence[Case]) -> list[str]:
+    """What differs between the machine and software of the profile and of the traces, each named once."""
+    found: dict[str, None] = {}
+    for case in cases:
+        provenance = case.device.provenance
+        for trace in case.measured:
+            header = trace.header
+            for name, version in provenance.versions.items():
+                if header.versions.get(name, version) != version:
+                    found[f"profile made with {name} {version}, trace with {header.versions[name]}"] = None
+            machine = header.machine.get("processor")
+            if machine is not None and provenance.mark == "measured" and not provenance.device.startswith(str(machine)):
+                found[f"profile of {provenance.device!r}, trace of {machine!r}"] = None
+    return list(found)
+
+
+def _means(samples: Sequence[Sample], operation: Operation, *, cold: bool | None = None) -> dict[str, float]:
+    chosen = (s for s in samples if s.operation == operation and cold in (None, s.cold))
+    return {kind: statistics.fmean(costs) for kind, costs in by_kind(chosen, lambda s: s.cost_s).items()}
+
+
+def _unscaled(kind: str, device: DeviceProfile) -> Measured:
+    known = measurement_of(kind, device) or Measured()
+    return known.model_copy(update={"weight_bytes": None, "flops": None})

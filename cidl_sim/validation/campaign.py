@@ -1,0 +1,52 @@
+"""A validation on this machine: calibration and runs in turn, so that both see the same drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cidl_sim.calibration.this_machine import Calibration, Target
+from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.validation.compare import Case
+from cidl_sim.validation.runs import DEVICE_FILE, prepare, read_runs, run_round
+from cidl_sim.validation.scenarios import choose_scenarios
+
+OnStep = Callable[[str, int, int, str], None]  # step, done, total, detail
+
+
+def validate_machine(
+    targets: Sequence[Target],
+    folder: Path,
+    *,
+    prompt: str,
+    repeats: int,
+    on_step: OnStep = lambda step, done, total, detail: None,
+) -> list[Case]:
+    """Calibrate, choose policies that the calibration never runs, then run them `repeats` times.
+
+    Each round of runs follows a round of calibration. Policies are chosen and planned with the profile of the first
+    round; predictions are made with that of all of them. Everything is recorded in `folder`, see `runs`.
+    InfeasibleError if no candidate fits its memory limit.
+    """
+    calibration = Calibration(targets, lambda *state: on_step("calibrate", *state))
+    calibration.round()
+    first = calibration.device()
+    scenarios = choose_scenarios(targets, first, lambda done, total: on_step("choose policies", done, total, ""))
+    if not scenarios:
+        raise InfeasibleError("no policy fits any of the memory limits that a validation tries")
+    cases = prepare(scenarios, first, folder)
+    for number in range(1, repeats + 1):
+        if number > 1:
+            calibration.round()
+        run_round(
+            scenarios,
+            cases,
+            folder,
+            number,
+            prompt=prompt,
+            on_run=lambda name, *state: on_step(f"run {name}", *state),
+        )
+    # The plans were made, and the runs accounted, with the first round's baseline.
+    final = calibration.device().model_copy(update={"baseline_bytes": first.baseline_bytes})
+    final.write(folder / DEVICE_FILE)
+    return read_runs(folder)

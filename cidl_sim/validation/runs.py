@@ -1,0 +1,140 @@
+"""Real runs for a comparison, and the folder that they are recorded in.
+
+    FOLDER/device.toml
+    FOLDER/NAME/workload.json, plan.json, run-1.json.gz, run-2.json.gz, ...   (video.mp4 while they are made)
+
+The folder is all that a comparison needs: it can be repeated on another machine, without a store.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cidl_sim.core.device import DeviceProfile, read_device
+from cidl_sim.core.errors import TraceError
+from cidl_sim.core.plan import read_plan
+from cidl_sim.core.trace import read_trace
+from cidl_sim.core.workload import Workload, read_workload
+from cidl_sim.diffusion.job import Job, JobResult, run_job
+from cidl_sim.executor.store import BlockStore
+from cidl_sim.policies.catalog import make_plan
+from cidl_sim.simulator.engine import simulate
+from cidl_sim.validation.compare import Case
+
+DEVICE_FILE = "device.toml"
+OnRun = Callable[[str, int, int, str], None]  # name, done, total, stage
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is to be run: a store's blocks as a workload, a policy, a memory limit. `name` is that of its folder."""
+
+    name: str
+    store: BlockStore
+    workload: Workload
+    policy: str
+    memory_limit_bytes: int
+
+
+def run_scenarios(
+    scenarios: Sequence[Scenario],
+    device: DeviceProfile,
+    folder: Path,
+    *,
+    prompt: str,
+    seed: int = 42,
+    repeats: int = 1,
+    on_run: OnRun = lambda name, done, total, stage: None,
+) -> list[Case]:
+    """Plan each scenario, then really run all of them under their limits, `repeats` times, interleaved.
+
+    InfeasibleError if a scenario's policy does not fit its limit, before anything runs.
+    """
+    cases = prepare(scenarios, device, folder)
+    for number in range(1, repeats + 1):
+        run_round(scenarios, cases, folder, number, prompt=prompt, seed=seed, on_run=on_run)
+    return cases
+
+
+def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) -> list[Case]:
+    """Plan each scenario and write what its runs need. InfeasibleError if a policy does not fit its limit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device.write(folder / DEVICE_FILE)
+    cases = []
+    for scenario in scenarios:
+        limited = device.with_value("memory_limit_bytes", scenario.memory_limit_bytes)
+        plan = make_plan(scenario.policy, scenario.workload, limited)
+        simulated = simulate(scenario.workload, limited, plan)
+        figures = {"makespan_s": simulated.makespan_s, "peak_resident_bytes": simulated.peak_resident_bytes}
+        plan = plan.model_copy(update=figures)
+        to = folder / scenario.name
+        to.mkdir(exist_ok=True)
+        plan.write(to / "plan.json")
+        scenario.workload.write(to / "workload.json")
+        cases.append(Case(scenario.name, scenario.workload, plan, limited, []))
+    return cases
+
+
+def run_round(
+    scenarios: Sequence[Scenario],
+    cases: Sequence[Case],
+    folder: Path,
+    number: int,
+    *,
+    prompt: str,
+    seed: int = 42,
+    on_run: OnRun = lambda name, done, total, stage: None,
+) -> None:
+    """Really run every scenario once under its limit; each case gets its trace."""
+    for scenario, case in zip(scenarios, cases, strict=True):
+        _run_once(scenario, folder / scenario.name, number, prompt, seed, on_run)
+        case.measured.append(read_trace(folder / scenario.name / f"run-{number}.json.gz"))
+
+
+def _run_once(scenario: Scenario, folder: Path, number: int, prompt: str, seed: int, on_run: OnRun) -> JobResult:
+    with tempfile.TemporaryDirectory(prefix="cidl-run-") as temporary:
+        # Compressed only here: the worker writes it within the limit.
+        raw = Path(temporary) / "trace.json"
+        job = Job(
+            plan=str(folder / "plan.json"),
+            store=str(scenario.store.root.absolute()),
+            prompts=(prompt,),
+            seed=seed,
+            videos=(str(folder / "video.mp4"),),
+            trace=str(raw),
+        )
+        result = run_job(
+            job,
+            kernel_limit_bytes=scenario.memory_limit_bytes,
+            on_progress=lambda done, total, stage: on_run(scenario.name, done, total, stage),
+        )
+        read_trace(raw).write(folder / f"run-{number}.json.gz")
+    return result
+
+
+def read_runs(folder: Path) -> list[Case]:
+    """The comparison that was recorded in `folder`.
+
+    TraceError if there is none, or if a trace was not made under the plan beside it.
+    """
+    device = read_device(folder / DEVICE_FILE)
+    cases = []
+    for plan_file in sorted(folder.glob("*/plan.json")):
+        plan, workload = read_plan(plan_file), read_workload(plan_file.parent / "workload.json")
+        plan.check_workload(workload)
+        traces = []
+        for file in sorted(plan_file.parent.glob("run-*.json*")):
+            trace = read_trace(file)
+            if trace.header.plan_sha256 != plan.sha256:
+                raise TraceError(f"{file}: recorded under another plan than {plan_file}")
+            traces.append(trace)
+        if not traces:
+            raise TraceError(f"{plan_file.parent}: no run-*.json or run-*.json.gz")
+        limited = device.with_value("memory_limit_bytes", plan.memory_limit_bytes)
+        cases.append(Case(plan_file.parent.name, workload, plan, limited, traces))
+    if not cases:
+        raise TraceError(f"{folder}: no recorded runs (folders with plan.json, workload.json and run-*.json.gz)")
+    return cases

@@ -1,0 +1,144 @@
+"""Which runs a validation makes: policies that the calibration never saw, chosen for what binds them.
+
+Candidates are combinations of video settings, policy and memory limit. Each is simulated on the calibrated
+profile; the chosen ones spread over loader-bound, balanced and executor-bound runs, over settings and policies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cidl_sim.calibration.this_machine import Target
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.trace import Trace
+from cidl_sim.diffusion.matching import store_sizes
+from cidl_sim.executor.store import BlockStore
+from cidl_sim.models.config import VideoSettings
+from cidl_sim.policies.catalog import make_plan
+from cidl_sim.simulator.engine import simulate
+from cidl_sim.validation.runs import Scenario
+from cidl_sim.workloads.catalog import workload_of
+
+# The calibration runs sequential, next_block and a plan that keeps everything; these it has never seen.
+POLICIES = ("prefix:4", "spread:2", "spread:4", "spread:8", "lru", "on_device_sora", "spread")
+# Of the weights, so much may be in memory at a time.
+WEIGHTS_FRACTIONS = (0.15, 0.3, 0.5)
+# How many of each kind a validation takes, and what counts as one: loading work over execution work.
+WANTED = {"loader": 4, "balanced": 4, "executor": 2}
+_CLEARLY_LOADER, _BALANCED, _CLEARLY_EXECUTOR = 1.35, (0.88, 1.14), 0.75
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    scenario: Scenario
+    bound_by: str
+    ratio: float
+    policy: str
+
+
+def default_targets(stores: Sequence[BlockStore], settings: VideoSettings) -> list[Target]:
+    """Variants of `settings` for each store: other resolutions, with and without LPL and TDTM, fewer steps.
+
+    The smaller the picture, the more a run is bound by the loader. The last variant is the first of the next
+    store, where there is one (another partition).
+    """
+    small, large = max(16, settings.height - 16), settings.height + 16
+    variants: tuple[dict[str, object], ...] = (
+        {"height": small, "width": small, "lpl": "15" if settings.steps > 15 else "off", "tdtm": 0},
+        {},
+        {"height": large, "width": large, "steps": min(settings.steps, 12), "lpl": "off", "tdtm": 4},
+        {"height": 2 * small, "width": small, "steps": min(settings.steps, 14), "lpl": "dynamic", "tdtm": 0},
+    )
+    targets = [(stores[0], _changed(settings, variant)) for variant in variants]
+    for store in stores[1:]:
+        partition = {"partition": store.index.partition, "dtype": store.index.dtype}
+        targets += [(store, _changed(settings, {**variant, **partition})) for variant in variants[:2]]
+    return targets
+
+
+def _changed(settings: VideoSettings, values: dict[str, object]) -> VideoSettings:
+    changed = {**settings.model_dump(), **values}
+    steps = int(str(changed["steps"]))
+    changed["tdtm"] = min(int(str(changed["tdtm"])), steps)
+    lpl = str(changed["lpl"])
+    changed["lpl"] = "off" if lpl.isdigit() and int(lpl) >= steps else lpl
+    return VideoSettings.model_validate(changed)
+
+
+def choose_scenarios(
+    targets: Sequence[Target],
+    device: DeviceProfile,
+    on_candidate: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Scenario]:
+    """Scenarios of `WANTED` kinds, as far as the targets have them; the same input gives the same choice.
+
+    `on_candidate(done, total)` observes the simulations of candidates.
+    """
+    combinations = [(t, policy, fraction) for t in targets for policy in POLICIES for fraction in WEIGHTS_FRACTIONS]
+    candidates: list[_Candidate] = []
+    for done, ((store, settings), policy, fraction) in enumerate(combinations):
+        candidates += _candidates(store, settings, policy, fraction, device)
+        on_candidate(done + 1, len(combinations))
+    chosen = [c for kind, count in WANTED.items() for c in _diverse(candidates, kind, count)]
+    return [_numbered(number, c) for number, c in enumerate(chosen, start=1)]
+
+
+def _candidates(
+    store: BlockStore, settings: VideoSettings, policy: str, fraction: float, device: DeviceProfile
+) -> Iterator[_Candidate]:
+    workload = workload_of(store_sizes(store), settings)
+    workspace = max(visit.block.workspace_bytes for visit in workload.visits)
+    limit = device.baseline_bytes + workspace + int(fraction * workload.weights_bytes)
+    limited = device.with_value("memory_limit_bytes", limit)
+    try:
+        plan = make_plan(policy, workload, limited)
+        trace = simulate(workload, limited, plan)
+    except InfeasibleError:
+        return
+    ratio = trace.loader_busy_s / trace.executor_busy_s
+    kind = _kind(trace, ratio)
+    if kind is not None:
+        yield _Candidate(Scenario("", store, workload, policy, limit), kind, ratio, plan.policy)
+
+
+def _kind(trace: Trace, ratio: float) -> str | None:
+    """What binds a run, if that is clear: a candidate near a border may fall on either side when it is run."""
+    if ratio >= _CLEARLY_LOADER:
+        return "loader"
+    if ratio <= _CLEARLY_EXECUTOR:
+        return "executor"
+    # One long wait makes a run with equal work no balanced one.
+    waits = trace.idle_s.get("executor", {}).get("load", 0.0)
+    return "balanced" if _BALANCED[0] <= ratio <= _BALANCED[1] and waits < 0.5 * trace.makespan_s else None
+
+
+def _diverse(candidates: Sequence[_Candidate], kind: str, count: int) -> list[_Candidate]:
+    """Up to `count` of a kind: each time the one whose settings, policy and limit were taken least often."""
+    left = [c for c in candidates if c.bound_by == kind]
+    taken: Counter[object] = Counter()
+    chosen: list[_Candidate] = []
+    while left and len(chosen) < count:
+        best = min(left, key=lambda c: sum(taken[feature] for feature in _features(c)))
+        taken.update(_features(best))
+        chosen.append(best)
+        left = [
+            c
+            for c in left
+            if (c.scenario.workload.name, c.policy) not in {(t.scenario.workload.name, t.policy) for t in chosen}
+        ]
+    return chosen
+
+
+def _features(candidate: _Candidate) -> tuple[object, ...]:
+    scenario = candidate.scenario
+    return (scenario.workload.name, scenario.policy.partition(":")[0], scenario.memory_limit_bytes)
+
+
+def _numbered(number: int, candidate: _Candidate) -> Scenario:
+    scenario = candidate.scenario
+    policy = candidate.scenario.policy.replace(":", "-").replace("=", "").replace(",", "-")
+    name = f"{number:02}-{policy}"
+    return Scenario(name, scenario.store, scenario.workload, scenario.policy, scenario.memory_limit_bytes)

@@ -1,7 +1,8 @@
 """The executor against the offloading that people use today: several passes of one network, one memory limit.
 
     .venv/bin/pip install -e ".[bench]"
-    .venv/bin/python experiments/bench_executor.py [--model t5] [--dtype bf16] [--rounds 5] [--passes 3] [--folder DIR]
+    .venv/bin/python experiments/bench_executor.py [--model t5] [--dtype bf16] [--rounds 5] [--passes 3]
+        [--policies sequential,next_block,on_device_sora,spread] [--folder DIR] [--store DIR]
 
 The network is T5-XXL's encoder (t5) or STDiT3 at 192x192 and 17 frames, where a pass is a denoising step (stdit).
 Every system runs in a process of its own under the same limit that the kernel enforces, with the same compute
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--policies", type=lambda text: tuple(text.split(",")), default=SHOWN)
     parser.add_argument("--limit", type=int, default=3_300_000_000)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--store", type=Path)
@@ -95,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cidl-bench-") as temporary:
         folder = arguments.folder or Path(temporary)
         store = network_store(arguments.store or folder / "store", arguments.model, arguments.dtype)
-        bench = Bench(arguments.model, store, folder, arguments.passes, arguments.limit)
+        bench = Bench(arguments.model, store, folder, arguments.passes, arguments.limit, arguments.policies)
         bench.calibrate()
         to = ROOT / f"experiments/results/bench_{arguments.model}_{arguments.dtype}.md"
         report = ""
@@ -111,7 +113,10 @@ def main() -> None:
 class Bench:
     """One comparison: the stores, the plans, and what came of the runs."""
 
-    def __init__(self, model: Model, store: BlockStore, folder: Path, passes: int, limit_bytes: int) -> None:
+    def __init__(
+        self, model: Model, store: BlockStore, folder: Path, passes: int, limit_bytes: int, policies: tuple[str, ...]
+    ) -> None:
+        self.policies = policies
         self.model, self.store, self.passes, self.limit_bytes = model, store, passes, limit_bytes
         self.dtype = store.index.dtype
         self.threads = max(1, (os.cpu_count() or 2) - 1)
@@ -155,7 +160,7 @@ class Bench:
             for plan in (make_plan(name, self.workload, self.device),)
         }
         self.best = min(POLICIES, key=lambda name: makespans[name])
-        ours = dict.fromkeys((self.best, *SHOWN))
+        ours = dict.fromkeys((self.best, *self.policies))
         self.results = {name: Result() for name in (*ours, *COMPETITORS)}
         self.compute_s = sum(measured[v.block.kind].exec_s or 0 for v in self.workload.visits) / self.passes
         print(f"best policy {self.best}; simulated, and with slower loads: {makespans}", flush=True)
@@ -220,7 +225,7 @@ class Bench:
             f"# The executor against offloading: {NETWORKS[self.model]}, {self.dtype}",
             "",
             f"Command: `.venv/bin/python experiments/bench_executor.py --model {self.model} --dtype {self.dtype} "
-            f"--rounds {rounds} --passes {self.passes}`. Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
+            f"--rounds {rounds} --passes {self.passes} --policies {','.join(self.policies)}`. Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
             f"{os.cpu_count()} cores, {self.threads} compute{'s' if self.threads == 1 else ''}; {versions}. "
             "Random weights.",
             "",

@@ -225,7 +225,8 @@ class Bench:
             f"# The executor against offloading: {NETWORKS[self.model]}, {self.dtype}",
             "",
             f"Command: `.venv/bin/python experiments/bench_executor.py --model {self.model} --dtype {self.dtype} "
-            f"--rounds {rounds} --passes {self.passes} --policies {','.join(self.policies)}`. Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
+            f"--rounds {rounds} --passes {self.passes} --policies {','.join(self.policies)}`. "
+            f"Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
             f"{os.cpu_count()} cores, {self.threads} compute{'s' if self.threads == 1 else ''}; {versions}. "
             "Random weights.",
             "",

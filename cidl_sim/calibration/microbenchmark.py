@@ -18,7 +18,7 @@ from pathlib import Path
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.diffusion.job import Job, JobResult, run_job
+from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.diffusion.matching import store_sizes
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.config import VideoSettings
@@ -51,6 +51,8 @@ def observe(
     policy: str,
     threads: int,
     on_progress: OnProgress = lambda done, total, stage: None,
+    *,
+    compute_device: ComputeDevice = "cpu",
 ) -> Observation:
     """Run the calibration workload under `policy`, computing with `threads`; nothing is limited."""
     merged = CALIBRATION_STEPS // 2 if settings.tdtm else 0
@@ -67,6 +69,7 @@ def observe(
             trace=str(trace_file),
             sample_memory=True,
             rotate_slots=policy == LOADS,
+            device=compute_device,
         )
         result = run_job(job, kernel_limit_bytes=None, on_progress=on_progress)
         return Observation(workload, read_trace(trace_file), result)

@@ -9,6 +9,7 @@ from cidl_sim.calibration.fit import fit_device
 from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, Observation, OnProgress, observe
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.devices.catalog import THIS_MACHINE
+from cidl_sim.diffusion.job import ComputeDevice
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.config import VideoSettings
 
@@ -21,12 +22,19 @@ Target = tuple[BlockStore, VideoSettings]
 class Calibration:
     """Rounds of short runs on some targets, and the profile that fits all of them so far.
 
-    Rounds may lie between other runs: what drifts, drifts in both.
+    Rounds may lie between other runs: what drifts, drifts in both. `compute_device`: the processor, or an accelerator.
     """
 
-    def __init__(self, targets: Sequence[Target], on_progress: OnProgress = lambda done, total, stage: None) -> None:
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        on_progress: OnProgress = lambda done, total, stage: None,
+        *,
+        compute_device: ComputeDevice = "cpu",
+    ) -> None:
         self._targets = targets
         self._on_progress = on_progress
+        self._compute_device = compute_device
         self._threads = 1
         self.observations: list[Observation] = []
 
@@ -37,14 +45,22 @@ class Calibration:
         on all cores and on all but one.
         """
         chose: Observation | None = None
-        if not self.observations:
+        if not self.observations and self._compute_device == "cpu":
             self._threads, chose = _compute_threads(self._targets[0], self._on_progress)
             self.observations += [] if chose is None else [chose]
         for i, (store, settings) in enumerate(self._targets):
             for purpose in (LOADS, EXECUTIONS, OVERLAP):
                 # The run that chose the number of threads is the first round's.
                 if chose is None or (i, purpose) != (0, OVERLAP):
-                    self.observations.append(observe(store, settings, purpose, self._threads, self._on_progress))
+                    found = observe(
+                        store,
+                        settings,
+                        purpose,
+                        self._threads,
+                        self._on_progress,
+                        compute_device=self._compute_device,
+                    )
+                    self.observations.append(found)
 
     def device(self) -> DeviceProfile:
         """The profile of this machine, with room for all weights."""
@@ -56,9 +72,10 @@ def measure_this_machine(
     on_progress: OnProgress = lambda done, total, stage: None,
     *,
     repeats: int = 1,
+    compute_device: ComputeDevice = "cpu",
 ) -> DeviceProfile:
     """A profile of this machine for the blocks of stores under some settings, from `repeats` rounds of runs."""
-    calibration = Calibration(targets, on_progress)
+    calibration = Calibration(targets, on_progress, compute_device=compute_device)
     for _ in range(repeats):
         calibration.round()
     return calibration.device()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.trace import Trace
 from cidl_sim.devices.catalog import find_device
+from cidl_sim.diffusion.job import ComputeDevice
 
 # A pipe has no width of its own; names would be cut at 80 columns.
 screen = Console(width=None if sys.stdout.isatty() else 132)
@@ -29,6 +30,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a figure of the device profile.")
 ]
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The block store.")]
+ComputeDeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda or mps: what computes, and whose memory the limit is about.")
+]
 Optional = typer.Option
 
 
@@ -87,6 +91,13 @@ def draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:
 
 
 # What several commands are given
+
+
+def compute_device_named(name: str) -> ComputeDevice:
+    """The argument of --device. InputError if there is no such."""
+    if name not in get_args(ComputeDevice):
+        raise InputError(f"--device {name!r}: choose one of {', '.join(get_args(ComputeDevice))}")
+    return cast(ComputeDevice, name)
 
 
 def device_with(name: str, settings: list[str] | None) -> DeviceProfile:

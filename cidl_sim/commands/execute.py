@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any
 
 import typer
 
 from cidl_sim.commands.console import (
     AsJson,
+    ComputeDeviceOption,
     Optional,
     StoreOption,
+    compute_device_named,
     draw,
     messages,
     progress,
@@ -47,7 +49,7 @@ def run(
     trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
     lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
     frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,
-    device: Annotated[str, Optional("--device", help="cpu, cuda or mps: whose memory the plan is about.")] = "cpu",
+    device: ComputeDeviceOption = "cpu",
     verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
     resume: Annotated[bool, Optional("--resume", help="Go on from the last denoising step of a killed run.")] = False,
     as_json: AsJson = False,
@@ -59,8 +61,7 @@ def run(
 
     if lpl_rule not in LPL_RULES:
         raise InputError(f"--lpl-rule {lpl_rule!r}: choose one of {', '.join(LPL_RULES)}")
-    if device not in ("cpu", "cuda", "mps"):
-        raise InputError(f"--device {device!r}: choose cpu, cuda or mps")
+    compute_device = compute_device_named(device)
     plan = read_plan(plan_file)
     prompts = _prompts(plan, prompt, prompts_file)
     videos = _numbered(out, len(prompts))
@@ -86,7 +87,7 @@ def run(
         trace=str(trace_file.absolute()) if trace_file else None,
         saved_run=str(saved_run.absolute()),
         resume=resume,
-        device=cast(Literal["cpu", "cuda", "mps"], device),
+        device=compute_device,
     )
     with progress() as step:
         # On an accelerator the limit is about its memory, which PyTorch is told to stay within.

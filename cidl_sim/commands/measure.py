@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cidl_sim.commands.console import (
     AsJson,
+    ComputeDeviceOption,
     Optional,
     StoreOption,
+    compute_device_named,
     progress,
     show,
 )
@@ -21,6 +23,7 @@ from cidl_sim.report.tables import calibration_table, comparison_table, validati
 from cidl_sim.workloads.catalog import merged_settings
 
 if TYPE_CHECKING:
+    from cidl_sim.diffusion.job import ComputeDevice
     from cidl_sim.validation.compare import Case
 
 
@@ -31,17 +34,19 @@ def calibrate(
         str | None, Optional("--workload", help="Measure the blocks of this named workload.")
     ] = None,
     repeats: Annotated[int, Optional("--repeats", min=1, help="Runs of each kind, interleaved.")] = 3,
+    device_name: ComputeDeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine with short real runs of a store's blocks and write a device profile."""
     from cidl_sim.calibration.this_machine import measure_this_machine
     from cidl_sim.executor.store import BlockStore
 
+    compute_device = compute_device_named(device_name)
     opened = BlockStore.open(store)
     with progress() as step:
         targets = [(opened, _settings_for(opened, workload_name))]
         observe = partial(step, "measure this machine")
-        device = measure_this_machine(targets, observe, repeats=repeats)
+        device = measure_this_machine(targets, observe, repeats=repeats, compute_device=compute_device)
     device.write(out)
     device.write(this_machine_file())
     summary = {
@@ -71,6 +76,7 @@ def validate(
     out: Annotated[
         Path, Optional("-o", metavar="DIR", help="For validation.json and .png; with --store also plans, runs, videos.")
     ] = Path("validation-out"),
+    device_name: ComputeDeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Calibrate, run policies that the calibration never saw, and compare with the simulation."""
@@ -84,7 +90,7 @@ def validate(
 
         cases = read_runs(traces)
     else:
-        cases = _validation_runs(stores or [], workload_name, repeats, out)
+        cases = _validation_runs(stores or [], workload_name, repeats, out, compute_device_named(device_name))
     with progress() as step:
         figures = report(cases, lambda done, total: step("compare", done, total, ""))
     out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +99,9 @@ def validate(
     show(figures, as_json, lambda: [comparison_table(figures["policies"]), *validation_lines(figures), f"in {out}"])
 
 
-def _validation_runs(folders: list[Path], workload_name: str | None, repeats: int, out: Path) -> list[Case]:
+def _validation_runs(
+    folders: list[Path], workload_name: str | None, repeats: int, out: Path, compute_device: ComputeDevice
+) -> list[Case]:
     from cidl_sim.demo import PROMPT
     from cidl_sim.executor.store import BlockStore
     from cidl_sim.validation.campaign import validate_machine
@@ -102,7 +110,9 @@ def _validation_runs(folders: list[Path], workload_name: str | None, repeats: in
     stores = [BlockStore.open(folder) for folder in folders]
     targets = default_targets(stores, _settings_for(stores[0], workload_name))
     with progress() as step:
-        return validate_machine(targets, out, prompt=PROMPT, repeats=repeats, on_step=step)
+        return validate_machine(
+            targets, out, prompt=PROMPT, repeats=repeats, on_step=step, compute_device=compute_device
+        )
 
 
 def _settings_for(store: Any, workload_name: str | None) -> Any:

@@ -24,6 +24,7 @@ from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.executor.memory_limit import MemoryGroup
 
 OnProgress = Callable[[int, int, str], None]
+ComputeDevice = Literal["cpu", "cuda", "mps"]
 # A worker that was asked to stop ends after the visit under way.
 _GRACE_S = 60
 _ERRORS: dict[int, type[CidlError]] = {2: InputError, 3: InfeasibleError, 4: MachineError}
@@ -50,7 +51,7 @@ class Job(Record):
     trace: str | None = None
     saved_run: str | None = None
     resume: bool = False
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    device: ComputeDevice = "cpu"
     sample_memory: bool = False
     rotate_slots: bool = False
 

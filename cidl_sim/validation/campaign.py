@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cidl_sim.calibration.this_machine import Calibration, Target
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.diffusion.job import ComputeDevice
 from cidl_sim.validation.compare import Case
 from cidl_sim.validation.runs import DEVICE_FILE, prepare, read_runs, run_round
 from cidl_sim.validation.scenarios import choose_scenarios
@@ -21,6 +23,7 @@ def validate_machine(
     prompt: str,
     repeats: int,
     on_step: OnStep = lambda step, done, total, detail: None,
+    compute_device: ComputeDevice = "cpu",
 ) -> list[Case]:
     """Calibrate, choose policies that the calibration never runs, then run them `repeats` times.
 
@@ -28,10 +31,11 @@ def validate_machine(
     round; predictions are made with that of all of them. Everything is recorded in `folder`, see `runs`.
     InfeasibleError if no candidate fits its memory limit.
     """
-    calibration = Calibration(targets, lambda *state: on_step("calibrate", *state))
+    calibration = Calibration(targets, lambda *state: on_step("calibrate", *state), compute_device=compute_device)
     calibration.round()
     first = calibration.device()
-    scenarios = choose_scenarios(targets, first, lambda done, total: on_step("choose policies", done, total, ""))
+    chosen = choose_scenarios(targets, first, lambda done, total: on_step("choose policies", done, total, ""))
+    scenarios = [replace(scenario, compute_device=compute_device) for scenario in chosen]
     if not scenarios:
         raise InfeasibleError("no policy fits any of the memory limits that a validation tries")
     cases = prepare(scenarios, first, folder)

@@ -18,7 +18,7 @@ from cidl_sim.core.errors import TraceError
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload, read_workload
-from cidl_sim.diffusion.job import Job, JobResult, run_job
+from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
@@ -30,13 +30,17 @@ OnRun = Callable[[str, int, int, str], None]  # name, done, total, stage
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is to be run: a store's blocks as a workload, a policy, a memory limit. `name` is that of its folder."""
+    """What is to be run: a store's blocks as a workload, a policy, a memory limit. `name` is that of its folder.
+
+    On an accelerator the limit is about its memory, and the kernel limits nothing.
+    """
 
     name: str
     store: BlockStore
     workload: Workload
     policy: str
     memory_limit_bytes: int
+    compute_device: ComputeDevice = "cpu"
 
 
 def run_scenarios(
@@ -105,10 +109,11 @@ def _run_once(scenario: Scenario, folder: Path, number: int, prompt: str, seed: 
             seed=seed,
             videos=(str(folder / "video.mp4"),),
             trace=str(raw),
+            device=scenario.compute_device,
         )
         result = run_job(
             job,
-            kernel_limit_bytes=scenario.memory_limit_bytes,
+            kernel_limit_bytes=scenario.memory_limit_bytes if scenario.compute_device == "cpu" else None,
             on_progress=lambda done, total, stage: on_run(scenario.name, done, total, stage),
         )
         read_trace(raw).write(folder / f"run-{number}.json.gz")

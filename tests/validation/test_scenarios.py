@@ -40,12 +40,12 @@ def test_targets_vary_resolution_steps_leap_and_merging_and_take_the_other_parti
 
 def test_scenarios_are_of_every_kind_that_there_is_and_differ(stores):
     targets = default_targets(stores, SETTINGS)
-    chosen = choose_scenarios(targets, device(2e8))
+    chosen = choose_scenarios(targets, device(1.5e7))
     assert len(chosen) == sum(WANTED.values())
     assert len({s.name for s in chosen}) == len(chosen)
     assert len({s.policy for s in chosen}) >= 3
     assert len({s.workload.name for s in chosen}) >= 3
-    assert chosen == choose_scenarios(targets, device(2e8))
+    assert chosen == choose_scenarios(targets, device(1.5e7))
 
 
 def test_a_device_that_only_loads_has_no_balanced_runs(stores):

@@ -60,8 +60,8 @@ def text(
         [
             "# Published measurements",
             "",
-            f"Command: `.venv/bin/python experiments/published_measurements.py`. Date: {DATE}; "
-            f"cidl-sim {version('cidl-sim')}; profile `{device.name}`, sha256 {device.sha256[:16]}. Simulated figures and figures that others "
+            f"Command: `.venv/bin/python experiments/published_measurements.py`. Date: {DATE}; cidl-sim "
+            f"{version('cidl-sim')}; profile `{device.name}`, sha256 {device.sha256[:16]}. Simulated, and what others "
             "published; nothing here was run on a phone or with Core ML by this project.",
             "",
             f"Fitted: {len(FITTED_ROWS)} rows ({', '.join(f'`{row}`' for row in FITTED_ROWS)}) on `{FITTED_WORKLOAD}`. "
@@ -177,8 +177,9 @@ def draw(comparisons: Sequence[Comparison], differences: Sequence[Disagreement],
 def scatter(axes: Axes, comparisons: Sequence[Comparison], differences: Sequence[Disagreement]) -> None:
     low, high = 0.1, 4000.0
     axes.plot([low, high], [low, high], color="#444444", linewidth=1)
-    axes.fill_between([low, high], [low / 1.1, high / 1.1], [low * 1.1, high * 1.1], color="#cccccc", alpha=0.5)
-    axes.text(0.16, 0.19, "within 10 %", rotation=45, fontsize=8, color="#555555", ha="center", va="bottom")
+    axes.fill_between(
+        [low, high], [low / 1.1, high / 1.1], [low * 1.1, high * 1.1], color="#cccccc", alpha=0.5, label="within 10 %"
+    )
     for kind, label in LEGEND.items():
         points = [c for c in comparisons if shade(c) == kind]
         if points:
@@ -193,8 +194,13 @@ def scatter(axes: Axes, comparisons: Sequence[Comparison], differences: Sequence
             axes.annotate(
                 d.what, (min(x), y[0]), (-8, 4), textcoords="offset points", ha="right", fontsize=9, color="#b03030"
             )
+    for c in comparisons:
+        if c.error is not None and abs(c.error) > 0.5:
+            place = (c.published, c.predicted or 0)
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+            axes.annotate(c.row.id, place, (8, -3), textcoords="offset points", fontsize=8, color="#555555", bbox=box)
     axes.plot([], [], color="#b03030", linewidth=2, label="published twice, differently")
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
     axes.set(xlabel="published (s)", ylabel="predicted (s)", title="times")
     axes.legend(loc="upper left", fontsize=9)
     axes.grid(alpha=0.3)
@@ -217,6 +223,7 @@ def errors(axes: Axes, comparisons: Sequence[Comparison]) -> None:
             axes.annotate(label[:3], (ratio, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
     axes.set(xscale="log", xlim=(0.15, 8), title="predicted / published", ylim=(len(names) - 0.3, -0.7))
     axes.set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+    axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.grid(axis="x", alpha=0.3)
 

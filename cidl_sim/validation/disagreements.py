@@ -100,8 +100,8 @@ def _steps(rows: Rows) -> list[Disagreement]:
                 ("256x256: LPL / 16 to CI-DL / 30", 100 * saved["256"] / plain["256"]),
                 ("192x192: LPL / 16 to CI-DL / 30", 100 * saved["192"] / plain["192"]),
             ),
-            f"In seconds {saved['256']:.1f} at 256x256, {saved['192']:.1f} at 192x192, for the same bytes. Part of it may "
-            "be the slow first step, which weighs more among 16 than among 30.",
+            f"In seconds {saved['256']:.1f} at 256x256, {saved['192']:.1f} at 192x192, for the same bytes. Part of it "
+            "may be the slow first step, which weighs more among 16 than among 30.",
         ),
     ]
 

@@ -182,10 +182,9 @@ def scatter(axes: Axes, comparisons: Sequence[Comparison], differences: Sequence
     )
     for kind, label in LEGEND.items():
         points = [c for c in comparisons if shade(c) == kind]
-        if points:
-            marker = "s" if kind == "fitted" else "o"
-            x, y = [c.published for c in points], [c.predicted or 0 for c in points]
-            axes.scatter(x, y, color=COLOURS[kind], marker=marker, s=46, edgecolor="black", linewidth=0.5, label=label)
+        marker = "s" if kind == "fitted" else "o"
+        x, y = [c.published for c in points], [c.predicted or 0 for c in points]
+        axes.scatter(x, y, color=COLOURS[kind], marker=marker, s=46, edgecolor="black", linewidth=0.5, label=label)
     for d in differences:
         pair = [next(c for c in comparisons if c.row.id == row_id) for row_id in d.row_ids]
         if pair:

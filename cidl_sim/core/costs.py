@@ -6,7 +6,7 @@
 A measurement of the block's kind replaces the formula. Kinds are dotted paths: without a measurement of
 `stdit.pair.fp32.5x16` that of `stdit.pair.fp32`, then of `stdit.pair`, and so on, stands in. A block of
 another size than the measured one scales it by the ratio of the formulas. A cold load adds the measured
-cold difference.
+cold difference, scaled in the same way.
 """
 
 from __future__ import annotations
@@ -80,16 +80,25 @@ def load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:
             )
         warm = Cost(latency, formula, measured=False)
     else:
-        seconds = measured.load_s
-        if measured.weight_bytes and measured.weight_bytes != block.weight_bytes and formula is not None:
-            at_measured_size = transfer_s(measured.weight_bytes, device) or 0.0
-            seconds *= (latency + formula) / (latency + at_measured_size)
+        seconds = measured.load_s * _size_ratio(measured, block, device)
         fixed = min(latency, seconds)
         warm = Cost(fixed, seconds - fixed, measured=True)
     if cold and measured is not None and measured.cold_load_s is not None:
-        difference = max(0.0, measured.cold_load_s - (measured.load_s if measured.load_s is not None else warm.seconds))
+        if measured.load_s is None:
+            difference = max(0.0, measured.cold_load_s - warm.seconds)
+        else:
+            difference = max(0.0, measured.cold_load_s - measured.load_s) * _size_ratio(measured, block, device)
         return Cost(warm.fixed_s, warm.work_s + difference, warm.measured)
     return warm
+
+
+def _size_ratio(measured: Measured, block: Block, device: DeviceProfile) -> float:
+    """The formula's load of the block over that of the size its kind was measured at."""
+    formula = transfer_s(block.weight_bytes, device)
+    if not measured.weight_bytes or measured.weight_bytes == block.weight_bytes or formula is None:
+        return 1.0
+    latency = device.loader.latency_s
+    return (latency + formula) / (latency + (transfer_s(measured.weight_bytes, device) or 0.0))
 
 
 def execute_cost(block: Block, device: DeviceProfile) -> Cost:

@@ -33,6 +33,10 @@ class TraceError(InputError):
     """A trace that cannot be read."""
 
 
+class PublishedError(InputError):
+    """A file of published measurements that cannot be read, or lacks a row that is asked for."""
+
+
 class StoreError(InputError):
     """A block store that is missing, damaged or made for another model."""
 

@@ -36,6 +36,14 @@ def test_the_measurement_of_an_ancestor_kind_is_scaled_to_the_block():
     assert execute_cost(BLOCK, profile).seconds == pytest.approx(6)
 
 
+def test_a_cold_difference_is_scaled_to_the_block_like_its_load():
+    profile = device(
+        measured={"stdit.pair": Measured(load_s=2, cold_load_s=5, weight_bytes=50)},
+        loader=Loader(bandwidth_bytes_per_s=10),
+    )
+    assert load_cost(BLOCK, profile, cold=True).seconds == pytest.approx(10)
+
+
 def test_a_kind_without_any_cost_is_an_error_that_names_it():
     with pytest.raises(DeviceError, match=r"stdit\.pair\.fp32"):
         load_cost(BLOCK, device(), cold=False)

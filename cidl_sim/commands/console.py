@@ -99,5 +99,5 @@ def device_with(name: str, settings: list[str] | None) -> DeviceProfile:
         try:
             device = device.with_value(key, json.loads(value))
         except json.JSONDecodeError:
-            raise InputError(f"--set {setting!r}: {value!r} is not a number") from None
+            raise InputError(f"--set {setting!r}: {value!r} is not a number (the key names the unit)") from None
     return device

@@ -20,6 +20,7 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import (
@@ -84,11 +85,11 @@ def plan_command(
             evaluated_plan(policy, workload, device)  # fail before the baselines are worked out
         baselines = baseline_makespans(workload, device)
         chosen = policy or min((p for p in baselines if baselines[p] is not None), key=lambda p: baselines[p] or 0.0)
-        plan, _ = evaluated_plan(chosen, workload, device)
+        plan, trace = evaluated_plan(chosen, workload, device)
         target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
         if target is not None:
             plan.write(target)
-        results.append(_plan_figures(plan, workload, device, baselines, target))
+        results.append(_plan_figures(plan, trace, workload, device, baselines, target))
     show(results[0] if len(results) == 1 else results, as_json, lambda: [plan_table(r) for r in results])
 
 
@@ -104,7 +105,12 @@ def _limit_change(text: str) -> tuple[float, int]:
 
 
 def _plan_figures(
-    plan: Plan, workload: Workload, device: DeviceProfile, baselines: dict[str, float | None], file: Path | None
+    plan: Plan,
+    trace: Trace,
+    workload: Workload,
+    device: DeviceProfile,
+    baselines: dict[str, float | None],
+    file: Path | None,
 ) -> dict[str, Any]:
     return {
         "workload": workload.name,
@@ -118,5 +124,6 @@ def _plan_figures(
         "peak_resident_bytes": plan.peak_resident_bytes,
         "memory_limit_bytes": plan.memory_limit_bytes,
         "baselines": baselines,
+        "fall_backs": list(trace.header.fall_backs),
         "file": str(file) if file else None,
     }

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from cidl_sim.core.costs import rescaled_measurement
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
+from cidl_sim.core.workload import MAX_BYTES
 
 Mark = Literal["measured", "published", "derived", "assumed"]
 
@@ -87,8 +88,8 @@ class DeviceProfile(Record):
 
     format: Literal["cidl-device/1"] = "cidl-device/1"
     name: str = Field(min_length=1)
-    memory_limit_bytes: int = Field(gt=0)
-    baseline_bytes: int = Field(default=0, ge=0)
+    memory_limit_bytes: int = Field(gt=0, le=MAX_BYTES)
+    baseline_bytes: int = Field(default=0, ge=0, le=MAX_BYTES)
     loader: Loader = Loader()
     executor: Executor = Executor()
     measured: dict[str, Measured] = Field(default_factory=dict)

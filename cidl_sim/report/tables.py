@@ -107,12 +107,13 @@ def summary_table(title: str, trace: Trace) -> Table:
         table.add_row("peak memory, kernel", f"{summary['peak_kernel_bytes'] / 1e6:,.1f} MB")
     table.add_row("memory limit", f"{summary['memory_limit_bytes'] / 1e6:,.1f} MB")
     table.add_row("limit enforced by", summary["enforced_by"])
-    notes = summary["fall_backs"]
-    if notes:
-        table.add_row(
-            "fall-backs (all with --json)", f"{notes[0]}" + (f", and {len(notes) - 1} more" if notes[1:] else "")
-        )
+    if summary["fall_backs"]:
+        table.add_row("fall-backs (all with --json)", _first_and_more(summary["fall_backs"]))
     return table
+
+
+def _first_and_more(notes: list[str]) -> str:
+    return notes[0] + (f", and {len(notes) - 1} more" if notes[1:] else "")
 
 
 def plan_table(figures: dict[str, Any]) -> Table:
@@ -131,6 +132,8 @@ def plan_table(figures: dict[str, Any]) -> Table:
     table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (
         f"; plan in {figures['file']}" if figures["file"] else ""
     )
+    if figures["fall_backs"]:
+        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures['fall_backs'])}"
     return table
 
 

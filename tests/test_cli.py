@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.cli import _exit_code, app
-from cidl_sim.core.device import DeviceProfile, Loader, Measured, Noise, read_device
+from cidl_sim.core.device import DeviceProfile, Loader, Measured, Noise, ThermalStep, read_device
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload, read_workload
@@ -236,6 +236,70 @@ def test_a_seed_changes_the_makespan_only_where_the_device_has_noise(workload, d
     plain, first, second, again = makespans(noisy_device)
     assert len({plain, first, second}) == 3
     assert first == again
+
+
+def test_runs_give_quantiles_of_the_makespan(workload, noisy_device):
+    arguments = ("simulate", workload, noisy_device, "--policy", "lru")
+    figures = answer_of(*arguments, "--runs", 40)
+    p5, p50, p95 = figures["makespan_quantiles_s"].values()
+    assert list(figures["makespan_quantiles_s"]) == ["p5", "p50", "p95"]
+    assert p5 < p50 < p95
+    assert figures["runs"] == 40
+    # The trace beside them is the one without noise, unless a seed asks for another.
+    assert figures["makespan_s"] == answer_of(*arguments)["makespan_s"]
+    assert answer_of(*arguments, "--runs", 40) == figures
+    assert answer_of(*arguments, "--runs", 40, "--seed", 99)["makespan_quantiles_s"] != figures["makespan_quantiles_s"]
+    one = answer_of(*arguments, "--runs", 1, "--seed", 3)
+    assert set(one["makespan_quantiles_s"].values()) == {one["makespan_s"]}
+
+
+def test_runs_without_noise_are_remarked_upon_not_refused(workload, device):
+    outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--runs", 5)
+    assert outcome.code == 0
+    assert "no figures under [noise]" in outcome.err
+    figures = answer_of("simulate", workload, device, "--policy", "lru", "--runs", 5)
+    assert set(figures["makespan_quantiles_s"].values()) == {figures["makespan_s"]}
+    assert f"p50 {figures['makespan_s']:.3f} s" in outcome.out
+
+
+def test_scenarios_combine_and_the_plan_does_not_know_of_them(workload, noisy_device, tmp_path):
+    arguments = ("simulate", workload, noisy_device, "--policy", "spread")
+    heat, shrink = ("--thermal", "60:0.25", "--thermal", "20:0.5"), ("--limit-change", "30:15")
+    calm, hot, tight, both = (answer_of(*arguments, *o) for o in ((), heat, shrink, (*heat, *shrink)))
+    assert calm["makespan_s"] < min(hot["makespan_s"], tight["makespan_s"])
+    assert max(hot["makespan_s"], tight["makespan_s"]) < both["makespan_s"]
+    assert len({figures["policy"] for figures in (calm, hot, tight, both)}) == 1
+    quantiles = answer_of(*arguments, *heat, *shrink, "--runs", 20)["makespan_quantiles_s"]
+    assert quantiles["p5"] < both["makespan_s"] < quantiles["p95"]
+
+
+def test_thermal_steps_replace_those_of_the_profile(workload, device, tmp_path):
+    heated = tmp_path / "heated.toml"
+    read_device(device).model_copy(update={"thermal": (ThermalStep(after_s=30.0, factor=0.5),)}).write(heated)
+    same = answer_of("simulate", workload, heated, "--policy", "lru")["makespan_s"]
+    assert answer_of("simulate", workload, device, "--policy", "lru", "--thermal", "30:0.5")["makespan_s"] == same
+    cool = answer_of("simulate", workload, heated, "--policy", "lru", "--thermal", "0:1")["makespan_s"]
+    assert cool == answer_of("simulate", workload, device, "--policy", "lru")["makespan_s"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--thermal 5", ["--thermal '5'", "SECONDS:FACTOR"]),
+        ("--thermal 5:0", ["--thermal '5:0'"]),
+        ("--thermal=-1:0.5", ["--thermal '-1:0.5'"]),
+        ("--thermal nan:1", ["--thermal 'nan:1'"]),
+        ("--thermal 5:inf", ["--thermal '5:inf'"]),
+        ("--thermal 5:1 --thermal 5:0.5", ["--thermal", "5 s"]),
+        ("--limit-change 5:1.5", ["--limit-change '5:1.5'", "SECONDS:BYTES"]),
+        ("--limit-change 5:0", ["--limit-change '5:0'"]),
+        ("--limit-change inf:5", ["--limit-change 'inf:5'"]),
+        ("--runs 0", ["--runs"]),
+        ("--runs many", ["--runs"]),
+    ],
+)
+def test_a_scenario_that_makes_no_sense_is_refused(options, words, workload, device):
+    assert_refused(call_cidl("simulate", workload, device, "--policy", "lru", *options.split()), 2, *words)
 
 
 @pytest.mark.parametrize("seed", [[], ["--seed", 7]])

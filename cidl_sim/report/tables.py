@@ -112,6 +112,11 @@ def summary_table(title: str, trace: Trace) -> Table:
     return table
 
 
+def quantiles_line(quantiles: dict[str, float], runs: int) -> str:
+    """The quantiles of a makespan over seeded runs in one line."""
+    return f"makespan over {runs} seeded runs: " + ", ".join(f"{name} {s:.3f} s" for name, s in quantiles.items())
+
+
 def _first_and_more(notes: list[str]) -> str:
     return notes[0] + (f", and {len(notes) - 1} more" if notes[1:] else "")
 

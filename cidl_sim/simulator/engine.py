@@ -69,9 +69,16 @@ def simulate(
     return recorder.finish(header)
 
 
-def makespan_s(workload: Workload, device: DeviceProfile, plan: Plan, *, seed: int | None = None) -> float:
+def makespan_s(
+    workload: Workload,
+    device: DeviceProfile,
+    plan: Plan,
+    *,
+    seed: int | None = None,
+    limit_changes: Sequence[LimitChange] = (),
+) -> float:
     """The makespan of `plan` in seconds, without recording a trace."""
-    engine = Engine(workload, device, plan, seed=seed)
+    engine = Engine(workload, device, plan, seed=seed, limit_changes=limit_changes)
     engine.run()
     return engine.finished_s
 

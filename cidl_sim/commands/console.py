@@ -57,7 +57,10 @@ def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress bar on standard error; gives a function (step, done, total, detail)."""
+    """A progress bar on standard error; gives a function (step, done, total, detail).
+
+    It appears with the first step, so that what is refused before that is refused in one line.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -66,17 +69,22 @@ def progress() -> Iterator[Callable[[str, int, int, str], None]]:
         TextColumn("[dim]{task.fields[detail]}[/dim]"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=messages) as progress:
-        tasks: dict[str, Any] = {}
+    progress = Progress(*columns, console=messages)
+    tasks: dict[str, Any] = {}
 
-        def step(name: str, done: int, total: int, detail: str) -> None:
-            if name not in tasks:
-                for task in tasks.values():
-                    progress.stop_task(task)
-                tasks[name] = progress.add_task(name, total=total, detail=detail)
-            progress.update(tasks[name], completed=done, total=total, detail=detail)
+    def step(name: str, done: int, total: int, detail: str) -> None:
+        if name not in tasks:
+            progress.start()
+            for task in tasks.values():
+                progress.stop_task(task)
+            tasks[name] = progress.add_task(name, total=total, detail=detail)
+        progress.update(tasks[name], completed=done, total=total, detail=detail)
 
+    try:
         yield step
+    finally:
+        if tasks:
+            progress.stop()
 
 
 def draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:

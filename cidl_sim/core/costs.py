@@ -65,13 +65,17 @@ def roofline_s(flops: float, bytes_moved: float, device: DeviceProfile) -> float
     return max(arithmetic, traffic)
 
 
+def measured_kind(kind: str, device: DeviceProfile) -> str | None:
+    """`kind` or its nearest ancestor in the dotted path that was measured."""
+    while kind and kind not in device.measured:
+        kind = kind.rpartition(".")[0]
+    return kind or None
+
+
 def measurement_of(kind: str, device: DeviceProfile) -> Measured | None:
     """The measurement of `kind` or of its nearest ancestor in the dotted path."""
-    while kind:
-        if kind in device.measured:
-            return device.measured[kind]
-        kind = kind.rpartition(".")[0]
-    return None
+    measured = measured_kind(kind, device)
+    return None if measured is None else device.measured[measured]
 
 
 def load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:

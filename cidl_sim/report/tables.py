@@ -142,6 +142,31 @@ def plan_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def what_if_tables(figures: dict[str, Any]) -> list[Any]:
+    """Sensitivities as a table and break points as sentences (the figures of `cidl whatif`)."""
+    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"
+    table = Table(title=title, title_justify="left")
+    for heading in ("figure", "value", "elasticity", "plan held", "/ 1.1 (s)", "x 1.1 (s)", "remark"):
+        table.add_column(
+            heading, justify="left" if heading in ("figure", "remark") else "right", no_wrap=heading != "remark"
+        )
+    for row in figures["sensitivities"]:
+        table.add_row(
+            row["parameter"],
+            "-" if row["value"] is None else f"{row['value']:.4g}",
+            *("-" if row[name] is None else f"{row[name]:+.3f}" for name in ("elasticity", "elasticity_plan_held")),
+            *("-" if row[name] is None else f"{row[name]:.2f}" for name in ("makespan_below_s", "makespan_above_s")),
+            row["remark"],
+        )
+    table.caption = (
+        "elasticity: % of makespan for each % of the figure, planned anew; plan held: with the plan as it is"
+    )
+    if figures["fall_backs"]:
+        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures['fall_backs'])}"
+    sentences = [f"- {point['sentence']}" for point in figures["break_points"]]
+    return [table, *sentences, *([f"picture in {figures['file']}"] if figures["file"] else [])]
+
+
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
     """Simulated beside measured, a row for each policy."""
     table = Table(title="simulated against measured", title_justify="left")

@@ -70,7 +70,7 @@ def _draw_curve(curve: Axes, retained: Axes, figures: dict[str, Any]) -> None:
     unit, name = _unit(points[-1]["memory_limit_bytes"])
     limits = [point["memory_limit_bytes"] / unit for point in points]
     makespans = [point["makespan_s"] for point in points]
-    # Both change block by block, so between two points the figures of the lower limit hold.
+    # Both change block by block; a drop between two points is drawn at the second, where it was seen.
     curve.step(limits, makespans, where="post", color=CURVE_COLOR, marker="o", markersize=3.5, linewidth=1.4)
     retained.step(limits, [point["retained_blocks"] for point in points], where="post", color=CURVE_COLOR)
     room = (max(makespans) - min(makespans)) or max(*makespans, 1e-9)

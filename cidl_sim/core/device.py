@@ -132,6 +132,9 @@ class DeviceProfile(Record):
         known = set(Measured.model_fields) if parents[:1] == ["measured"] else set(target)
         if leaf not in known or leaf in ("format",):
             raise DeviceError(f"{self.name}: no figure named {key!r} (there are: {', '.join(sorted(known))})")
+        if isinstance(value, bool):
+            # Validation would take them for 1 and 0.
+            raise DeviceError(f"{self.name}: {key}: {value} is not a figure")
         target[leaf] = value
         changed = validated(DeviceProfile, data, f"{self.name}: --set {key}", DeviceError)
         if parents[:1] not in (["loader"], ["executor"]):

@@ -20,8 +20,9 @@ CHANNELS_STEP = 2
 TRIAL_S = 0.001
 # How many measured costs are varied, those with the most time in the run first.
 MEASURED_FIGURES = 8
-# An elasticity below this is called none.
+# An elasticity below this does not matter; below rounding it is none.
 NEGLIGIBLE = 5e-4
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,9 @@ def sensitivity(parameter: str, reruns: Reruns) -> Sensitivity:
     elasticity = _elasticity(values, [below_s, above_s], value, reruns.here.makespan_s)
     plan_held = _elasticity(values, held, value, reruns.here.makespan_s)
     remark = ""
-    if all(e is not None and abs(e) < NEGLIGIBLE for e in (elasticity, plan_held)):
-        remark = _reason(parameter, reruns)
+    strength = max((abs(e) for e in (elasticity, plan_held) if e is not None), default=math.inf)
+    if strength < NEGLIGIBLE:
+        remark = _reason(parameter, reruns) if strength < ROUNDING else "counts, but too little to matter"
     if below is not None and below_s is None:
         remark = f"nothing fits at {value / factor:,.0f}"
     return Sensitivity(parameter, value, elasticity, plan_held, below_s, above_s, remark)

@@ -103,3 +103,11 @@ def test_a_value_at_which_nothing_fits_is_said():
     row = sensitivity("memory_limit_bytes", reruns)
     assert row.makespan_below_s is None
     assert row.remark == "nothing fits at 9"
+
+
+def test_what_counts_but_hardly_is_not_called_hidden():
+    blocks = [Block(name="tiny", kind="tiny", weight_bytes=1, flops=1), Block(name="b", kind="b", weight_bytes=9)]
+    measured = {"tiny": Measured(load_s=1e-4, exec_s=1), "b": Measured(load_s=1, exec_s=9)}
+    found = rows("sequential", Workload(name="w", stages=[Stage(name="s", blocks=blocks)]), measured=measured)
+    assert 0 < found["measured.tiny.load_s"].elasticity < 1e-4
+    assert found["measured.tiny.load_s"].remark == "counts, but too little to matter"

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from cidl_sim.commands import execute, lookup, make, measure, plans
+from cidl_sim.commands import execute, lookup, make, measure, plans, what_if
 from cidl_sim.core.errors import CidlError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for verb in (
     lookup.devices,
     lookup.policies,
     plans.simulate,
+    what_if.whatif,
     measure.calibrate,
     measure.validate,
     execute.run,

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.cli import _exit_code, app
-from cidl_sim.core.device import DeviceProfile, Loader, Noise, read_device
+from cidl_sim.core.device import DeviceProfile, Loader, Measured, Noise, ThermalStep, read_device
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload, read_workload
@@ -238,6 +238,70 @@ def test_a_seed_changes_the_makespan_only_where_the_device_has_noise(workload, d
     plain, first, second, again = makespans(noisy_device)
     assert len({plain, first, second}) == 3
     assert first == again
+
+
+def test_runs_give_quantiles_of_the_makespan(workload, noisy_device):
+    arguments = ("simulate", workload, noisy_device, "--policy", "lru")
+    figures = answer_of(*arguments, "--runs", 40)
+    p5, p50, p95 = figures["makespan_quantiles_s"].values()
+    assert list(figures["makespan_quantiles_s"]) == ["p5", "p50", "p95"]
+    assert p5 < p50 < p95
+    assert figures["runs"] == 40
+    # The trace beside them is the one without noise, unless a seed asks for another.
+    assert figures["makespan_s"] == answer_of(*arguments)["makespan_s"]
+    assert answer_of(*arguments, "--runs", 40) == figures
+    assert answer_of(*arguments, "--runs", 40, "--seed", 99)["makespan_quantiles_s"] != figures["makespan_quantiles_s"]
+    one = answer_of(*arguments, "--runs", 1, "--seed", 3)
+    assert set(one["makespan_quantiles_s"].values()) == {one["makespan_s"]}
+
+
+def test_runs_without_noise_are_remarked_upon_not_refused(workload, device):
+    outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--runs", 5)
+    assert outcome.code == 0
+    assert "no figures under [noise]" in outcome.err
+    figures = answer_of("simulate", workload, device, "--policy", "lru", "--runs", 5)
+    assert set(figures["makespan_quantiles_s"].values()) == {figures["makespan_s"]}
+    assert f"p50 {figures['makespan_s']:.3f} s" in outcome.out
+
+
+def test_scenarios_combine_and_the_plan_does_not_know_of_them(workload, noisy_device, tmp_path):
+    arguments = ("simulate", workload, noisy_device, "--policy", "spread")
+    heat, shrink = ("--thermal", "60:0.25", "--thermal", "20:0.5"), ("--limit-change", "30:15")
+    calm, hot, tight, both = (answer_of(*arguments, *o) for o in ((), heat, shrink, (*heat, *shrink)))
+    assert calm["makespan_s"] < min(hot["makespan_s"], tight["makespan_s"])
+    assert max(hot["makespan_s"], tight["makespan_s"]) < both["makespan_s"]
+    assert len({figures["policy"] for figures in (calm, hot, tight, both)}) == 1
+    quantiles = answer_of(*arguments, *heat, *shrink, "--runs", 20)["makespan_quantiles_s"]
+    assert quantiles["p5"] < both["makespan_s"] < quantiles["p95"]
+
+
+def test_thermal_steps_replace_those_of_the_profile(workload, device, tmp_path):
+    heated = tmp_path / "heated.toml"
+    read_device(device).model_copy(update={"thermal": (ThermalStep(after_s=30.0, factor=0.5),)}).write(heated)
+    same = answer_of("simulate", workload, heated, "--policy", "lru")["makespan_s"]
+    assert answer_of("simulate", workload, device, "--policy", "lru", "--thermal", "30:0.5")["makespan_s"] == same
+    cool = answer_of("simulate", workload, heated, "--policy", "lru", "--thermal", "0:1")["makespan_s"]
+    assert cool == answer_of("simulate", workload, device, "--policy", "lru")["makespan_s"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--thermal 5", ["--thermal '5'", "SECONDS:FACTOR"]),
+        ("--thermal 5:0", ["--thermal '5:0'"]),
+        ("--thermal=-1:0.5", ["--thermal '-1:0.5'"]),
+        ("--thermal nan:1", ["--thermal 'nan:1'"]),
+        ("--thermal 5:inf", ["--thermal '5:inf'"]),
+        ("--thermal 5:1 --thermal 5:0.5", ["--thermal", "5 s"]),
+        ("--limit-change 5:1.5", ["--limit-change '5:1.5'", "SECONDS:BYTES"]),
+        ("--limit-change 5:0", ["--limit-change '5:0'"]),
+        ("--limit-change inf:5", ["--limit-change 'inf:5'"]),
+        ("--runs 0", ["--runs"]),
+        ("--runs many", ["--runs"]),
+    ],
+)
+def test_a_scenario_that_makes_no_sense_is_refused(options, words, workload, device):
+    assert_refused(call_cidl("simulate", workload, device, "--policy", "lru", *options.split()), 2, *words)
 
 
 @pytest.mark.parametrize("seed", [[], ["--seed", 7]])
@@ -515,6 +579,12 @@ def test_what_cannot_be_done_is_refused_in_one_line(arguments, words, workload, 
         ("loader.bandwidth_bytes_per_s", ["KEY=VALUE"]),
         ("loader.bandwidth_bytes_per_s=", ["not a number"]),
         ("loader.bandwidth_bytes_per_s=fast", ["'fast' is not a number"]),
+        ("memory_limit_bytes=3.3GB", ["memory_limit_bytes=3.3GB", "the key names the unit"]),
+        ("memory_limit_bytes=1.5", ["memory_limit_bytes", "fractional part"]),
+        ("memory_limit_bytes=1e300", ["memory_limit_bytes"]),
+        ("loader.bandwidth_bytes_per_s=1e999", ["loader.bandwidth_bytes_per_s", "finite"]),
+        ("loader.bandwidth_bytes_per_s=1e-320", ["kind 'b' would take inf s", "[loader]"]),
+        ("executor.flops_per_s=1e-320", ["kind 'b' would take inf s", "[executor]"]),
         ("loader.bandwidth_bytes_per_s=NaN", ["loader.bandwidth_bytes_per_s", "finite"]),
         ("loader.bandwidth_bytes_per_s=-1", ["loader.bandwidth_bytes_per_s", "greater than 0"]),
         ("loader.latency_s=-0.5", ["loader.latency_s", "greater than or equal to 0"]),
@@ -537,6 +607,16 @@ def test_a_plan_for_another_workload_is_refused(workload, device, tmp_path):
 def test_a_device_that_lacks_a_figure_is_refused_with_its_name(workload, device):
     outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--set", "loader.bandwidth_bytes_per_s=null")
     assert_refused(outcome, 2, "analytic", "loader.bandwidth_bytes_per_s")
+
+
+@pytest.mark.parametrize("command", ["simulate {workload} {device} --policy lru", "plan {workload} {device}"])
+def test_a_kind_without_a_measurement_is_flagged(command, workload, device, tmp_path):
+    measured = tmp_path / "measured.toml"
+    read_device(device).model_copy(update={"measured": {"b": Measured(load_s=1, exec_s=1)}}).write(measured)
+    for file, fall_backs in ((device, ["analytic cost for kind b"]), (measured, [])):
+        filled = command.format(workload=workload, device=file).split()
+        assert answer_of(*filled)["fall_backs"] == fall_backs
+        assert ("analytic cost for kind b" in call_cidl(*filled).out) == bool(fall_backs)
 
 
 @pytest.mark.parametrize("verb", ["simulate", "plan"])
@@ -590,6 +670,9 @@ def places(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
         (("stages", 0, "blocks", 0, "weight_bytes"), -1, ["stages.0.blocks.0.weight_bytes", "greater than or equal"]),
         (("stages", 0, "blocks", 0, "weight_bytes"), "heavy", ["stages.0.blocks.0.weight_bytes", "integer"]),
         (("stages", 0, "blocks", 0, "flops"), float("inf"), ["stages.0.blocks.0.flops", "finite"]),
+        (("stages", 0, "blocks", 0, "flops"), float("nan"), ["stages.0.blocks.0.flops", "finite"]),
+        (("stages", 0, "blocks", 0, "bytes_moved"), -1, ["stages.0.blocks.0.bytes_moved", "greater than or equal"]),
+        (("stages", 0, "blocks", 0, "workspace_bytes"), 10**400, ["stages.0.blocks.0.workspace_bytes", "less than"]),
         (("stages", 0, "blocks", 1, "name"), "b0", ["stages.0", "duplicate block name 'b0'"]),
         (("stages", 0, "blocks", 1, "weights"), "b0", ["'b0'", "two sizes"]),
         (("stages", 0, "blocks", 1, "price"), 3, ["stages.0.blocks.1.price", "Extra inputs"]),
@@ -623,6 +706,14 @@ def test_two_stages_of_one_name_are_refused(device, tmp_path):
         (("loader", "speed"), 1, ["loader.speed", "Extra inputs"]),
         (("executor", "efficiency"), 1.5, ["executor.efficiency", "less than or equal to 1"]),
         (("noise", "load"), float("nan"), ["noise.load", "finite"]),
+        (("noise", "execute"), float("inf"), ["noise.execute", "finite"]),
+        (("memory_limit_bytes",), float("inf"), ["memory_limit_bytes", "finite"]),
+        (("baseline_bytes",), -1, ["baseline_bytes", "greater than or equal to 0"]),
+        (("loader", "latency_s"), float("-inf"), ["loader.latency_s", "finite"]),
+        (("executor", "flops_per_s"), float("nan"), ["executor.flops_per_s", "finite"]),
+        (("measured",), {"b": {"exec_s": float("inf")}}, ["measured.b.exec_s", "finite"]),
+        (("thermal",), [{"after_s": -5, "factor": 1}], ["thermal.0.after_s", "greater than or equal to 0"]),
+        (("thermal",), [{"after_s": 5, "factor": 0}], ["thermal.0.factor", "greater than 0"]),
         (("measured",), {"b": {"load_s": -1}}, ["measured.b.load_s", "greater than or equal to 0"]),
         (("thermal",), [{"after_s": 5, "factor": 1}, {"after_s": 5, "factor": 2}], ["after_s must increase"]),
     ],
@@ -631,6 +722,31 @@ def test_a_damaged_device_is_refused_with_its_file_and_field(path, value, words,
     file = tmp_path / "damaged.toml"
     file.write_text(tomli_w.dumps(with_value(DEVICE_DATA, path, value)))
     assert_refused(call_cidl("simulate", workload, file, "--policy", "lru"), 2, str(file), *words)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("format",), "cidl-trace/2", ["format", "cidl-trace/1"]),
+        (("spans", 0, "start_s"), -1, ["spans.0.start_s", "greater than or equal to 0"]),
+        (("spans", 0, "end_s"), float("nan"), ["spans.0.end_s", "finite"]),
+        (("spans", 0, "start_s"), 1e9, ["spans.0", "a negative duration"]),
+        (("spans", 0, "visit"), 9999, ["spans.0.visit", "only 12 visits"]),
+        (("header", "memory_limit_bytes"), -5, ["header.memory_limit_bytes", "greater than 0"]),
+        (("header", "stages", 0, "rounds"), -1, ["header.stages.0.rounds", "greater than or equal to 1"]),
+        (("header", "stages"), [], ["header.stages"]),
+        (
+            ("events",),
+            [{"kind": "limit_changed", "at_s": 1, "values": {"limit_bytes": "x"}}],
+            ["events.0.values.limit_bytes", "'x'"],
+        ),
+    ],
+)
+def test_a_damaged_trace_is_refused_with_its_file_and_field(path, value, words, workload, device, tmp_path):
+    file = tmp_path / "trace.json"
+    answer_of("simulate", workload, device, "--policy", "lru", "--trace", file)
+    file.write_text(json.dumps(with_value(json.loads(file.read_text()), path, value)))
+    assert_refused(call_cidl("trace", "show", file), 2, str(file), *words)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1", b"[" * 100_000, b"\x00"])

@@ -61,7 +61,10 @@ def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress bar on standard error; gives a function (step, done, total, detail)."""
+    """A progress bar on standard error; gives a function (step, done, total, detail).
+
+    It appears with the first step, so that what is refused before that is refused in one line.
+    """
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -70,17 +73,22 @@ def progress() -> Iterator[Callable[[str, int, int, str], None]]:
         TextColumn("[dim]{task.fields[detail]}[/dim]"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=messages) as progress:
-        tasks: dict[str, Any] = {}
+    progress = Progress(*columns, console=messages)
+    tasks: dict[str, Any] = {}
 
-        def step(name: str, done: int, total: int, detail: str) -> None:
-            if name not in tasks:
-                for task in tasks.values():
-                    progress.stop_task(task)
-                tasks[name] = progress.add_task(name, total=total, detail=detail)
-            progress.update(tasks[name], completed=done, total=total, detail=detail)
+    def step(name: str, done: int, total: int, detail: str) -> None:
+        if name not in tasks:
+            progress.start()
+            for task in tasks.values():
+                progress.stop_task(task)
+            tasks[name] = progress.add_task(name, total=total, detail=detail)
+        progress.update(tasks[name], completed=done, total=total, detail=detail)
 
+    try:
         yield step
+    finally:
+        if tasks:
+            progress.stop()
 
 
 def draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:
@@ -110,5 +118,5 @@ def device_with(name: str, settings: list[str] | None) -> DeviceProfile:
         try:
             device = device.with_value(key, json.loads(value))
         except json.JSONDecodeError:
-            raise InputError(f"--set {setting!r}: {value!r} is not a number") from None
+            raise InputError(f"--set {setting!r}: {value!r} is not a number (the key names the unit)") from None
     return device

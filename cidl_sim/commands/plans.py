@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,18 +19,25 @@ from cidl_sim.commands.console import (
     WorkloadArgument,
     device_with,
     draw,
+    messages,
+    progress,
     show,
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import (
     plan_table,
+    quantiles_line,
     summary_table,
 )
 from cidl_sim.workloads.catalog import find_workload
+
+if TYPE_CHECKING:
+    from cidl_sim.simulator.quantiles import MakespanQuantiles
 
 
 def simulate(
@@ -35,10 +46,15 @@ def simulate(
     policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
     plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
     settings: SetOption = None,
-    seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on.")] = None,
+    seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on; first seed of --runs.")] = None,
+    runs: Annotated[int | None, Optional("--runs", min=1, help="Quantiles of the makespan over so many seeds.")] = None,
     limit_changes: Annotated[
         list[str] | None,
         Optional("--limit-change", metavar="SECONDS:BYTES", help="At that time the memory limit becomes another."),
+    ] = None,
+    thermal_steps: Annotated[
+        list[str] | None,
+        Optional("--thermal", metavar="SECONDS:FACTOR", help="From then on the executor's rate is times FACTOR."),
     ] = None,
     trace_file: Annotated[Path | None, Optional("--trace", help="Write the simulated trace.")] = None,
     plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
@@ -56,13 +72,25 @@ def simulate(
     else:
         plan = make_plan(policy or "", workload, device)
     changes = [_limit_change(text) for text in limit_changes or ()]
+    # Like a limit that changes, heat is a scenario: the plan was made without knowing of it.
+    device = _heated(device, thermal_steps or ())
     trace = run_simulation(workload, device, plan, seed=seed, limit_changes=changes)
+    spread = None if runs is None else _quantiles(workload, device, plan, runs, seed or 0, changes)
     if trace_file is not None:
         trace.write(trace_file)
     if plot is not None:
         draw([(f"simulated, {plan.policy}", trace)], plot, f"{workload.name} on {device.name}")
     summary = {"workload": workload.name, "device": device.name, **trace.summary()}
-    show(summary, as_json, lambda: summary_table(f"{workload.name} on {device.name}", trace))
+    if spread is not None:
+        summary.update(makespan_quantiles_s=asdict(spread), runs=runs)
+    show(
+        summary,
+        as_json,
+        lambda: [
+            summary_table(f"{workload.name} on {device.name}", trace),
+            *([] if spread is None else [quantiles_line(asdict(spread), runs or 0)]),
+        ],
+    )
 
 
 def plan_command(
@@ -84,27 +112,71 @@ def plan_command(
             evaluated_plan(policy, workload, device)  # fail before the baselines are worked out
         baselines = baseline_makespans(workload, device)
         chosen = policy or min((p for p in baselines if baselines[p] is not None), key=lambda p: baselines[p] or 0.0)
-        plan, _ = evaluated_plan(chosen, workload, device)
+        plan, trace = evaluated_plan(chosen, workload, device)
         target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
         if target is not None:
             plan.write(target)
-        results.append(_plan_figures(plan, workload, device, baselines, target))
+        results.append(_plan_figures(plan, trace, workload, device, baselines, target))
     show(results[0] if len(results) == 1 else results, as_json, lambda: [plan_table(r) for r in results])
 
 
 def _limit_change(text: str) -> tuple[float, int]:
-    at_s, colon, limit = text.partition(":")
+    form = "SECONDS:BYTES, such as 2.5:1500000000"
+    at_s, limit_bytes = _at_time("--limit-change", text, form)
+    if not limit_bytes.is_integer():
+        raise InputError(f"--limit-change {text!r}: write {form}")
+    return at_s, int(limit_bytes)
+
+
+def _heated(device: DeviceProfile, texts: Sequence[str]) -> DeviceProfile:
+    """The device with these thermal steps in place of its own; as it is without any."""
+    if not texts:
+        return device
+    steps = sorted(_at_time("--thermal", text, "SECONDS:FACTOR, such as 120:0.8") for text in texts)
+    times = [at_s for at_s, _ in steps]
+    if twice := next((b for a, b in pairwise(times) if a == b), None):
+        raise InputError(f"--thermal: two factors from {twice:g} s on")
+    return device.with_value("thermal", [{"after_s": at_s, "factor": factor} for at_s, factor in steps])
+
+
+def _at_time(option: str, text: str, form: str) -> tuple[float, float]:
+    """A time in seconds and a positive, finite value from then on, written with a colon between them."""
+    at_s, _, value = text.partition(":")
     try:
-        change = (float(at_s), int(limit))
+        pair = (float(at_s), float(value))
     except ValueError:
-        change = (-1.0, 0)
-    if not colon or not 0 <= change[0] < float("inf") or change[1] <= 0:
-        raise InputError(f"--limit-change {text!r}: write SECONDS:BYTES, such as 2.5:1500000000")
-    return change
+        pair = (-1.0, 0.0)
+    if not (0 <= pair[0] < math.inf and 0 < pair[1] < math.inf):
+        raise InputError(f"{option} {text!r}: write {form}")
+    return pair
+
+
+def _quantiles(
+    workload: Workload, device: DeviceProfile, plan: Plan, runs: int, first_seed: int, changes: list[tuple[float, int]]
+) -> MakespanQuantiles:
+    from cidl_sim.simulator.quantiles import has_noise, makespan_quantiles
+
+    if not has_noise(device):
+        messages.print(f"{device.name}: no figures under [noise], so every run takes the same time", markup=False)
+    with progress() as step:
+        return makespan_quantiles(
+            workload,
+            device,
+            plan,
+            runs,
+            first_seed,
+            limit_changes=changes,
+            on_run=lambda done, total: step("seeded runs", done, total, f"of {plan.policy}"),
+        )
 
 
 def _plan_figures(
-    plan: Plan, workload: Workload, device: DeviceProfile, baselines: dict[str, float | None], file: Path | None
+    plan: Plan,
+    trace: Trace,
+    workload: Workload,
+    device: DeviceProfile,
+    baselines: dict[str, float | None],
+    file: Path | None,
 ) -> dict[str, Any]:
     return {
         "workload": workload.name,
@@ -118,5 +190,6 @@ def _plan_figures(
         "peak_resident_bytes": plan.peak_resident_bytes,
         "memory_limit_bytes": plan.memory_limit_bytes,
         "baselines": baselines,
+        "fall_backs": list(trace.header.fall_backs),
         "file": str(file) if file else None,
     }

@@ -6,11 +6,13 @@
 A measurement of the block's kind replaces the formula. Kinds are dotted paths: without a measurement of
 `stdit.pair.fp32.5x16` that of `stdit.pair.fp32`, then of `stdit.pair`, and so on, stands in. A block of
 another size than the measured one scales it by the ratio of the formulas. A cold load adds the measured
-cold difference, scaled in the same way.
+cold difference, scaled in the same way. Figures whose quotient is no usable number of seconds are an error that
+names the kind.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,10 @@ from cidl_sim.core.workload import Block
 
 if TYPE_CHECKING:
     from cidl_sim.core.device import DeviceProfile, Measured
+
+
+# Even five million visits of this length add up to a finite makespan.
+LONGEST_S = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +57,36 @@ def roofline_s(flops: float, bytes_moved: float, device: DeviceProfile) -> float
     executor = device.executor
     if flops and executor.flops_per_s is None:
         return None
-    arithmetic = flops / (executor.flops_per_s * executor.efficiency) if executor.flops_per_s else 0.0
+    rate = (executor.flops_per_s or math.inf) * executor.efficiency
+    # A product of two tiny figures may be zero: the check on finished costs refuses what comes of it.
+    arithmetic = flops / rate if rate else math.inf
     traffic = bytes_moved / executor.memory_bandwidth_bytes_per_s if executor.memory_bandwidth_bytes_per_s else 0.0
     if not flops and not traffic:
         return None if bytes_moved else 0.0
     return max(arithmetic, traffic)
 
 
+def measured_kind(kind: str, device: DeviceProfile) -> str | None:
+    """`kind` or its nearest ancestor in the dotted path that was measured."""
+    while kind and kind not in device.measured:
+        kind = kind.rpartition(".")[0]
+    return kind or None
+
+
 def measurement_of(kind: str, device: DeviceProfile) -> Measured | None:
     """The measurement of `kind` or of its nearest ancestor in the dotted path."""
-    while kind:
-        if kind in device.measured:
-            return device.measured[kind]
-        kind = kind.rpartition(".")[0]
-    return None
+    measured = measured_kind(kind, device)
+    return None if measured is None else device.measured[measured]
 
 
 def load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:
     """The cost of loading a block's weights. DeviceError if the profile can neither look up nor compute it."""
+    cost = _load_cost(block, device, cold=cold)
+    _check_length(cost, "load", block, device)
+    return cost
+
+
+def _load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:
     latency = device.loader.latency_s
     formula = transfer_s(block.weight_bytes, device)
     measured = measurement_of(block.kind, device)
@@ -103,6 +121,12 @@ def _size_ratio(measured: Measured, block: Block, device: DeviceProfile) -> floa
 
 def execute_cost(block: Block, device: DeviceProfile) -> Cost:
     """The cost of executing a block. DeviceError if the profile can neither look up nor compute it."""
+    cost = _execute_cost(block, device)
+    _check_length(cost, "execution", block, device)
+    return cost
+
+
+def _execute_cost(block: Block, device: DeviceProfile) -> Cost:
     formula = roofline_s(block.flops, block.bytes_moved, device)
     measured = measurement_of(block.kind, device)
     if measured is None or measured.exec_s is None:
@@ -116,6 +140,14 @@ def execute_cost(block: Block, device: DeviceProfile) -> Cost:
     if measured.flops and block.flops and measured.flops != block.flops:
         seconds *= block.flops / measured.flops
     return Cost(0.0, seconds, measured=True)
+
+
+def _check_length(cost: Cost, what: str, block: Block, device: DeviceProfile) -> None:
+    if not 0 <= cost.seconds <= LONGEST_S:
+        raise DeviceError(
+            f"{device.name}: the {what} of kind {block.kind!r} would take {cost.seconds} s; check the block's "
+            f"figures and those of [{'loader' if what == 'load' else 'executor'}]"
+        )
 
 
 def _describes_execution(device: DeviceProfile) -> bool:

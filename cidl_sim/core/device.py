@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from cidl_sim.core.costs import rescaled_measurement
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
+from cidl_sim.core.workload import MAX_BYTES
 
 Mark = Literal["measured", "published", "derived", "assumed"]
 
@@ -106,8 +107,8 @@ class DeviceProfile(Record):
 
     format: Literal["cidl-device/1"] = "cidl-device/1"
     name: str = Field(min_length=1)
-    memory_limit_bytes: int = Field(gt=0)
-    baseline_bytes: int = Field(default=0, ge=0)
+    memory_limit_bytes: int = Field(gt=0, le=MAX_BYTES)
+    baseline_bytes: int = Field(default=0, ge=0, le=MAX_BYTES)
     loader: Loader = Loader()
     executor: Executor = Executor()
     measured: dict[str, Measured] = Field(default_factory=dict)
@@ -150,6 +151,9 @@ class DeviceProfile(Record):
         known = set(Measured.model_fields) if parents[:1] == ["measured"] else set(target)
         if leaf not in known or leaf in ("format",):
             raise DeviceError(f"{self.name}: no figure named {key!r} (there are: {', '.join(sorted(known))})")
+        if isinstance(value, bool):
+            # Validation would take them for 1 and 0.
+            raise DeviceError(f"{self.name}: {key}: {value} is not a figure")
         target[leaf] = value
         changed = validated(DeviceProfile, data, f"{self.name}: --set {key}", DeviceError)
         if parents[:1] not in (["loader"], ["executor"]):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,6 +21,15 @@ class Record(BaseModel):
     """Frozen data with no unknown fields and no infinities: the base of every noun that is a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields replaced, and without anything that was worked out from the old ones."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update:
+            # Cached properties (visits, hashes, sums) lie among the fields, and pydantic would copy them along.
+            for name in set(vars(copied)) - set(type(self).model_fields):
+                del vars(copied)[name]
+        return copied
 
 
 def first_problem(error: ValidationError) -> str:

@@ -95,6 +95,11 @@ class Schedule:
         workspace = max(self._workspace[self._current : until + 1], default=0)
         return self.memory_limit_bytes - self.baseline_bytes - workspace
 
+    @property
+    def pending_load(self) -> Load | None:
+        """The next load in the plan's order, whether it may start or not; None if all have started."""
+        return self._loads[self._next_load] if self._next_load < len(self._loads) else None
+
     def next_load(self) -> Load | None:
         """The load that may start now, or None (then `loader_cause` says why)."""
         return self._loads[self._next_load] if self.loader_cause() is None else None

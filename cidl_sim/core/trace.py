@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cidl_sim.core.errors import TraceError
 from cidl_sim.core.files import Record, read_json, replacing, validated
@@ -39,6 +39,12 @@ class Span(Record):
     cause: str | None = None
     resident_bytes: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _time_does_not_run_backwards(self) -> Span:
+        if self.end_s < self.start_s:
+            raise ValueError(f"a negative duration: start_s {self.start_s}, end_s {self.end_s}")
+        return self
+
 
 class Event(Record):
     """Something that happened at one moment, such as a stage that ended early."""
@@ -53,8 +59,8 @@ class StageOutline(Record):
 
     name: str
     group: str
-    rounds: int
-    blocks: tuple[str, ...]
+    rounds: int = Field(ge=1)
+    blocks: tuple[str, ...] = Field(min_length=1)
     kinds: tuple[str, ...]
 
 
@@ -70,17 +76,17 @@ class Header(Record):
     origin: Origin
     enforced_by: EnforcedBy
     clock: Literal["virtual", "perf_counter", "cuda_event", "mach_time", "unknown"]
-    memory_limit_bytes: int
-    baseline_bytes: int
-    peak_resident_bytes: int | None = None
-    peak_kernel_bytes: int | None = None
+    memory_limit_bytes: int = Field(gt=0)
+    baseline_bytes: int = Field(ge=0)
+    peak_resident_bytes: int | None = Field(default=None, ge=0)
+    peak_kernel_bytes: int | None = Field(default=None, ge=0)
     seed: int | None = None
     fall_backs: tuple[str, ...] = ()
     machine: dict[str, str | int | float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     date: str | None = None
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
-    stages: tuple[StageOutline, ...]
+    stages: tuple[StageOutline, ...] = Field(min_length=1)
 
 
 class Trace(Record):
@@ -90,6 +96,18 @@ class Trace(Record):
     header: Header
     spans: tuple[Span, ...]
     events: tuple[Event, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Trace:
+        visits = sum(stage.rounds * len(stage.blocks) for stage in self.header.stages)
+        for i, span in enumerate(self.spans):
+            if span.visit >= visits:
+                raise ValueError(f"spans.{i}.visit: {span.visit}, but the stages have only {visits} visits")
+        for i, event in enumerate(self.events):
+            limit = event.values.get("limit_bytes")
+            if event.kind == "limit_changed" and not (isinstance(limit, int) and limit > 0):
+                raise ValueError(f"events.{i}.values.limit_bytes: {limit!r} is not a positive number of bytes")
+        return self
 
     def to_json(self) -> str:
         """The trace as text: equal traces give equal bytes."""
@@ -277,18 +295,16 @@ class TraceRecorder:
 
     def settled(self, at_s: float) -> None:
         """Everything that may start at `at_s` has started: note why the idle workers wait."""
-        schedule = self._schedule
-        causes: dict[str, str | None] = {"executor": schedule.executor_cause()}
-        loader_cause = schedule.loader_cause()
         for worker, idle in self._idle.items():
             if idle is None:
                 continue
             since, cause, visit = idle
-            now = causes.get(worker, loader_cause) or cause
-            current = min(schedule.current, len(schedule.workload.visits) - 1)
-            if now != cause or (worker == "executor" and current != visit):
+            now, awaited = self._cause(worker) or cause, self._awaited_visit(worker)
+            if now != cause or (worker == "executor" and awaited != visit):
                 self._add_wait(worker, visit, since, at_s, cause)
-                self._idle[worker] = (at_s, now, current)
+                since = at_s
+            # Another channel may have taken the load that this one waited for.
+            self._idle[worker] = (since, now, awaited)
 
     def _begin(self, at_s: float, worker: str, visit: Visit, cold: bool) -> None:
         idle = self._idle[worker]
@@ -299,13 +315,18 @@ class TraceRecorder:
 
     def _end(self, at_s: float, worker: str) -> tuple[Visit, float, bool]:
         opened = self._open.pop(worker)
-        cause = self._schedule.executor_cause() if worker == "executor" else self._schedule.loader_cause()
-        self._idle[worker] = (
-            at_s,
-            cause or "dispatch",
-            min(self._schedule.current, len(self._schedule.workload.visits) - 1),
-        )
+        self._idle[worker] = (at_s, self._cause(worker) or "dispatch", self._awaited_visit(worker))
         return opened
+
+    def _cause(self, worker: str) -> str | None:
+        return self._schedule.executor_cause() if worker == "executor" else self._schedule.loader_cause()
+
+    def _awaited_visit(self, worker: str) -> int:
+        """The visit that the executor is to run next, or whose weights the loader is to load next."""
+        schedule, last = self._schedule, len(self._schedule.workload.visits) - 1
+        if worker == "executor":
+            return min(schedule.current, last)
+        return last if schedule.pending_load is None else schedule.pending_load.visit
 
     def _add_wait(self, worker: str, visit: int, start_s: float, end_s: float, cause: str) -> None:
         if end_s > start_s and cause != "done":

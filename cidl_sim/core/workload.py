@@ -13,6 +13,8 @@ from cidl_sim.core.errors import WorkloadError
 from cidl_sim.core.files import Record, canonical_json, read_json, sha256_of, validated, write_text
 
 MAX_VISITS = 5_000_000
+# What a file size can be; beyond it sums are no longer exact in other languages' readers.
+MAX_BYTES = 2**63 - 1
 
 
 class Block(Record):
@@ -26,8 +28,8 @@ class Block(Record):
     name: str = Field(min_length=1)
     kind: str = Field(min_length=1)
     weights: str = ""
-    weight_bytes: int = Field(ge=0)
-    workspace_bytes: int = Field(default=0, ge=0)
+    weight_bytes: int = Field(ge=0, le=MAX_BYTES)
+    workspace_bytes: int = Field(default=0, ge=0, le=MAX_BYTES)
     flops: float = Field(default=0, ge=0)
     bytes_moved: float = Field(default=0, ge=0)
 

@@ -32,7 +32,10 @@ def evaluated_plan(policy: str, workload: Workload, device: DeviceProfile) -> tu
         "proof_scope": "any plan for this workload and device: first load and all executions, or all first loads",
         "peak_resident_bytes": trace.peak_resident_bytes,
     }
-    return plan.model_copy(update=figures), trace
+    plan = plan.model_copy(update=figures)
+    # The predictions are part of the plan's identity; the trace is of the plan that is handed out.
+    header = trace.header.model_copy(update={"plan_sha256": plan.sha256})
+    return plan, trace.model_copy(update={"header": header})
 
 
 def baseline_makespans(

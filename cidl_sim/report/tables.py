@@ -108,12 +108,18 @@ def summary_table(title: str, trace: Trace) -> Table:
         table.add_row("peak memory, kernel", f"{summary['peak_kernel_bytes'] / 1e6:,.1f} MB")
     table.add_row("memory limit", f"{summary['memory_limit_bytes'] / 1e6:,.1f} MB")
     table.add_row("limit enforced by", summary["enforced_by"])
-    notes = summary["fall_backs"]
-    if notes:
-        table.add_row(
-            "fall-backs (all with --json)", f"{notes[0]}" + (f", and {len(notes) - 1} more" if notes[1:] else "")
-        )
+    if summary["fall_backs"]:
+        table.add_row("fall-backs (all with --json)", _first_and_more(summary["fall_backs"]))
     return table
+
+
+def quantiles_line(quantiles: dict[str, float], runs: int) -> str:
+    """The quantiles of a makespan over seeded runs in one line."""
+    return f"makespan over {runs} seeded runs: " + ", ".join(f"{name} {s:.3f} s" for name, s in quantiles.items())
+
+
+def _first_and_more(notes: list[str]) -> str:
+    return notes[0] + (f", and {len(notes) - 1} more" if notes[1:] else "")
 
 
 def plan_table(figures: dict[str, Any]) -> Table:
@@ -132,7 +138,34 @@ def plan_table(figures: dict[str, Any]) -> Table:
     table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (
         f"; plan in {figures['file']}" if figures["file"] else ""
     )
+    if figures["fall_backs"]:
+        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures['fall_backs'])}"
     return table
+
+
+def what_if_tables(figures: dict[str, Any]) -> list[Any]:
+    """Sensitivities as a table and break points as sentences (the figures of `cidl whatif`)."""
+    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"
+    table = Table(title=title, title_justify="left")
+    for heading in ("figure", "value", "elasticity", "plan held", "/ 1.1 (s)", "x 1.1 (s)", "remark"):
+        table.add_column(
+            heading, justify="left" if heading in ("figure", "remark") else "right", no_wrap=heading != "remark"
+        )
+    for row in figures["sensitivities"]:
+        table.add_row(
+            row["parameter"],
+            "-" if row["value"] is None else f"{row['value']:.4g}",
+            *("-" if row[name] is None else f"{row[name]:+.3f}" for name in ("elasticity", "elasticity_plan_held")),
+            *("-" if row[name] is None else f"{row[name]:.2f}" for name in ("makespan_below_s", "makespan_above_s")),
+            row["remark"],
+        )
+    table.caption = (
+        "elasticity: % of makespan for each % of the figure, planned anew; plan held: with the plan as it is"
+    )
+    if figures["fall_backs"]:
+        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures['fall_backs'])}"
+    sentences = [f"- {point['sentence']}" for point in figures["break_points"]]
+    return [table, *sentences, *([f"picture in {figures['file']}"] if figures["file"] else [])]
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> Table:

@@ -82,9 +82,10 @@ def makespan_s(
     *,
     seed: int | None = None,
     stage_rounds: Mapping[int, int] | None = None,
+    limit_changes: Sequence[LimitChange] = (),
 ) -> float:
     """The makespan of `plan` in seconds, without recording a trace."""
-    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds)
+    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes)
     engine.run()
     return engine.finished_s
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,7 @@ from cidl_sim.core.samples import Sample, Slowdowns, by_kind, samples_of
 from cidl_sim.core.trace import Operation, Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import Factors, makespan_s, simulate
+from cidl_sim.simulator.quantiles import has_noise, makespan_quantiles
 
 # Loading work over execution work: beyond these a run is bound by the loader, or by the executor.
 LOADER_BOUND, EXECUTOR_BOUND = 1.25, 0.8
@@ -89,15 +90,10 @@ class Case:
 
     def quantiles_s(self) -> dict[str, float] | None:
         """p5, p50 and p95 of the simulated makespan over seeds; None for a profile without noise."""
-        if not any(self.device.noise.model_dump().values()):
+        if not has_noise(self.device):
             return None
         rounds = self.measured[0].stage_rounds
-        found = [
-            makespan_s(self.workload, self.device, self.plan, seed=seed, stage_rounds=rounds)
-            for seed in range(QUANTILE_SEEDS)
-        ]
-        low, middle, high = np.quantile(found, [0.05, 0.5, 0.95])
-        return {"p5": float(low), "p50": float(middle), "p95": float(high)}
+        return asdict(makespan_quantiles(self.workload, self.device, self.plan, QUANTILE_SEEDS, stage_rounds=rounds))
 
     def shares(self) -> dict[str, float]:
         """The prediction's signed error by cause, relative to the measured makespan; medians over the runs.
@@ -236,7 +232,9 @@ def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
 
 
 def memory_of(case: Case) -> dict[str, Any]:
-    """Predicted against measured memory: slots of the arena really touched, and the kernel's peak."""
+    """Predicted against measured memory: slots of the arena really touched (the most of any run), and the kernel's peak
+    (the median over the runs).
+    """  # noqa: D205
     simulated = case.simulated
     held, peak, kernel = 0, 0, 0
     events = sorted(
@@ -258,7 +256,9 @@ def memory_of(case: Case) -> dict[str, Any]:
             peak = max(peak, held)
     figures = [t.header.machine.get("touched_bytes") for t in case.measured]
     touched = max((int(count) for count in figures if count), default=None)
-    seen = case.peak_kernel_bytes
+    # From run to run the kernel's peak differs by some per cent: by pages of libraries and holes of the heap.
+    peaks = [p for t in case.measured if (p := t.header.peak_kernel_bytes) is not None]
+    seen = statistics.median(peaks) if peaks else None
     return {
         "predicted_touched_bytes": peak,
         "touched_bytes": touched,

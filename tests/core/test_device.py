@@ -93,7 +93,14 @@ def test_an_unknown_figure_is_refused(key):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("memory_limit_bytes", -1), ("memory_limit_bytes", "x"), ("loader.channels", 0), ("noise.load", -0.1)],
+    [
+        ("memory_limit_bytes", True),
+        ("executor.flops_per_s", False),
+        ("memory_limit_bytes", -1),
+        ("memory_limit_bytes", "x"),
+        ("loader.channels", 0),
+        ("noise.load", -0.1),
+    ],
 )
 def test_an_impossible_value_is_refused(key, value):
     with pytest.raises(DeviceError, match=key.rpartition(".")[2]):

@@ -102,3 +102,12 @@ def test_negative_sizes_are_refused():
 def test_a_workload_of_absurd_length_is_refused():
     with pytest.raises(ValueError, match="visits"):
         uniform_workload(10, 10**9)
+
+
+def test_a_changed_copy_carries_nothing_over_that_was_worked_out_from_the_original():
+    workload = two_stages()
+    before = (workload.sha256, len(workload.visits), workload.weights_bytes)
+    changed = workload.model_copy(update={"stages": workload.stages[:1]})
+    assert (len(changed.visits), changed.sha256) == (4, Workload.model_validate(changed.model_dump()).sha256)
+    assert changed.sha256 != workload.sha256
+    assert (workload.sha256, len(workload.visits), workload.weights_bytes) == before

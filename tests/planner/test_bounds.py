@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.plan import read_plan
 from cidl_sim.planner.bounds import executor_bound_s, loader_bound_s, lower_bound_s
 from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
 from cidl_sim.policies.catalog import POLICIES, make_plan
@@ -39,6 +40,12 @@ def test_a_plan_above_the_bound_says_by_how_much():
     plan, _ = evaluated_plan("sequential", uniform_workload(4, 3), uniform_device(4, 1, 3))
     assert not plan.proven_optimal
     assert plan.gap == pytest.approx(48 / 37 - 1)
+
+
+def test_an_evaluated_plan_keeps_its_identity_in_a_file_and_its_trace_names_it(tmp_path):
+    plan, trace = evaluated_plan("spread", uniform_workload(4, 3), uniform_device(3, 1, 3))
+    plan.write(tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json").sha256 == plan.sha256 == trace.header.plan_sha256
 
 
 def test_baselines_hold_every_policy():

@@ -1,0 +1,40 @@
+"""The command that varies the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cidl_sim.commands.console import (
+    AsJson,
+    DeviceArgument,
+    Optional,
+    SetOption,
+    WorkloadArgument,
+    device_with,
+    progress,
+    show,
+)
+from cidl_sim.report.tables import what_if_tables
+from cidl_sim.workloads.catalog import find_workload
+
+
+def whatif(
+    workload_name: WorkloadArgument,
+    device_name: DeviceArgument,
+    policy: Annotated[str | None, Optional("--policy", help="Without it: the best of all policies.")] = None,
+    settings: SetOption = None,
+    out: Annotated[Path | None, Optional("-o", help="Draw sensitivities and the memory curve.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which figures of a device matter for a workload, and where more of them stops paying."""
+    from cidl_sim.planner.what_if import what_if
+
+    workload, device = find_workload(workload_name), device_with(device_name, settings)
+    with progress() as step:
+        figures = {**what_if(workload, device, policy, step), "file": str(out) if out is not None else None}
+    if out is not None:
+        from cidl_sim.report.what_if import draw_what_if
+
+        draw_what_if(figures, out)
+    show(figures, as_json, lambda: what_if_tables(figures))

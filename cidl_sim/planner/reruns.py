@@ -1,0 +1,89 @@
+"""Plans and makespans of one workload on changed profiles: what sensitivities and break points are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.plan import Plan
+from cidl_sim.core.trace import Trace
+from cidl_sim.core.workload import Workload
+from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.simulator.engine import makespan_s, simulate
+
+Observer = Callable[[str, int, int, str], None]  # step, done, total, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A changed profile, the plan made for it, and the simulated makespan in seconds."""
+
+    device: DeviceProfile
+    plan: Plan
+    makespan_s: float
+
+
+class Reruns:
+    """A workload planned and simulated again and again; one outcome for each profile is remembered."""
+
+    def __init__(self, workload: Workload, device: DeviceProfile, policy: str) -> None:
+        self.workload = workload
+        self.device = device
+        self.policy = policy
+        self._outcomes: dict[str, Outcome | InfeasibleError] = {}
+        self.here = self.on(device)
+        self.trace = self.trace_of(self.here)
+
+    def on(self, device: DeviceProfile) -> Outcome:
+        """The policy's own plan for `device` and its makespan. InfeasibleError where nothing fits."""
+        if device.sha256 not in self._outcomes:
+            try:
+                plan = make_plan(self.policy, self.workload, device)
+                self._outcomes[device.sha256] = Outcome(device, plan, makespan_s(self.workload, device, plan))
+            except InfeasibleError as problem:
+                self._outcomes[device.sha256] = problem
+        outcome = self._outcomes[device.sha256]
+        if isinstance(outcome, InfeasibleError):
+            raise outcome
+        return outcome
+
+    def trace_of(self, outcome: Outcome) -> Trace:
+        """The simulation behind an outcome."""
+        return simulate(self.workload, outcome.device, outcome.plan)
+
+    def retained_blocks(self, outcome: Outcome) -> int:
+        """How many different sets of weights an outcome's plan keeps from one visit to the next."""
+        return len({self.workload.visits[number].block.weights for number in outcome.plan.keep})
+
+    def replanned_s(self, device: DeviceProfile) -> float | None:
+        """The makespan of a new plan on `device` in seconds; None where nothing fits."""
+        try:
+            return self.on(device).makespan_s
+        except InfeasibleError:
+            return None
+
+    def held_s(self, device: DeviceProfile) -> float | None:
+        """The makespan on `device` of the plan made for the unchanged profile; None where it does not fit."""
+        try:
+            return makespan_s(self.workload, device, self.here.plan)
+        except InfeasibleError:
+            return None
+
+
+def best_policy(workload: Workload, device: DeviceProfile) -> str:
+    """The policy with the shortest simulated makespan. InfeasibleError where none fits the memory.
+
+    Among equals spread wins: it chooses its retained set anew on every profile, so it shows what a change buys.
+    """
+    makespans: dict[str, float] = {}
+    problem: InfeasibleError | None = None
+    for policy in POLICIES:
+        try:
+            makespans[policy] = makespan_s(workload, device, make_plan(policy, workload, device))
+        except InfeasibleError as error:
+            problem = problem or error
+    if not makespans:
+        raise problem or InfeasibleError("there is no policy")
+    return min(makespans, key=lambda policy: (makespans[policy], policy != "spread"))

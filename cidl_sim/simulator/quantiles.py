@@ -1,0 +1,58 @@
+"""The makespan under noise: quantiles over seeded runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.plan import Plan
+from cidl_sim.core.workload import Workload
+from cidl_sim.simulator.engine import LimitChange, makespan_s
+
+Observer = Callable[[int, int], None]  # runs done, runs in all
+
+
+@dataclass(frozen=True, slots=True)
+class MakespanQuantiles:
+    """Makespans in seconds that 5, 50 and 95 % of the runs stay below, interpolated linearly between runs."""
+
+    p5: float
+    p50: float
+    p95: float
+
+
+def has_noise(device: DeviceProfile) -> bool:
+    """Whether two seeds can give two makespans on `device`."""
+    return any(device.noise.model_dump().values())
+
+
+def makespan_quantiles(
+    workload: Workload,
+    device: DeviceProfile,
+    plan: Plan,
+    runs: int,
+    first_seed: int = 0,
+    *,
+    stage_rounds: Mapping[int, int] | None = None,
+    limit_changes: Sequence[LimitChange] = (),
+    on_run: Observer = lambda done, total: None,
+) -> MakespanQuantiles:
+    """Quantiles of the makespan of `plan` over the seeds first_seed, first_seed + 1, ... (`runs` of them).
+
+    `stage_rounds` and `limit_changes` as in `simulate`. The same arguments give the same figures. Without noise one
+    run stands for all. Raises InputError for less than one run, InfeasibleError where a run cannot finish within the
+    memory limit, DeviceError where a cost is unknown.
+    """
+    if runs < 1:
+        raise InputError(f"{runs} runs: at least one is needed")
+    seeds = range(first_seed, first_seed + (runs if has_noise(device) else 1))
+    makespans = []
+    for seed in seeds:
+        seconds = makespan_s(workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes)
+        makespans.append(seconds)
+        on_run(len(makespans), len(seeds))
+    return MakespanQuantiles(*(float(q) for q in np.quantile(makespans, [0.05, 0.5, 0.95])))

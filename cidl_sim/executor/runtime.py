@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.recorder import TraceRecorder
 from cidl_sim.core.schedule import Release, Schedule
-from cidl_sim.core.trace import Event, TraceRecorder
+from cidl_sim.core.trace import Event
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Backend, Program
 

@@ -23,8 +23,9 @@ from cidl_sim.core.costs import Cost, execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile, Noise
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Load, Plan
+from cidl_sim.core.recorder import TraceRecorder
 from cidl_sim.core.schedule import Schedule
-from cidl_sim.core.trace import Trace, TraceRecorder, header_for
+from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.simulator.noise import noise_factors, run_factor
 

@@ -311,7 +311,7 @@ def test_a_device_that_is_not_there_is_the_environments_fault(tiny_store, plan, 
 
 def test_a_device_of_no_known_kind_is_refused(tiny_store, plan, tmp_path):
     outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path), "--device", "abacus")
-    assert_run_failed(outcome, 2, tmp_path, "abacus", "cpu, cuda or mps")
+    assert_run_failed(outcome, 2, tmp_path, "abacus", "cpu, cuda, mps")
 
 
 # Signals

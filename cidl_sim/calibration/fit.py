@@ -162,7 +162,7 @@ def _samples(samples: Iterable[Sample]) -> KindSamples:
 
 def _measured(kind: str, block: Block, samples: KindSamples, observations: Sequence[Observation]) -> Measured:
     executions = [s.cost_s for s in samples["execute"][kind]]
-    loads = samples["load"].get(kind) or samples["load"].get(_twin(kind, samples, observations), [])
+    loads = _loads(kind, samples, observations)
     # A kind whose weights are loaded once in a run has only cold loads: those are its loads, then.
     warm = [s.cost_s for s in loads if not s.cold] or [s.cost_s for s in loads]
     cold = [s.cost_s for s in loads if s.cold]
@@ -181,16 +181,24 @@ def _measured(kind: str, block: Block, samples: KindSamples, observations: Seque
     )
 
 
-def _twin(kind: str, samples: KindSamples, observations: Sequence[Observation]) -> str:
-    """A kind that was never loaded itself shares weights with one that was (merged and plain blocks)."""
-    blocks = [b for o in observations for s in o.workload.stages for b in s.blocks]
-    weights = {b.weights for b in blocks if b.kind == kind}
-    return next((b.kind for b in blocks if b.weights in weights and b.kind in samples["load"]), "")
+def _loads(kind: str, samples: KindSamples, observations: Sequence[Observation]) -> list[Sample]:
+    """The loads of every kind that has the same weights: they read the same files.
+
+    So a block at one resolution and at another, merged or not, has one load cost, and what drifted between their runs
+    does not pass for a difference between the kinds.
+    """
+    weights: dict[str, set[str]] = defaultdict(set)
+    for observation in observations:
+        for stage in observation.workload.stages:
+            for block in stage.blocks:
+                weights[block.kind].add(block.weights)
+    same = (other for other in weights if weights[other] == weights[kind])
+    return [sample for other in same for sample in samples["load"].get(other, [])]
 
 
 def _workspace(kind: str, observations: Sequence[Observation]) -> int | None:
     found = [o.result.workspace_bytes[kind] for o in observations if kind in o.result.workspace_bytes]
-    return max(found, default=None)
+    return round(statistics.median(found)) if found else None
 
 
 def _spread(values: Sequence[float]) -> float | None:
@@ -248,7 +256,7 @@ def _provenance(observations: Sequence[Observation]) -> Provenance:
         mark="measured",
         date=header.date,
         versions=header.versions,
-        process_bytes=max(o.result.baseline_bytes for o in observations),
+        process_bytes=round(statistics.median(o.result.baseline_bytes for o in observations)),
         figures={
             "memory_limit_bytes": Figure(source="chosen, not a property of the machine", mark="assumed"),
             **{key: Figure(source=source, mark="derived") for key, source in derived.items()},

@@ -132,6 +132,31 @@ def test_drift_between_runs_does_not_pass_for_contention():
     assert fitted.noise.load_drift > 0.1
 
 
+def test_kinds_with_the_same_weights_have_one_load_cost():
+    quick = DeviceProfile(
+        name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=10), executor=Executor(flops_per_s=10)
+    )
+    slow = quick.with_value("loader.bandwidth_bytes_per_s", 5)
+    elsewhere = Workload(
+        name="larger",
+        stages=[
+            Stage(
+                name="s",
+                rounds=20,
+                blocks=[b.model_copy(update={"kind": f"{b.kind}.large"}) for b in workload().stages[0].blocks],
+            )
+        ],
+    )
+    seen = []
+    for device, load in ((quick, workload()), (slow, elsewhere)):
+        trace = simulate(load, device, make_plan(LOADS, load, device))
+        header = trace.header.model_copy(update={"machine": MACHINE})
+        seen.append(Observation(load, trace.model_copy(update={"header": header}), JobResult()))
+    measured = fit_device("f", seen).measured
+    assert measured["k0"].load_s == measured["k0.large"].load_s == pytest.approx(1.5)
+    assert measured["k1"].load_s == measured["k1.large"].load_s == pytest.approx(3)
+
+
 def test_cold_loads_are_told_apart_where_they_differ():
     blocks = [Block(name=f"b{i}", kind="k", weight_bytes=10, flops=20) for i in range(4)]
     cold = DeviceProfile(

@@ -45,8 +45,9 @@ COMPETITORS = {
     "mapped": "memory-mapped",
 }
 TOKENS, TEXT_TOKENS = 300, 50
-# accelerate may keep so much in memory: as many blocks as fit beside another's transient copy.
-RESIDENT_BYTES = 1_950_000_000
+# accelerate may keep so much in memory: as many blocks as fit beside another's transient copy. With more the kernel
+# kills it.
+RESIDENT_BYTES: dict[str, int] = {"t5": 1_950_000_000, "stdit": 1_600_000_000}
 
 
 def settings_of(dtype: str, passes: int) -> VideoSettings:
@@ -209,7 +210,7 @@ def resident_blocks(model: Model, store: BlockStore) -> list[str]:
     blocks = [b.weights for b in blocks_of(model, store.index.dtype)]
     repeated = [w for w in blocks if w.partition(".")[2].isdigit()]
     kept = [w for w in blocks if w not in repeated]
-    left = RESIDENT_BYTES - sum(store.entry(w).data_bytes for w in kept)
+    left = RESIDENT_BYTES[model] - sum(store.entry(w).data_bytes for w in kept)
     return kept + repeated[: left // max(store.entry(w).data_bytes for w in repeated)]
 
 

@@ -555,7 +555,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("validate --store {folder}", ["store.json", "cidl model build"]),
         ("validate --store {folder} --repeats 0", ["--repeats"]),
         ("validate --store {folder} --device abacus", ["abacus", "cuda"]),
-        ("validate --traces {folder}", ["device.toml"]),
+        ("validate --traces {folder}", ["no recorded runs"]),
         ("trace show", ["file"]),
         ("trace show {folder}/none.json", ["none.json", "No such file"]),
         ("trace show {folder}/none.json.gz", ["none.json.gz", "No such file"]),

@@ -48,8 +48,9 @@ POLICIES = ("sequential", "next_block", "on_device_sora", "spread", "lru", "pref
 SHOWN = ("sequential", "next_block", "on_device_sora", "spread")
 # What Python, PyTorch and one block's scratch memory take beside weights and accounted workspace.
 BASELINE_BYTES = 480_000_000
-# STDiT3's tensors are small enough for glibc's heap, and the holes that accelerate leaves there get it killed.
-ALLOCATOR = {"accelerate": {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "16777216"}}
+# STDiT3's tensors are small enough for glibc's heap, and the holes that these two leave there get them killed.
+_NO_HOLES = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "16777216"}
+ALLOCATOR = {"accelerate": _NO_HOLES, "diffusers": _NO_HOLES}
 NETWORKS: dict[Model, str] = {"t5": "T5-XXL's encoder, 300 tokens", "stdit": "STDiT3, 192x192 and 17 frames"}
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, Observation
+from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTATING, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Figure, Loader, Measured, Noise, Provenance
-from cidl_sim.core.samples import NO_CONTENTION, Sample, Slowdowns, by_kind, samples_of
+from cidl_sim.core.samples import Conditions, Sample, by_kind, samples_of
 from cidl_sim.core.trace import Operation
 from cidl_sim.core.workload import Block
 
@@ -18,6 +19,7 @@ from cidl_sim.core.workload import Block
 BASELINE_MARGIN_BYTES = 8 << 20
 # With fewer samples a spread says more about chance than about the machine.
 ENOUGH_FOR_SPREAD = 8
+FIRST_TOUCH_STEPS = 100
 # A cold load counts as its own cost only where it differs clearly: most kinds have few cold loads.
 CLEARLY_COLD = 1.1
 
@@ -29,17 +31,20 @@ def fit_device(name: str, observations: Sequence[Observation], memory_limit_byte
 
     Costs are of loads and executions that had the machine to themselves, the driver's own time before each
     included. Contention compares each run with overlap with the other runs of its workload nearest in time,
-    so that drift between them does not pass for contention. Without `memory_limit_bytes` the limit leaves room for
-    everything; set it to what you plan for.
+    so that drift between them does not pass for contention; so does the cost of first touch. Without
+    `memory_limit_bytes` the limit leaves room for everything; set it to what you plan for.
     """
     alone = _alone(observations)
     samples = _samples([sample for found in alone for sample in found])
     blocks = {v.block.kind: v.block for o in observations for v in o.workload.visits}
     latency_s, bandwidth = load_line([(s.bytes, s.cost_s) for kind in samples["load"].values() for s in kind])
-    slowdowns = (
-        _median_slowdown(observations, "load", latency_s),
-        _median_slowdown(observations, "execute", latency_s),
+    conditions = Conditions(latency_s=latency_s)
+    conditions = replace(
+        conditions,
+        slowdown_while_executing=_median_slowdown(observations, "load", conditions),
+        slowdown_while_loading=_median_slowdown(observations, "execute", conditions),
     )
+    conditions = replace(conditions, first_touch_bytes_per_s=_first_touch_rate(observations, conditions))
     executed = [s for kind in samples["execute"].values() for s in kind]
     busy_s = sum(s.seconds for s in executed)
     baseline = (
@@ -51,19 +56,24 @@ def fit_device(name: str, observations: Sequence[Observation], memory_limit_byte
         name=name,
         memory_limit_bytes=memory_limit_bytes or baseline + max(_largest(o) for o in observations),
         baseline_bytes=baseline,
-        loader=Loader(latency_s=latency_s, bandwidth_bytes_per_s=bandwidth, slowdown_while_executing=slowdowns[0]),
+        loader=Loader(
+            latency_s=latency_s,
+            bandwidth_bytes_per_s=bandwidth,
+            slowdown_while_executing=conditions.slowdown_while_executing,
+            first_touch_bytes_per_s=conditions.first_touch_bytes_per_s,
+        ),
         executor=Executor(
             flops_per_s=sum(blocks[s.kind].flops for s in executed) / busy_s,
             launch_s=statistics.median(s.gap_s for s in executed),
-            slowdown_while_loading=slowdowns[1],
+            slowdown_while_loading=conditions.slowdown_while_loading,
             threads=observations[0].result.threads,
         ),
         measured={kind: _measured(kind, block, samples, observations) for kind, block in blocks.items()},
         noise=Noise(
             load=relative_spread(alone, "load"),
             execute=relative_spread(alone, "execute"),
-            load_drift=drift(observations, "load", slowdowns, latency_s),
-            execute_drift=drift(observations, "execute", slowdowns, latency_s),
+            load_drift=drift(observations, "load", conditions),
+            execute_drift=drift(observations, "execute", conditions),
         ),
         provenance=_provenance(observations),
     )
@@ -110,16 +120,16 @@ def relative_spread(runs: Sequence[Sequence[Sample]], operation: Operation) -> f
     return statistics.median(found) if found else 0.0
 
 
-def drift(observations: Sequence[Observation], operation: Operation, slowdowns: Slowdowns, latency_s: float) -> float:
+def drift(observations: Sequence[Observation], operation: Operation, conditions: Conditions) -> float:
     """Relative standard deviation, from run to run, of the factor that all loads (or executions) of a run share.
 
-    A run's factor is its time for this operation, free of contention, over what the kinds' means over all runs
-    would take. At least 3 runs, else 0.
+    A run's factor is its time for this operation, free of the conditions, over what the kinds' means over all runs
+    would take. Loads that touch their memory first are left out: that time varies on its own. At least 3 runs, else 0.
     """
-    runs = [
-        by_kind((s for s in samples_of(o.trace, slowdowns, latency_s) if s.operation == operation), lambda s: s.seconds)
-        for o in observations
-    ]
+    runs = []
+    for observation in observations:
+        found = (s for s in _samples_under(observation, conditions) if s.operation == operation and not s.fresh_bytes)
+        runs.append(by_kind(found, lambda s: s.seconds))
     everything: dict[str, list[float]] = defaultdict(list)
     for run in runs:
         for kind, values in run.items():
@@ -143,14 +153,18 @@ def _alone(observations: Sequence[Observation]) -> list[list[Sample]]:
     found, seen = [], set()
     for observation in observations:
         if observation.purpose == EXECUTIONS:
-            samples = samples_of(observation.trace)
+            samples = _samples_under(observation)
             found.append([s for s in samples if s.operation == "execute" and s.overlap_s == 0])
             seen |= {s.kind for s in found[-1]}
     for observation in observations:
         if observation.purpose == LOADS:
-            samples = samples_of(observation.trace)
+            samples = _samples_under(observation)
             found.append([s for s in samples if s.operation == "load" or s.kind not in seen])
     return found
+
+
+def _samples_under(observation: Observation, conditions: Conditions | None = None) -> list[Sample]:
+    return samples_of(observation.trace, conditions, all_touched=observation.purpose in ROTATING)
 
 
 def _samples(samples: Iterable[Sample]) -> KindSamples:
@@ -208,25 +222,56 @@ def _spread(values: Sequence[float]) -> float | None:
     return float((high - low) / 1.349 / middle) if middle > 0 else 0.0
 
 
-def _median_slowdown(observations: Sequence[Observation], operation: Operation, latency_s: float) -> float:
+def _first_touch_rate(observations: Sequence[Observation], conditions: Conditions) -> float | None:
+    """Bytes/s at which memory is touched first: the fresh bytes of all runs over what their loads took too long.
+
+    Too long is measured against the same loads in the nearest run whose memory was touched before. What contention
+    does to a load depends on when its touching ends, so the rate is found by going round. None where fresh memory
+    costs nothing that shows.
+    """
+    runs = [
+        (observation, _usual(observations, place, "load", cold=True))
+        for place, observation in enumerate(observations)
+        if observation.purpose == EXECUTIONS
+    ]
+    rate: float | None = None
+    for _ in range(FIRST_TOUCH_STEPS):
+        before, fresh_bytes, extra_s = rate, 0, 0.0
+        for observation, usual in runs:
+            for sample in _samples_under(observation, replace(conditions, first_touch_bytes_per_s=rate)):
+                if sample.fresh_bytes and sample.kind in usual:
+                    fresh_bytes += sample.fresh_bytes
+                    extra_s += sample.seconds - usual[sample.kind] + (sample.fresh_bytes / rate if rate else 0.0)
+        rate = fresh_bytes / extra_s if extra_s > 0 else None
+        if rate is None or (before is not None and abs(rate / before - 1) < 1e-9):
+            break
+    return rate
+
+
+def _median_slowdown(observations: Sequence[Observation], operation: Operation, conditions: Conditions) -> float:
     found = []
     for place, observation in enumerate(observations):
         if observation.purpose != OVERLAP:
             continue
         usual = _usual(observations, place, operation)
-        under = [s for s in samples_of(observation.trace, NO_CONTENTION, latency_s) if s.operation == operation]
-        found.append(slowdown(under, usual))
+        samples = _samples_under(observation, conditions)
+        found.append(slowdown((s for s in samples if s.operation == operation and not s.cold), usual))
     return statistics.median(found) if found else 1.0
 
 
-def _usual(observations: Sequence[Observation], place: int, operation: Operation) -> dict[str, float]:
-    """Mean seconds by kind in the runs of the same workload nearest to the one at `place` that had no overlap."""
+def _usual(
+    observations: Sequence[Observation], place: int, operation: Operation, *, cold: bool = False
+) -> dict[str, float]:
+    """Mean seconds by kind in the runs of the same workload nearest to the one at `place` that had no overlap.
+
+    Of loads either the first ones (`cold`) or the others.
+    """
     nearest: dict[str, tuple[int, list[Sample]]] = {}
     for i, observation in enumerate(observations):
         if observation.workload.name != observations[place].workload.name:
             continue
         for samples in _alone([observation]):
-            for kind, values in _samples(samples)[operation].items():
+            for kind, values in _samples(s for s in samples if s.cold == cold)[operation].items():
                 # Executions: those that found their weights in memory count, whatever is nearer.
                 rank = abs(i - place) + (len(observations) if observation.purpose == LOADS else 0)
                 if kind not in nearest or rank < nearest[kind][0]:
@@ -245,6 +290,7 @@ def _provenance(observations: Sequence[Observation]) -> Provenance:
     machine = header.machine
     derived = {
         "executor.flops_per_s": "arithmetic of all blocks over their time",
+        "loader.first_touch_bytes_per_s": "loads into new memory against the same loads into used memory",
         "executor.launch_s": "median time between a visit's being possible and its start; contained in exec_s",
         "loader.bandwidth_bytes_per_s": "line through the loads of all kinds",
         "loader.latency_s": "line through the loads of all kinds",

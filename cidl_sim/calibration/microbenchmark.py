@@ -1,9 +1,11 @@
 """Short real runs from which a device profile is fitted, each made for one figure.
 
-- `LOADS`: sequential, so that loads have the machine to themselves, each into memory that was not just in use.
-- `EXECUTIONS`: everything stays in memory after the first round, so that executions have the machine to
-  themselves and find weights where a plan that holds many blocks leaves them: not in a cache.
-- `OVERLAP`: a lookahead of one block, for how much the two slow each other down.
+- `LOADS`: sequential, so that loads have the machine to themselves, each into memory that was touched before but not
+  just now.
+- `EXECUTIONS`: everything that fits stays in memory after the first round, so that executions have the machine to
+  themselves and find weights where a plan that holds many blocks leaves them: not in a cache. Its loads are the
+  first to touch their memory.
+- `OVERLAP`: a lookahead of one block, into memory as in `LOADS`, for how much the two slow each other down.
 
 All use the real executor on every kind of block of the workload, over a few denoising steps.
 """
@@ -20,6 +22,7 @@ from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.diffusion.matching import store_sizes
+from cidl_sim.executor.memory_limit import physical_memory_bytes
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.config import VideoSettings
 from cidl_sim.policies.catalog import make_plan
@@ -27,7 +30,10 @@ from cidl_sim.workloads.catalog import workload_of
 
 CALIBRATION_STEPS = 6
 LOADS, EXECUTIONS, OVERLAP = "sequential", "prefix:999", "next_block"  # the policies of the runs
+ROTATING = (LOADS, OVERLAP)  # whose loads go round through memory that was touched before the run
 PROMPT = "calibration"
+# Loads go round through this much memory, which no processor's cache holds.
+ROTATION_BYTES = 1 << 30
 OnProgress = Callable[[int, int, str], None]
 
 
@@ -54,11 +60,16 @@ def observe(
     *,
     compute_device: ComputeDevice = "cpu",
 ) -> Observation:
-    """Run the calibration workload under `policy`, computing with `threads`; nothing is limited."""
+    """Run the calibration workload under `policy`, computing with `threads`; the kernel limits nothing.
+
+    A store larger than half of the machine's memory is not kept whole in it.
+    """
     merged = CALIBRATION_STEPS // 2 if settings.tdtm else 0
     short = settings.model_copy(update={"steps": CALIBRATION_STEPS, "lpl": "off", "tdtm": merged, "prompts": 1})
     workload = workload_of(store_sizes(store), short)
-    plan = make_plan(policy, workload, _roomy_device(workload)).model_copy(update={"compute_threads": threads})
+    rotates = policy in ROTATING
+    room = ROTATION_BYTES if rotates else physical_memory_bytes() // 2
+    plan = make_plan(policy, workload, _roomy_device(workload, room)).model_copy(update={"compute_threads": threads})
     with tempfile.TemporaryDirectory(prefix="cidl-calibrate-") as folder:
         plan_file, trace_file = Path(folder) / "plan.json", Path(folder) / "trace.json"
         plan.write(plan_file)
@@ -68,19 +79,20 @@ def observe(
             prompts=(PROMPT,),
             trace=str(trace_file),
             sample_memory=True,
-            rotate_slots=policy == LOADS,
+            rotate_slots=rotates,
             device=compute_device,
         )
         result = run_job(job, kernel_limit_bytes=None, on_progress=on_progress)
         return Observation(workload, read_trace(trace_file), result)
 
 
-def _roomy_device(workload: Workload) -> DeviceProfile:
-    """A stand-in to plan the calibration runs with; neither policy depends on its figures."""
-    largest = max(visit.block.workspace_bytes for visit in workload.visits)
+def _roomy_device(workload: Workload, room_bytes: int) -> DeviceProfile:
+    """A stand-in to plan the calibration runs with: `room_bytes` for weights, never less than three blocks need."""
+    blocks = [visit.block for visit in workload.visits]
+    weights = max(room_bytes, 3 * max(block.weight_bytes for block in blocks))
     return DeviceProfile(
         name="uncalibrated",
-        memory_limit_bytes=workload.weights_bytes + largest,
+        memory_limit_bytes=min(weights, workload.weights_bytes) + max(block.workspace_bytes for block in blocks),
         loader=Loader(bandwidth_bytes_per_s=1e9),
         executor=Executor(flops_per_s=1e11),
     )

@@ -19,12 +19,17 @@ Mark = Literal["measured", "published", "derived", "assumed"]
 
 
 class Loader(Record):
-    """The CPU side: `channels` loads at a time that share `bandwidth_bytes_per_s` equally."""
+    """The CPU side: `channels` loads at a time that share `bandwidth_bytes_per_s` equally.
+
+    `first_touch_bytes_per_s`: at which memory that nothing used before becomes usable (faults, pages of zeros), in
+    addition to the load that touches it (None: at no cost).
+    """
 
     channels: int = Field(default=1, ge=1, le=64)
     latency_s: float = Field(default=0.0, ge=0)
     bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
     slowdown_while_executing: float = Field(default=1.0, ge=1)
+    first_touch_bytes_per_s: float | None = Field(default=None, gt=0)
 
 
 class Executor(Record):

@@ -1,8 +1,9 @@
 """What a trace says about costs: each load and each execution with the time it would have taken undisturbed.
 
-A trace's spans are durations under contention, and between them the driver needs time of its own: to wake
-a thread, to choose, to bind weights. The simulator knows neither gaps nor stretched durations as input, so
-a sample is the span free of contention, and the gap before it, which costs that are fitted include.
+A trace's spans are durations under contention, the first load into some memory also has to touch it, and between
+spans the driver needs time of its own: to wake a thread, to choose, to bind weights. The simulator knows neither gaps
+nor stretched durations as input, so a sample is the span free of all that, and the gap before it, which costs that are
+fitted include.
 """
 
 from __future__ import annotations
@@ -12,15 +13,40 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.trace import Operation, Span, Trace
 
-Slowdowns = tuple[float, float]  # of loads while executing, of executions while loading
-NO_CONTENTION: Slowdowns = (1.0, 1.0)
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the spans of a trace contain beside costs; the figures of a device profile of the same names.
+
+    A span of duration D of which O lay under work of the other side takes D - O + O/slowdown alone (the fluid model);
+    the first `latency_s` of a load passes at its own pace.
+    """
+
+    slowdown_while_executing: float = 1.0
+    slowdown_while_loading: float = 1.0
+    latency_s: float = 0.0
+    first_touch_bytes_per_s: float | None = None
+
+    @classmethod
+    def of(cls, device: DeviceProfile) -> Conditions:
+        """Those that a device profile describes."""
+        return cls(
+            device.loader.slowdown_while_executing,
+            device.executor.slowdown_while_loading,
+            device.loader.latency_s,
+            device.loader.first_touch_bytes_per_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One load or execution: seconds free of contention, and seconds between being possible and starting."""
+    """One load or execution: seconds under no conditions, and seconds between being possible and starting.
+
+    `fresh_bytes`: what a load took beyond all that weights had held at once until then.
+    """
 
     operation: Operation
     kind: str
@@ -30,6 +56,7 @@ class Sample:
     seconds: float
     gap_s: float
     overlap_s: float
+    fresh_bytes: int
 
     @property
     def cost_s(self) -> float:
@@ -42,24 +69,28 @@ def kinds_of_visits(trace: Trace) -> list[str]:
     return [kind for o in trace.header.stages for _ in range(o.rounds) for kind in o.kinds]
 
 
-def samples_of(trace: Trace, slowdowns: Slowdowns = NO_CONTENTION, latency_s: float = 0.0) -> list[Sample]:
-    """Every load and execution of a trace as a sample, under the fluid model of contention.
+def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touched: bool = False) -> list[Sample]:
+    """Every load and execution of a trace as a sample, free of `conditions`, if any are given.
 
-    `slowdowns`: by how much loads and executions slow down while the other side works. A span of duration D of
-    which O lay under work of the other side takes D - O + O/s alone. The first `latency_s` of a load passes
-    at its own pace.
+    `all_touched`: all memory had been touched before the run, so that no load is fresh.
     """
+    conditions = conditions or Conditions()
     kinds = kinds_of_visits(trace)
+    fresh = {} if all_touched else _fresh_bytes(trace)
+    touch_rate = conditions.first_touch_bytes_per_s
     loads, executions = trace.of("load"), trace.of("execute")
     ready = _Ready(loads, executions)
     result = []
     for spans, others, slowdown, fixed_s in (
-        (loads, executions, slowdowns[0], latency_s),
-        (executions, loads, slowdowns[1], 0.0),
+        (loads, executions, conditions.slowdown_while_executing, conditions.latency_s),
+        (executions, loads, conditions.slowdown_while_loading, 0.0),
     ):
         overlaps = _Overlaps(others)
         for span in spans:
-            overlap = overlaps.between(min(span.start_s + fixed_s, span.end_s), span.end_s)
+            fresh_bytes = fresh.get(span.visit, 0) if span.operation == "load" else 0
+            touch_s = fresh_bytes / touch_rate if touch_rate else 0.0
+            overlap = overlaps.between(min(span.start_s + fixed_s + touch_s, span.end_s), span.end_s)
+            seconds = span.end_s - span.start_s - overlap * (1 - 1 / slowdown) - touch_s
             result.append(
                 Sample(
                     operation=span.operation,
@@ -67,9 +98,10 @@ def samples_of(trace: Trace, slowdowns: Slowdowns = NO_CONTENTION, latency_s: fl
                     visit=span.visit,
                     bytes=span.bytes,
                     cold=span.cold,
-                    seconds=span.end_s - span.start_s - overlap * (1 - 1 / slowdown),
+                    seconds=max(0.0, seconds),
                     gap_s=ready.gap_before(span),
                     overlap_s=overlap,
+                    fresh_bytes=fresh_bytes,
                 )
             )
     return result
@@ -81,6 +113,19 @@ def by_kind(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict
     for sample in samples:
         result[sample.kind].append(value(sample))
     return dict(result)
+
+
+def _fresh_bytes(trace: Trace) -> dict[int, int]:
+    """For each load that raised the most that weights ever held, by how much; by visit."""
+    changes = [(s.end_s, 0, s) for s in trace.of("unload")] + [(s.start_s, 1, s) for s in trace.of("load")]
+    held = most = 0
+    fresh = {}
+    for _, is_load, span in sorted(changes, key=lambda c: (c[0], c[1], c[2].visit)):
+        held += span.bytes if is_load else -span.bytes
+        if held > most:
+            fresh[span.visit] = held - most
+            most = held
+    return fresh
 
 
 class _Overlaps:

@@ -90,6 +90,11 @@ class Schedule:
         workspace = self._workspace[self._current] if self._running else 0
         return self.baseline_bytes + self._weights_held + workspace
 
+    @property
+    def weights_held(self) -> int:
+        """Bytes of weights resident or in flight."""
+        return self._weights_held
+
     def room_for_weights(self, until: int) -> int:
         """Bytes that weights may take until visit number `until` has run, beside every workspace up to it."""
         workspace = max(self._workspace[self._current : until + 1], default=0)

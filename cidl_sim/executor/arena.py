@@ -55,10 +55,10 @@ class Slot:
 class Arena:
     """`capacity_bytes` of address space; physical memory is taken when a slot is first written.
 
-    `maximum_bytes` is how far it may grow. With `rotate` each slot lies behind the one before, through the whole
-    arena, instead of where it costs least memory: calibration wants loads to land as they do under plans that
-    hold many blocks, and memory that was just used takes them up to a third faster. Not thread-safe: the caller's lock
-    guards every method.
+    `maximum_bytes` is how far it may grow. With `rotate` all of it is touched at once, and each slot lies behind the
+    one before, through the whole arena, instead of where it costs least memory: calibration wants loads to land as
+    they do under plans that hold many blocks, and memory that was just used takes them up to a third faster. Not
+    thread-safe: the caller's lock guards every method.
     """
 
     def __init__(self, capacity_bytes: int, maximum_bytes: int = 0, *, rotate: bool = False) -> None:
@@ -73,6 +73,12 @@ class Arena:
         self._last_end = 0
         self.peak_touched_bytes = 0
         self.stitched_slots = 0
+        if rotate:
+            # One byte a page: Python's own way to touch memory, everywhere.
+            whole = (ctypes.c_char * self.capacity_bytes).from_address(self._base)
+            memoryview(whole).cast("B")[::PAGE] = bytes(self.capacity_bytes // PAGE)
+            self._touched = [(0, self.capacity_bytes)]
+            self.peak_touched_bytes = self.capacity_bytes
 
     @property
     def touched_bytes(self) -> int:
@@ -125,7 +131,12 @@ class Arena:
         self._holes = _merged([*self._holes, *slot.extents])
 
     def trim(self, keep_bytes: int) -> None:
-        """Give free pages back to the kernel until at most `keep_bytes` are touched, if that many are free."""
+        """Give free pages back to the kernel until at most `keep_bytes` are touched, if that many are free.
+
+        An arena that rotates keeps them: where its slots lie must not matter.
+        """
+        if self._rotate:
+            return
         excess = self.touched_bytes - keep_bytes
         for offset, length in reversed(_intersection(self._holes, self._touched)):
             if excess <= 0:

@@ -305,6 +305,14 @@ class PeakResident:
         return True
 
 
+def physical_memory_bytes() -> int:
+    """What this process may use at all: the machine's memory, or less where a container limits it."""
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    group_v1, group_v2 = _own_group(_V1_ROOT, "memory"), _own_group(_V2_ROOT, "")
+    files = (group_v1 and group_v1 / "memory.limit_in_bytes", group_v2 and group_v2 / "memory.max")
+    return min([installed, *(limit for path in files if path and (limit := _number(path)) is not None)])
+
+
 def anonymous_bytes() -> int:
     """Resident memory of this process that no file or arena is behind: heaps and stacks. 0 if unknown."""
     try:

@@ -154,20 +154,28 @@ def _largest_measured(reruns: Reruns) -> list[str]:
 def _meaning_of_none(parameter: str) -> str:
     if parameter == "executor.memory_bandwidth_bytes_per_s":
         return "memory traffic takes no time"
+    if parameter == "loader.first_touch_bytes_per_s":
+        return "new memory costs nothing"
     return "only measured costs count"
+
+
+_NOTHING_HERE = {
+    "memory_limit_bytes": "a tenth more or less decides about no load that the executor waits for",
+    "baseline_bytes": "a tenth more or less decides about no load that the executor waits for",
+    "loader.channels": "loads share the bandwidth: two at a time take as long as one after the other",
+    "loader.first_touch_bytes_per_s": "hidden: the executor does not wait for loads into new memory",
+}
 
 
 def _reason(parameter: str, reruns: Reruns) -> str:
     """Why a figure that is given does nothing here."""
-    if parameter in ("memory_limit_bytes", "baseline_bytes"):
-        return "a tenth more or less decides about no load that the executor waits for"
-    if parameter == "loader.channels":
-        return "loads share the bandwidth: two at a time take as long as one after the other"
+    if parameter in _NOTHING_HERE:
+        return _NOTHING_HERE[parameter]
     if parameter == "executor.memory_bandwidth_bytes_per_s":
         blocks = {visit.block.kind: visit.block for visit in reruns.workload.visits}.values()
         if all(execute_cost(block, reruns.device).measured for block in blocks):
             return "overridden: every execution is measured, and measured times scale with arithmetic alone"
         return "overridden: arithmetic takes longer than memory traffic in every kind without a measurement"
-    if parameter == "executor.launch_s" or parameter.startswith("executor.") or parameter.endswith(".exec_s"):
+    if parameter.startswith("executor.") or parameter.endswith(".exec_s"):
         return "hidden: the executor waits for the loader all the same"
     return "hidden: these loads end before the executor needs them"

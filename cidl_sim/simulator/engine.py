@@ -12,6 +12,7 @@ and equal input gives byte-identical traces.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -144,6 +145,7 @@ class Engine:
         if factors is not None:
             self._load_noise *= factors[0]
             self._execute_noise *= factors[1]
+        self._touched_bytes = 0
         self._cost_cache: dict[tuple[str, int, float, float, bool], Cost] = {}
         self.unmeasured_kinds: list[str] = []
 
@@ -180,6 +182,7 @@ class Engine:
             started = False
             visit = schedule.next_visit()
             if visit is not None:
+                self._trim(visit.number)
                 schedule.start_visit(visit)
                 if recorder:
                     recorder.visit_started(now, visit)
@@ -187,16 +190,19 @@ class Engine:
                 started = True
             while (load := schedule.next_load()) is not None:
                 cold = schedule.start_load(load)
+                touch_s = self._first_touch_s(load.visit)
                 channel = self._idle_channels.pop()
                 if recorder:
                     recorder.load_started(now, load, f"loader.{channel}", cold=cold)
-                self._env.process(self._load(load, channel, cold))
+                self._env.process(self._load(load, channel, cold, touch_s))
                 started = True
         if recorder:
             recorder.settled(now)
 
-    def _load(self, load: Load, channel: int, cold: bool) -> _Process:
+    def _load(self, load: Load, channel: int, cold: bool, touch_s: float) -> _Process:
         cost = self._load_cost(self._workload.visits[load.visit], cold)
+        if touch_s:
+            cost = replace(cost, fixed_s=cost.fixed_s + touch_s)
         yield from self._perform(_Activity(is_load=True), cost, float(self._load_noise[load.visit]))
         released = self.schedule.finish_load(load.visit)
         self._idle_channels.append(channel)
@@ -225,6 +231,7 @@ class Engine:
     def _change_limit(self, at_s: float, limit_bytes: int) -> _Process:
         yield self._env.timeout(at_s)
         released = self.schedule.change_limit(limit_bytes)
+        self._trim(self.schedule.current)
         if self.recorder:
             self.recorder.limit_changed(self._env.now, released)
         self._request_dispatch()
@@ -269,6 +276,22 @@ class Engine:
         yield self._env.timeout(after_s)
         self._heat_factor = factor
         self._announce_rates()
+
+    def _first_touch_s(self, visit: int) -> float:
+        """Seconds for the bytes that the load just started for `visit` takes beyond what was touched before."""
+        rate = self._device.loader.first_touch_bytes_per_s
+        if rate is None:
+            return 0.0
+        self._trim(visit)
+        fresh = max(0, self.schedule.weights_held - self._touched_bytes)
+        self._touched_bytes += fresh
+        return fresh / rate
+
+    def _trim(self, visit: int) -> None:
+        """Free memory goes back to the system where weights may take less than was touched, as in the executor."""
+        if self._touched_bytes and self.schedule.current <= visit:
+            room = self.schedule.room_for_weights(visit)
+            self._touched_bytes = min(self._touched_bytes, max(room, self.schedule.weights_held))
 
     def _load_cost(self, visit: Visit, cold: bool) -> Cost:
         block = visit.block

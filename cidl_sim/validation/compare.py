@@ -18,7 +18,7 @@ import numpy as np
 from cidl_sim.core.costs import measurement_of
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.plan import Plan
-from cidl_sim.core.samples import Sample, Slowdowns, by_kind, samples_of
+from cidl_sim.core.samples import Conditions, Sample, by_kind, samples_of
 from cidl_sim.core.trace import Operation, Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import Factors, makespan_s, simulate
@@ -183,18 +183,13 @@ class Case:
         }
 
 
-def slowdowns_of(device: DeviceProfile) -> Slowdowns:
-    """The contention of a profile, of loads and of executions."""
-    return device.loader.slowdown_while_executing, device.executor.slowdown_while_loading
-
-
 def own_costs(trace: Trace, device: DeviceProfile, *, loads: bool = True) -> DeviceProfile:
-    """The profile with a run's own mean costs per kind, free of contention; the contention stays the profile's.
+    """The profile with a run's own mean costs per kind, free of contention and first touch, which stay the profile's.
 
     Without `loads` only those of executions are replaced. A kind whose cold loads are its first ones keeps a mean
     of its own for them.
     """
-    samples = samples_of(trace, slowdowns_of(device), device.loader.latency_s)
+    samples = samples_of(trace, Conditions.of(device))
     executions = _means(samples, "execute")
     all_loads, warm, cold = (
         _means(samples, "load"),
@@ -220,7 +215,7 @@ def own_costs(trace: Trace, device: DeviceProfile, *, loads: bool = True) -> Dev
 def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
     """By how much each visit's own cost differs from the mean of its kind, as factors for the engine."""
     loads, executions = np.ones(visits), np.ones(visits)
-    for sample in samples_of(trace, slowdowns_of(own), own.loader.latency_s):
+    for sample in samples_of(trace, Conditions.of(own)):
         mean = own.measured[sample.kind]
         if sample.operation == "execute":
             usual = mean.exec_s

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cidl_sim.calibration.fit import BASELINE_MARGIN_BYTES, drift, fit_device, load_line, relative_spread, slowdown
-from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, Observation
+from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTATING, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise
-from cidl_sim.core.samples import samples_of
+from cidl_sim.core.samples import Conditions, samples_of
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.diffusion.job import JobResult
 from cidl_sim.policies.catalog import make_plan
@@ -31,7 +31,10 @@ def observations(device: DeviceProfile, seed: int | None = None, repeats: int = 
     for repeat in range(repeats):
         for policy in (LOADS, EXECUTIONS, OVERLAP):
             run_seed = None if seed is None else seed + 100 * repeat + len(policy)
-            trace = simulate(workload(), device, make_plan(policy, workload(), device), seed=run_seed)
+            # Runs that rotate find all memory touched.
+            touched = device.loader.model_copy(update={"first_touch_bytes_per_s": None})
+            actual = device.model_copy(update={"loader": touched}) if policy in ROTATING else device
+            trace = simulate(workload(), actual, make_plan(policy, workload(), device), seed=run_seed)
             header = trace.header.model_copy(
                 update={"machine": MACHINE, "date": "2026-01-01", "versions": {"torch": "1"}}
             )
@@ -47,15 +50,26 @@ def observations(device: DeviceProfile, seed: int | None = None, repeats: int = 
     latency=st.floats(0, 1),
     while_executing=st.floats(1, 3),
     while_loading=st.floats(1, 3),
+    first_touch=st.none() | st.floats(1, 100),
 )
-def test_known_parameters_are_recovered_from_quiet_traces(bandwidth, flops, latency, while_executing, while_loading):
+def test_known_parameters_are_recovered_from_quiet_traces(
+    bandwidth, flops, latency, while_executing, while_loading, first_touch
+):
     truth = DeviceProfile(
         name="truth",
         memory_limit_bytes=10**6,
-        loader=Loader(latency_s=latency, bandwidth_bytes_per_s=bandwidth, slowdown_while_executing=while_executing),
+        loader=Loader(
+            latency_s=latency,
+            bandwidth_bytes_per_s=bandwidth,
+            slowdown_while_executing=while_executing,
+            first_touch_bytes_per_s=first_touch,
+        ),
         executor=Executor(flops_per_s=flops, slowdown_while_loading=while_loading),
     )
     fitted = fit_device("fitted", observations(truth))
+    if first_touch is None or latency < 0.99 * 20 / flops:
+        found = fitted.loader.first_touch_bytes_per_s
+        assert (1 / found if found else 0.0) == pytest.approx(1 / first_touch if first_touch else 0.0, abs=1e-6)
     assert fitted.loader.bandwidth_bytes_per_s == pytest.approx(bandwidth, rel=1e-6)
     assert fitted.loader.latency_s == pytest.approx(latency, abs=1e-6)
     assert fitted.executor.flops_per_s == pytest.approx(flops, rel=1e-6)
@@ -119,7 +133,7 @@ def test_two_runs_say_nothing_about_drift():
         name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=1), executor=Executor(flops_per_s=1),
         noise=Noise(load_drift=0.5),
     )  # fmt: skip
-    assert drift(observations(truth, seed=1)[:2], "load", (1.0, 1.0), 0.0) == 0.0
+    assert drift(observations(truth, seed=1)[:2], "load", Conditions()) == 0.0
 
 
 def test_drift_between_runs_does_not_pass_for_contention():

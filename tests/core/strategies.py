@@ -52,6 +52,7 @@ def devices(draw: st.DrawFn, workload: Workload, *, plain: bool = False) -> Devi
             latency_s=draw(st.sampled_from([0.0, 0.5])),
             bandwidth_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0])),
             slowdown_while_executing=draw(slow),
+            first_touch_bytes_per_s=draw(st.sampled_from([None, 2.0])),
         )
         executor = Executor(flops_per_s=draw(st.sampled_from([0.5, 1.0, 4.0])), slowdown_while_loading=draw(slow))
         steps = draw(st.lists(st.integers(0, 40), max_size=2, unique=True))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
-from cidl_sim.core.samples import NO_CONTENTION, kinds_of_visits, samples_of
+from cidl_sim.core.samples import Conditions, kinds_of_visits, samples_of
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.catalog import make_plan
@@ -25,11 +25,18 @@ def workload() -> Workload:
     return Workload(name="w", stages=[Stage(name="s", rounds=3, blocks=blocks)])
 
 
-def device(latency_s: float, while_executing: float, while_loading: float) -> DeviceProfile:
+def device(
+    latency_s: float, while_executing: float, while_loading: float, first_touch: float | None = None
+) -> DeviceProfile:
     return DeviceProfile(
         name="d",
         memory_limit_bytes=60,
-        loader=Loader(latency_s=latency_s, bandwidth_bytes_per_s=5, slowdown_while_executing=while_executing),
+        loader=Loader(
+            latency_s=latency_s,
+            bandwidth_bytes_per_s=5,
+            slowdown_while_executing=while_executing,
+            first_touch_bytes_per_s=first_touch,
+        ),
         executor=Executor(flops_per_s=10, slowdown_while_loading=while_loading),
     )
 
@@ -40,11 +47,14 @@ def device(latency_s: float, while_executing: float, while_loading: float) -> De
     latency_s=st.floats(0, 2),
     while_executing=st.floats(1, 3),
     while_loading=st.floats(1, 3),
+    first_touch=st.none() | st.floats(1, 50),
 )
-def test_durations_free_of_contention_are_recovered(policy, latency_s, while_executing, while_loading):
-    truth = device(latency_s, while_executing, while_loading)
+def test_durations_free_of_contention_and_first_touch_are_recovered(
+    policy, latency_s, while_executing, while_loading, first_touch
+):
+    truth = device(latency_s, while_executing, while_loading, first_touch)
     trace = simulate(workload(), truth, make_plan(policy, workload(), truth))
-    for sample in samples_of(trace, (while_executing, while_loading), latency_s):
+    for sample in samples_of(trace, Conditions.of(truth)):
         block = workload().visits[sample.visit].block
         usual = latency_s + block.weight_bytes / 5 if sample.operation == "load" else block.flops / 10
         assert sample.seconds == pytest.approx(usual, rel=1e-6)
@@ -81,7 +91,7 @@ def test_without_slowdowns_the_span_is_the_sample():
     truth = device(0.5, 2.0, 1.5)
     trace = simulate(workload(), truth, make_plan("spread:2", workload(), truth))
     lengths = {(s.operation, s.visit): s.end_s - s.start_s for s in trace.spans if s.operation in ("load", "execute")}
-    for sample in samples_of(trace, NO_CONTENTION):
+    for sample in samples_of(trace):
         assert sample.seconds == pytest.approx(lengths[sample.operation, sample.visit])
 
 

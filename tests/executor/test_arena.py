@@ -172,6 +172,9 @@ def test_rotating_slots_go_round_the_whole_arena():
         seen.append(slot.extents[0][0] // PAGE)
         arena.give_back(slot)
     assert seen == [0, 3, 0, 3, 0, 3]
+    assert arena.touched_bytes == 8 * PAGE
+    arena.trim(0)
+    assert arena.touched_bytes == 8 * PAGE
     held = arena.take(2 * PAGE)
     assert not pages_of(held) & pages_of(arena.take(5 * PAGE))
     arena.close()

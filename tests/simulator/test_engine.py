@@ -131,6 +131,24 @@ def test_the_first_load_of_weights_is_cold():
     assert [(s.cold, s.end_s - s.start_s) for s in trace.of("load")] == [(True, 5), (False, 1), (False, 1)]
 
 
+def test_memory_is_touched_once():
+    # New memory takes 0.5 s a byte: 3 bytes for b0, 2 for b1 beside it; b2 needs one more, b3 none.
+    workload = chain((3, 2), (2, 4), (4, 1), (1, 3))
+    device = analytic_device(7, loader=Loader(bandwidth_bytes_per_s=1.0, first_touch_bytes_per_s=2.0))
+    trace = run(workload, device)
+    assert intervals(trace, "load") == [(0, 0, 4.5), (1, 4.5, 7.5), (2, 7.5, 12), (3, 12, 13)]
+    assert trace.peak_resident_bytes == 6
+
+
+def test_memory_given_back_is_touched_again():
+    # Room for 4 bytes from 1.5 s on, for 7 again from 9 s on: b1 finds 2 of its bytes used, b2 has 3 to touch.
+    workload = chain((2, 1), (4, 4), (3, 4))
+    loader = Loader(bandwidth_bytes_per_s=2.0, first_touch_bytes_per_s=2.0)
+    plan = deep_prefetch("test", workload, analytic_device(7, loader=loader), set())
+    trace = simulate(workload, analytic_device(7, loader=loader), plan, limit_changes=[(1.5, 4), (7.0, 7)])
+    assert intervals(trace, "load") == [(0, 0, 2), (1, 3, 6), (2, 7, 10)]
+
+
 def test_a_thermal_step_slows_the_rest_of_an_execution():
     workload = chain((1, 10))
     device = analytic_device(100, thermal=(ThermalStep(after_s=6.0, factor=0.5),))

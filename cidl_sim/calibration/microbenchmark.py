@@ -78,7 +78,8 @@ def observe(
             store=str(store.root.absolute()),
             prompts=(PROMPT,),
             trace=str(trace_file),
-            sample_memory=True,
+            # Looking takes time between visits, which must not pass for the driver's own.
+            sample_memory=policy == OVERLAP,
             rotate_slots=rotates,
             device=compute_device,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cidl_sim.calibration.fit import fit_device
 from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, Observation, OnProgress, observe
@@ -22,7 +22,8 @@ Target = tuple[BlockStore, VideoSettings]
 class Calibration:
     """Rounds of short runs on some targets, and the profile that fits all of them so far.
 
-    Rounds may lie between other runs: what drifts, drifts in both. `compute_device`: the processor, or an accelerator.
+    A round's runs may lie between other runs: what drifts, drifts in both. `compute_device`: the processor, or an
+    accelerator.
     """
 
     def __init__(
@@ -39,7 +40,12 @@ class Calibration:
         self.observations: list[Observation] = []
 
     def round(self) -> None:
-        """Run each target's runs (`microbenchmark`) once.
+        """Run each target's runs (`microbenchmark`) once."""
+        for _ in self.runs():
+            pass
+
+    def runs(self) -> Iterator[None]:
+        """The runs of a round, one at each step.
 
         Before the first round it is measured whether one core is better left to the loader: the same run with overlap,
         on all cores and on all but one.
@@ -61,6 +67,7 @@ class Calibration:
                         compute_device=self._compute_device,
                     )
                     self.observations.append(found)
+                    yield
 
     def device(self) -> DeviceProfile:
         """The profile of this machine, with room for all weights."""

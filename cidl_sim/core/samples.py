@@ -76,7 +76,7 @@ def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touche
     """
     conditions = conditions or Conditions()
     kinds = kinds_of_visits(trace)
-    fresh = {} if all_touched else _fresh_bytes(trace)
+    fresh = {} if all_touched else trace.fresh_bytes
     touch_rate = conditions.first_touch_bytes_per_s
     loads, executions = trace.of("load"), trace.of("execute")
     ready = _Ready(loads, executions)
@@ -113,19 +113,6 @@ def by_kind(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict
     for sample in samples:
         result[sample.kind].append(value(sample))
     return dict(result)
-
-
-def _fresh_bytes(trace: Trace) -> dict[int, int]:
-    """For each load that raised the most that weights ever held, by how much; by visit."""
-    changes = [(s.end_s, 0, s) for s in trace.of("unload")] + [(s.start_s, 1, s) for s in trace.of("load")]
-    held = most = 0
-    fresh = {}
-    for _, is_load, span in sorted(changes, key=lambda c: (c[0], c[1], c[2].visit)):
-        held += span.bytes if is_load else -span.bytes
-        if held > most:
-            fresh[span.visit] = held - most
-            most = held
-    return fresh
 
 
 class _Overlaps:

@@ -166,6 +166,24 @@ class Trace(Record):
         return max((bytes_ for _, bytes_ in self.memory_curve), default=self.header.baseline_bytes)
 
     @cached_property
+    def fresh_bytes(self) -> dict[int, int]:
+        """For each load that raised the most that weights ever held, by how much; by visit."""
+        changes = [(s.end_s, 0, s) for s in self.of("unload")] + [(s.start_s, 1, s) for s in self.of("load")]
+        held = most = 0
+        fresh = {}
+        for _, is_load, span in sorted(changes, key=lambda change: (change[0], change[1], change[2].visit)):
+            held += span.bytes if is_load else -span.bytes
+            if held > most:
+                fresh[span.visit] = held - most
+                most = held
+        return fresh
+
+    @property
+    def peak_weights_bytes(self) -> int:
+        """The most that weights ever held, resident and in flight."""
+        return sum(self.fresh_bytes.values())
+
+    @cached_property
     def memory_curve(self) -> list[tuple[float, int]]:
         """Accounted memory as steps (time in s, bytes from then on), releases before starts."""
         changes: list[tuple[float, int, int]] = []

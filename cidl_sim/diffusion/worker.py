@@ -35,7 +35,7 @@ from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, SeveralVideos, T
 from cidl_sim.diffusion.video_file import write_frames, write_video
 from cidl_sim.executor.accelerator_backend import AcceleratorBackend, check_device
 from cidl_sim.executor.backend import Backend
-from cidl_sim.executor.memory_limit import PeakResident, charged_to_this_process, push_out_page_cache
+from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process, push_out_page_cache
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
@@ -81,13 +81,14 @@ def do(job: Job) -> JobResult:
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
     push_out_page_cache(charged, limit)
+    peak = PeakMemory(charged)
     backend: TorchBackend | AcceleratorBackend
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
     if job.device == "cpu":
         backend = TorchBackend(store, stages, capacity, token_ids, rotate_slots=job.rotate_slots)
     else:
         backend = AcceleratorBackend(store, stages, token_ids, job.device, None if job.control else limit)
-    watch = _Watch(workload, backend, sample=job.sample_memory)
+    watch = _Watch(workload, backend, peak, sample=job.sample_memory)
     trace: Trace | None = None
     try:
         if job.control:
@@ -96,7 +97,7 @@ def do(job: Job) -> JobResult:
             limits = Limits(limit, plan.baseline_bytes, charged.wanted_limit_bytes)
             runtime = Runtime(workload, plan, limits, backend, program)
             keeper = _Keeper(job, store, workload, program, runtime)
-            trace = _trace_of_run(job, plan, runtime, keeper, watch, _Machine(backend, threads, baseline, limit))
+            trace = _trace_of_run(job, plan, runtime, keeper, watch, _Machine(backend, threads, baseline, limit, peak))
             makespan_s = trace.makespan_s
         touched = backend.figures()["touched_bytes"]
     finally:
@@ -113,7 +114,7 @@ def do(job: Job) -> JobResult:
         excess_bytes=watch.excess_bytes,
         workspace_bytes=watch.workspace_bytes,
         peak_resident_bytes=trace.peak_resident_bytes if trace else 0,
-        peak_kernel_bytes=charged.peak_bytes(),
+        peak_kernel_bytes=peak.charged_bytes(),
         touched_bytes=touched,
         evaluations=program.evaluations,
         threads=threads,
@@ -208,30 +209,32 @@ def _write_trace(job: Job, trace: Trace) -> None:
 
 
 class _Watch:
-    """Reports progress after each visit; on request also measures what is needed beyond what is accounted.
+    """Reports progress and looks at the memory after each round; on request after each visit.
 
-    That is the peak of resident memory during each visit, less what was there before the run, the arena's
-    pages and the visit's workspace: buffers of the libraries, and holes in the heap.
+    Then it also measures what is needed beyond what is accounted: the peak of memory during each visit, less what
+    was there before the run, the arena's pages and the visit's workspace. That is buffers of the libraries, and holes
+    in the heap.
     """
 
-    def __init__(self, workload: Workload, backend: Backend, *, sample: bool) -> None:
+    def __init__(self, workload: Workload, backend: Backend, peak: PeakMemory, *, sample: bool) -> None:
         self._workload = workload
         self._backend = backend
-        self._peak = PeakResident() if sample and PeakResident().reset() else None
-        self._before = (self._peak.peak_bytes() or 0) if self._peak else 0
+        self._peak = peak
+        self._sample = sample
         self.excess_bytes = 0
         self.workspace_bytes: dict[str, int] = {}
 
     def __call__(self, visit: Visit) -> None:
         stage = self._workload.stages[visit.stage]
-        if visit.position == len(stage.blocks) - 1:
+        ends_round = visit.position == len(stage.blocks) - 1
+        if ends_round:
             _say({"done": visit.number + 1, "total": len(self._workload.visits), "stage": stage.name})
-        if self._peak is not None:
+        peak_bytes = self._peak.look() if ends_round or self._sample else None
+        if self._sample and peak_bytes is not None:
             block = visit.block
-            beside_weights = (self._peak.peak_bytes() or 0) - self._before - self._backend.footprint_bytes()
+            beside_weights = peak_bytes - self._peak.start_bytes - self._backend.footprint_bytes()
             self.workspace_bytes[block.kind] = max(self.workspace_bytes.get(block.kind, 0), beside_weights)
             self.excess_bytes = max(self.excess_bytes, beside_weights - block.workspace_bytes)
-            self._peak.reset()
 
 
 def _warm_up() -> None:
@@ -255,11 +258,12 @@ def _bytes_read_from_disk() -> int:
 class _Machine:
     """What a trace's header says about the machine; made just before the run."""
 
-    def __init__(self, backend: Backend, threads: int, baseline_bytes: int, limit_bytes: int) -> None:
+    def __init__(self, backend: Backend, threads: int, baseline_bytes: int, limit_bytes: int, peak: PeakMemory) -> None:
         self._backend = backend
         self._threads = threads
         self._baseline_bytes = baseline_bytes
         self._limit_bytes = limit_bytes
+        self._peak = peak
         self._read_before = _bytes_read_from_disk()
 
     def header_fields(self) -> dict[str, Any]:
@@ -270,7 +274,7 @@ class _Machine:
             "enforced_by": charged.enforced_by if charged.limit_bytes() is not None else "accounting",
             "clock": "perf_counter",
             "memory_limit_bytes": self._limit_bytes,
-            "peak_kernel_bytes": charged.peak_bytes(),
+            "peak_kernel_bytes": self._peak.charged_bytes(),
             "fall_backs": tuple(self._backend.fall_backs),
             "machine": {
                 "system": platform.system(),
@@ -279,6 +283,7 @@ class _Machine:
                 "cores": os.cpu_count() or 0,
                 "compute_threads": self._threads,
                 "measured_baseline_bytes": self._baseline_bytes,
+                "needed_bytes": self._peak.needed_bytes,
                 **self._backend.figures(),
                 "read_bytes": _bytes_read_from_disk() - self._read_before,
             },

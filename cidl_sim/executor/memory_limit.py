@@ -158,6 +158,15 @@ class Charged:
         mapped = _stat(self.folder).get(_MAPPED[self.enforced_by], 0) if self.folder is not None else 0
         return (self.unreclaimable_bytes() or 0) + mapped
 
+    def droppable_bytes(self) -> int:
+        """Pages of files that no process has mapped: the kernel can drop them at any time."""
+        if self.folder is None:
+            return 0
+        stat = _stat(self.folder)
+        shared = stat.get("shmem", 0)
+        files = stat.get("cache" if self.enforced_by == "cgroup-v1" else "file", 0) - shared
+        return max(0, files - max(0, stat.get(_MAPPED[self.enforced_by], 0) - shared))
+
     def peak_bytes(self) -> int | None:
         """The most that was charged since the last reset, page cache included; None if the kernel does not tell."""
         if self.folder is None:
@@ -286,23 +295,50 @@ def _counter(path: Path, name: str) -> int:
     return int(words[words.index(name) + 1]) if name in words else 0
 
 
-class PeakResident:
-    """The most memory this process had resident since the last reset, file pages that it maps included.
+class PeakMemory:
+    """What this process needs at most, as the kernel saw it: all that was charged but pages it could drop at any time.
 
-    Read from the process, so it works without a group; None where the system does not tell or cannot reset.
+    Between two looks the kernel keeps the peak of everything charged; what it could drop is read at each look, and
+    changes little between them. Without a group, or where its peak cannot start again, it is the peak of resident
+    memory, in which pages that are mapped twice count twice. `start_bytes`: what was held at first.
     """
 
-    def peak_bytes(self) -> int | None:
-        """Since the last reset."""
-        return _resident_bytes("VmHWM:") or None
+    def __init__(self, charged: Charged) -> None:
+        self._charged = charged
+        self._by_group = charged.reset_peak()
+        self._by_process = not self._by_group and _reset_peak_resident()
+        self._charged_bytes = 0
+        self.needed_bytes = self.start_bytes = (
+            charged.baseline_bytes() if self._by_group else _resident_bytes("VmHWM:") if self._by_process else 0
+        )
 
-    def reset(self) -> bool:
-        """Start again from what is resident now."""
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return False
-        return True
+    def look(self) -> int | None:
+        """The peak since the last look, which this one ends; None if the system does not tell."""
+        if self._by_group:
+            peak = self._charged.peak_bytes() or 0
+            self._charged_bytes = max(self._charged_bytes, peak)
+            found = peak - self._charged.droppable_bytes()
+            self._charged.reset_peak()
+        elif self._by_process:
+            found = _resident_bytes("VmHWM:")
+            _reset_peak_resident()
+        else:
+            return None
+        self.needed_bytes = max(self.needed_bytes, found)
+        return found
+
+    def charged_bytes(self) -> int | None:
+        """The most that the kernel charged since the start, page cache included; None if it does not tell."""
+        peak = self._charged.peak_bytes()
+        return None if peak is None else max(peak, self._charged_bytes)
+
+
+def _reset_peak_resident() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def physical_memory_bytes() -> int:

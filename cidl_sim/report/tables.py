@@ -216,15 +216,15 @@ def error_line(figures: dict[str, Any]) -> str:
 def validation_lines(figures: dict[str, Any]) -> list[str]:
     """What the figures of `cidl validate` say beside the table."""
     shares = ", ".join(f"{cause.replace('_', ' ')} {share:.1%}" for cause, share in figures["shares"].items())
-    tau, peak, touched, coverage = (
-        figures[name] for name in ("kendall_tau", "peak_memory_error", "touched_error", "coverage")
-    )
+    names = ("kendall_tau", "peak_memory_error", "accounting_error", "touched_error", "coverage")
+    tau, peak, accounting, touched, coverage = (figures[name] for name in names)
     return [
         error_line(figures),
         f"of the prediction error, by cause (means of magnitudes): {shares}",
         f"Kendall's tau {_figure(tau, '.2f')}; makespans span a factor of {figures['makespan_span']:.2f}; "
-        f"peak memory error {_figure(peak, '.1%')} (slots touched {_figure(touched, '.1%')}); "
         f"runs within the simulated p5 to p95: {_figure(coverage, '.0%')}",
+        f"largest memory errors: kernel's peak {_figure(peak, '.1%')}, slots accounted {_figure(accounting, '.2%')}, "
+        f"slots predicted {_figure(touched, '.1%')}",
         *(f"[yellow]flag:[/yellow] {mismatch}" for mismatch in figures["mismatches"]),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cidl_sim.calibration.this_machine import Calibration, Target
@@ -27,9 +28,9 @@ def validate_machine(
 ) -> list[Case]:
     """Calibrate, choose policies that the calibration never runs, then run them `repeats` times.
 
-    Each round of runs follows a round of calibration. Policies are chosen and planned with the profile of the first
-    round; predictions are made with that of all of them. Everything is recorded in `folder`, see `runs`.
-    InfeasibleError if no candidate fits its memory limit.
+    Policies are chosen and planned with the profile of a first round of calibration. Another round's runs lie between
+    the runs of each repeat, and predictions are made with the profile of all of them. Everything is recorded in
+    `folder`, see `runs`. InfeasibleError if no candidate fits its memory limit.
     """
     calibration = Calibration(targets, lambda *state: on_step("calibrate", *state), compute_device=compute_device)
     calibration.round()
@@ -40,16 +41,18 @@ def validate_machine(
         raise InfeasibleError("no policy fits any of the memory limits that a validation tries")
     cases = prepare(scenarios, first, folder)
     for number in range(1, repeats + 1):
-        if number > 1:
-            calibration.round()
+        between = calibration.runs()
         run_round(
             scenarios,
             cases,
             folder,
             number,
             prompt=prompt,
+            before_run=partial(next, between, None),
             on_run=lambda name, *state: on_step(f"run {name}", *state),
         )
+        for _ in between:
+            pass
     # The plans were made, and the runs accounted, with the first round's baseline.
     final = calibration.device().model_copy(update={"baseline_bytes": first.baseline_bytes})
     final.write(folder / DEVICE_FILE)

@@ -23,6 +23,7 @@ from cidl_sim.core.trace import Operation, Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import Factors, makespan_s, simulate
 from cidl_sim.simulator.quantiles import has_noise, makespan_quantiles
+from cidl_sim.validation.memory import memory_of
 
 # Loading work over execution work: beyond these a run is bound by the loader, or by the executor.
 LOADER_BOUND, EXECUTOR_BOUND = 1.25, 0.8
@@ -155,7 +156,7 @@ class Case:
     def row(self) -> dict[str, Any]:
         """The figures of this policy."""
         quantiles = self.quantiles_s()
-        memory = memory_of(self)
+        memory = memory_of(self.simulated, self.device, self.measured)
         return {
             "policy": self.name,
             "plan": self.plan.policy,
@@ -226,43 +227,6 @@ def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
     return loads, executions
 
 
-def memory_of(case: Case) -> dict[str, Any]:
-    """Predicted against measured memory: slots of the arena really touched (the most of any run), and the kernel's peak
-    (the median over the runs).
-    """  # noqa: D205
-    simulated = case.simulated
-    held, peak, kernel = 0, 0, 0
-    events = sorted(
-        [(s.start_s, 1, s) for s in simulated.of("load")]
-        + [(s.end_s, 0, s) for s in simulated.of("unload")]
-        + [(s.start_s, 2, s) for s in simulated.of("execute")],
-        key=lambda e: (e[0], e[1]),
-    )
-    kinds = [kind for o in simulated.header.stages for _ in range(o.rounds) for kind in o.kinds]
-    process = case.device.provenance.process_bytes
-    for _, order, span in events:
-        if order == 2:
-            room = case.device.memory_limit_bytes - case.device.baseline_bytes - span.bytes
-            found = case.device.measured.get(kinds[span.visit])
-            workspace = found.workspace_bytes if found and found.workspace_bytes is not None else span.bytes
-            kernel = max(kernel, (process or 0) + min(peak, max(room, held)) + workspace)
-        else:
-            held += span.bytes if order else -span.bytes
-            peak = max(peak, held)
-    figures = [t.header.machine.get("touched_bytes") for t in case.measured]
-    touched = max((int(count) for count in figures if count), default=None)
-    # From run to run the kernel's peak differs by some per cent: by pages of libraries and holes of the heap.
-    peaks = [p for t in case.measured if (p := t.header.peak_kernel_bytes) is not None]
-    seen = statistics.median(peaks) if peaks else None
-    return {
-        "predicted_touched_bytes": peak,
-        "touched_bytes": touched,
-        "touched_error": peak / touched - 1 if touched else None,
-        "predicted_kernel_bytes": kernel if process is not None else None,
-        "kernel_error": kernel / seen - 1 if process is not None and seen else None,
-    }
-
-
 def report(cases: Sequence[Case], on_case: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
     """The figures of `cidl validate`. Spread and tau are None where one run or one policy cannot tell.
 
@@ -278,6 +242,7 @@ def report(cases: Sequence[Case], on_case: Callable[[int, int], None] = lambda d
     spreads = [case.spread for case in cases if case.spread is not None]
     memory = [abs(row["kernel_error"]) for row in rows if row["kernel_error"] is not None]
     touched = [abs(row["touched_error"]) for row in rows if row["touched_error"] is not None]
+    accounting = [abs(row["accounting_error"]) for row in rows if row["accounting_error"] is not None]
     within = [row["runs_within_quantiles"] for row in rows if row["runs_within_quantiles"] is not None]
     spread = statistics.fmean(spreads) if spreads else None
     measured = [case.measured_makespan_s for case in cases]
@@ -287,6 +252,7 @@ def report(cases: Sequence[Case], on_case: Callable[[int, int], None] = lambda d
         "run_to_run_spread": spread,
         "kendall_tau": kendall_tau([c.simulated.makespan_s for c in cases], measured, spread or 0.0),
         "peak_memory_error": max(memory) if memory else None,
+        "accounting_error": max(accounting) if accounting else None,
         "touched_error": max(touched) if touched else None,
         "makespan_span": max(measured) / min(measured),
         "shares": {cause: statistics.fmean(abs(row["shares"][cause]) for row in rows) for cause in CAUSES},

@@ -90,10 +90,12 @@ def run_round(
     *,
     prompt: str,
     seed: int = 42,
+    before_run: Callable[[], None] = lambda: None,
     on_run: OnRun = lambda name, done, total, stage: None,
 ) -> None:
-    """Really run every scenario once under its limit; each case gets its trace."""
+    """Really run every scenario once under its limit; each case gets its trace. `before_run` is called before each."""
     for scenario, case in zip(scenarios, cases, strict=True):
+        before_run()
         _run_once(scenario, folder / scenario.name, number, prompt, seed, on_run)
         case.measured.append(read_trace(folder / scenario.name / f"run-{number}.json.gz"))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cidl_sim.executor import memory_limit
-from cidl_sim.executor.memory_limit import Charged, MemoryGroup, can_enforce, charged_to_this_process
+from cidl_sim.executor.memory_limit import Charged, MemoryGroup, PeakMemory, can_enforce, charged_to_this_process
 
 MIB = 1 << 20
 needs_enforcement = pytest.mark.skipif(
@@ -281,3 +281,49 @@ def test_a_kill_is_read_from_the_counter_of_the_version(tmp_path, version, file,
     (tmp_path / file).write_text(f"oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n")
     group = MemoryGroup(1, enforced_by=version, folder=tmp_path)
     assert group.was_killed_by_limit() == (kills > 0)
+
+
+def test_the_needed_peak_leaves_out_what_the_kernel_could_drop(tmp_path):
+    def kernel_says(peak: int, cache: int) -> None:
+        (tmp_path / "memory.usage_in_bytes").write_text(str(peak))
+        (tmp_path / "memory.max_usage_in_bytes").write_text(str(peak))
+        # 30 of the mapped bytes are the arena's, 20 a library's.
+        (tmp_path / "memory.stat").write_text(f"cache {cache}\nshmem 30\nmapped_file 50\n")
+
+    kernel_says(500, 100)
+    peak = PeakMemory(Charged("cgroup-v1", tmp_path))
+    kernel_says(900, 150)
+    assert peak.look() == 900 - (150 - 30 - 20)
+    assert (tmp_path / "memory.max_usage_in_bytes").read_text() == "0"
+    kernel_says(600, 60)
+    assert peak.look() == 590
+    assert peak.needed_bytes == 800
+    assert peak.charged_bytes() == 900
+
+
+@needs_enforcement
+def test_a_peak_between_two_looks_is_seen():
+    with MemoryGroup(None) as group:
+        child = run_in(
+            group,
+            "peak = PeakMemory(charged)",
+            f"large = bytearray({64 * MIB})",
+            "del large",
+            "first = peak.look()",
+            "print(json.dumps([peak.start_bytes, first, peak.look()]))",
+        )
+    start, first, second = said(child)
+    assert first - start > 60 * MIB
+    assert second - start < 30 * MIB
+
+
+def test_without_a_group_it_is_the_peak_of_the_process(monkeypatch):
+    peak = PeakMemory(Charged("accounting", None))
+    if not peak.start_bytes:
+        pytest.skip("this system does not tell the peak of a process")
+    large = bytearray(64 * MIB)
+    del large
+    assert (peak.look() or 0) - peak.start_bytes > 30 * MIB
+    assert peak.charged_bytes() is None
+    monkeypatch.setattr(memory_limit, "_reset_peak_resident", lambda: False)
+    assert PeakMemory(Charged("accounting", None)).look() is None

@@ -8,7 +8,8 @@ from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Nois
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.compare import CAUSES, Case, kendall_tau, memory_of, mismatches, own_costs, report
+from cidl_sim.validation.compare import CAUSES, Case, kendall_tau, mismatches, own_costs, report
+from cidl_sim.validation.memory import memory_of
 
 POLICIES = ("sequential", "next_block", "prefix:1", "spread:2")
 
@@ -129,10 +130,22 @@ def test_memory_is_predicted_by_kind():
         measured={f"k{i}": Measured(load_s=1.0, exec_s=1.0, workspace_bytes=4) for i in range(5)},
         provenance=Provenance(process_bytes=100),
     )
-    figures = memory_of(case("next_block", truth=device(), believed=believed))
+    run = case("next_block", truth=device(), believed=believed)
+    figures = memory_of(run.simulated, believed, run.measured)
     assert figures["predicted_touched_bytes"] == 20
+    assert figures["accounting_error"] == pytest.approx(0.0)
     assert figures["touched_error"] == pytest.approx(0.0)
     assert figures["predicted_kernel_bytes"] == 124
+
+
+def test_what_the_process_needed_counts_before_the_peak_with_page_cache():
+    run = case("next_block", truth=device(), runs=2)
+    header = run.measured[0].header
+    machine = {**header.machine, "needed_bytes": 25}
+    run.measured[0] = run.measured[0].model_copy(update={"header": header.model_copy(update={"machine": machine})})
+    figures = memory_of(run.simulated, run.device, run.measured)
+    assert figures["needed_bytes"] == (25 + header.peak_kernel_bytes) / 2
+    assert figures["kernel_error"] is None  # the profile says nothing of the process
 
 
 def test_kendalls_tau_leaves_out_pairs_within_the_spread():

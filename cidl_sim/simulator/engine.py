@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
 import simpy
@@ -37,27 +37,28 @@ LimitChange = tuple[float, int]  # seconds from the start, bytes from then on
 Factors = tuple[NDArray[np.float64], NDArray[np.float64]]  # of loads and of executions, by visit number
 
 
-def simulate(
-    workload: Workload,
-    device: DeviceProfile,
-    plan: Plan,
-    *,
-    seed: int | None = None,
-    stage_rounds: Mapping[int, int] | None = None,
-    limit_changes: Sequence[LimitChange] = (),
-    factors: Factors | None = None,
-) -> Trace:
-    """Simulate `plan` and return its trace.
+class Circumstances(TypedDict, total=False):
+    """What a simulation may be given beside workload, device and plan.
 
     `seed` switches the device's noise on. `factors` multiply the cost of each load and each execution, by visit.
     `stage_rounds` gives, for stages that ended early, the rounds that really ran (replay of a recorded run).
-    `limit_changes`: at so many seconds the memory limit becomes so many bytes. Raises InfeasibleError where the plan
-    cannot finish within the memory limit, PlanError where it breaks a rule, DeviceError where a cost is unknown.
+    `limit_changes`: at so many seconds the memory limit becomes so many bytes.
+    """
+
+    seed: int | None
+    stage_rounds: Mapping[int, int] | None
+    limit_changes: Sequence[LimitChange]
+    factors: Factors | None
+
+
+def simulate(workload: Workload, device: DeviceProfile, plan: Plan, **circumstances: Unpack[Circumstances]) -> Trace:
+    """Simulate `plan` and return its trace; see `Circumstances` for the rest.
+
+    Raises InfeasibleError where the plan cannot finish within the memory limit, PlanError where it breaks a rule,
+    DeviceError where a cost is unknown.
     """
     plan.check_workload(workload)
-    engine = Engine(
-        workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes, factors=factors
-    )
+    engine = Engine(workload, device, plan, **circumstances)
     recorder = TraceRecorder(engine.schedule)
     engine.recorder = recorder
     engine.run()
@@ -71,23 +72,15 @@ def simulate(
         origin="simulated",
         enforced_by="none",
         clock="virtual",
-        seed=seed,
+        seed=circumstances.get("seed"),
         fall_backs=tuple(f"analytic cost for kind {kind}" for kind in engine.unmeasured_kinds),
     )
     return recorder.finish(header)
 
 
-def makespan_s(
-    workload: Workload,
-    device: DeviceProfile,
-    plan: Plan,
-    *,
-    seed: int | None = None,
-    stage_rounds: Mapping[int, int] | None = None,
-    limit_changes: Sequence[LimitChange] = (),
-) -> float:
+def makespan_s(workload: Workload, device: DeviceProfile, plan: Plan, **circumstances: Unpack[Circumstances]) -> float:
     """The makespan of `plan` in seconds, without recording a trace."""
-    engine = Engine(workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes)
+    engine = Engine(workload, device, plan, **circumstances)
     engine.run()
     return engine.finished_s
 
@@ -106,24 +99,17 @@ class Engine:
     """One simulation. Use `simulate` unless you attach an observer of your own as `recorder`."""
 
     def __init__(
-        self,
-        workload: Workload,
-        device: DeviceProfile,
-        plan: Plan,
-        *,
-        seed: int | None = None,
-        stage_rounds: Mapping[int, int] | None = None,
-        limit_changes: Sequence[LimitChange] = (),
-        factors: Factors | None = None,
+        self, workload: Workload, device: DeviceProfile, plan: Plan, **circumstances: Unpack[Circumstances]
     ) -> None:
+        seed, factors = circumstances.get("seed"), circumstances.get("factors")
         self.schedule = Schedule.for_device(workload, plan, device)
         self.recorder: TraceRecorder | None = None
         self.finished_s = 0.0
         self._workload = workload
         self._device = device
         self._env = simpy.Environment()
-        self._early_ends = _last_visits(workload, stage_rounds or {})
-        self._limit_changes = limit_changes
+        self._early_ends = _last_visits(workload, circumstances.get("stage_rounds") or {})
+        self._limit_changes = circumstances.get("limit_changes", ())
         self._idle_channels = list(range(device.loader.channels - 1, -1, -1))
         self._active: list[_Activity] = []
         self._heat_factor = 1.0

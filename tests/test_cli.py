@@ -332,7 +332,7 @@ def test_plan_prints_the_figures_of_the_contract_and_every_baseline(workload, de
     figures = answer_of("plan", workload, device, "--policy", "sequential")
     assert figures["makespan_s"] == figures["baselines"]["sequential"] == 156
     assert list(figures["baselines"]) == list(POLICIES)
-    assert figures["lower_bound"] == 10 + 36  # the first load and all executions
+    assert figures["lower_bound_s"] == 10 + 36  # the first load and all executions
     assert figures["gap"] == pytest.approx(156 / 46 - 1)
     assert figures["proven_optimal"] is False
     assert "all executions" in figures["proof_scope"]
@@ -348,7 +348,7 @@ def test_plan_without_a_policy_takes_the_best_baseline(workload, device):
 
 def test_a_plan_that_meets_the_bound_is_proven_optimal(workload, device):
     figures = answer_of("plan", workload, device, "--set", "loader.bandwidth_bytes_per_s=10")
-    assert figures["makespan_s"] == figures["lower_bound"] == 1 + 36
+    assert figures["makespan_s"] == figures["lower_bound_s"] == 1 + 36
     assert figures["gap"] == 0
     assert figures["proven_optimal"] is True
 

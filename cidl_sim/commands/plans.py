@@ -183,7 +183,7 @@ def _plan_figures(
         "device": device.name,
         "policy": plan.policy,
         "makespan_s": plan.makespan_s,
-        "lower_bound": plan.lower_bound,
+        "lower_bound_s": plan.lower_bound,
         "gap": plan.gap,
         "proven_optimal": plan.proven_optimal,
         "proof_scope": plan.proof_scope,

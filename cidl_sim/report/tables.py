@@ -129,7 +129,7 @@ def plan_table(figures: dict[str, Any]) -> Table:
     table.add_column("policy")
     table.add_column("makespan (s)", justify="right")
     table.add_column("above the bound", justify="right")
-    bound = figures["lower_bound"]
+    bound = figures["lower_bound_s"]
     for policy, seconds in figures["baselines"].items():
         above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+.1%}"
         table.add_row(policy, "does not fit" if seconds is None else f"{seconds:.2f}", above)

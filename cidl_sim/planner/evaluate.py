@@ -29,7 +29,7 @@ def evaluated_plan(policy: str, workload: Workload, device: DeviceProfile) -> tu
         "lower_bound": bound,
         "gap": gap,
         "proven_optimal": gap <= TOLERANCE,
-        "proof_scope": "any plan for this workload and device: first load and all executions, or all first loads",
+        "proof_scope": "any plan for this workload and device",
         "peak_resident_bytes": trace.peak_resident_bytes,
     }
     plan = plan.model_copy(update=figures)

@@ -13,7 +13,7 @@ from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Load
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Block, Stage, Workload
-from cidl_sim.planner.bounds import executor_bound_s, loader_bound_s
+from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.policies.build import build_plan, deep_prefetch
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s, simulate
@@ -210,8 +210,7 @@ def test_invariants_of_every_trace(case):
     for worker in {s.worker for s in trace.of("load")}:
         lane = sorted((s.start_s, s.end_s) for s in trace.of("load") if s.worker == worker)
         assert all(a[1] <= b[0] for a, b in pairwise(lane))
-    assert trace.makespan_s >= executor_bound_s(workload, device) * (1 - 1e-12)
-    assert trace.makespan_s >= loader_bound_s(workload, device) * (1 - 1e-12)
+    assert trace.makespan_s >= lower_bound_s(workload, device) * (1 - 1e-12)
 
 
 @given(cases(), st.integers(0, 2**32))

@@ -9,6 +9,8 @@ least time that the loader spends on loads that have to end before visit p start
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
@@ -68,9 +70,12 @@ def least_loading_s(workload: Workload, device: DeviceProfile) -> Seconds:
     reloads = [v for v in range(len(visits)) if previous[v] is not None]
     if not reloads:
         return np.cumsum(loads)
-    room = float(device.memory_limit_bytes - device.baseline_bytes)
-    sizes = np.array([visit.block.weight_bytes for visit in visits]) / room
-    capacity = 1.0 - np.array([v.block.weight_bytes + v.block.workspace_bytes for v in visits]) / room
+    room = device.memory_limit_bytes - device.baseline_bytes
+    # What is kept is a multiple of the sizes' common divisor: room for 2.3 blocks keeps 2.
+    unit = math.gcd(*(visits[v].block.weight_bytes for v in reloads)) or 1
+    beside = [room - visit.block.weight_bytes - visit.block.workspace_bytes for visit in visits]
+    sizes = np.array([visit.block.weight_bytes / room for visit in visits])
+    capacity = np.array([left // unit * unit / room for left in beside])
     prices = _prices(workload, loads, sizes, capacity)
     # Sum of the prices strictly between a visit and the one before of the same weights.
     before = np.concatenate([[0.0], np.cumsum(prices)])

@@ -15,6 +15,7 @@ from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.planner.evaluate import evaluated_plan
+from cidl_sim.planner.planner import best_plan
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.workloads.catalog import find_workload
@@ -27,6 +28,7 @@ __all__ = [
     "Stage",
     "Trace",
     "Workload",
+    "best_plan",
     "evaluated_plan",
     "find_device",
     "find_workload",

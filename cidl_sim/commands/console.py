@@ -60,10 +60,11 @@ def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int, str], None]]:
+def progress(*, fleeting: bool = False) -> Iterator[Callable[[str, int, int, str], None]]:
     """A progress bar on standard error; gives a function (step, done, total, detail).
 
-    It appears with the first step, so that what is refused before that is refused in one line.
+    It appears with the first step, so that what is refused before that is refused in one line. A `fleeting` one leaves
+    nothing behind.
     """
     columns = (
         SpinnerColumn(),
@@ -73,7 +74,9 @@ def progress() -> Iterator[Callable[[str, int, int, str], None]]:
         TextColumn("[dim]{task.fields[detail]}[/dim]"),
         TimeElapsedColumn(),
     )
-    progress = Progress(*columns, console=messages)
+    # Where nothing can be taken back rich would leave an empty line.
+    hidden = fleeting and not messages.is_terminal
+    progress = Progress(*columns, console=messages, transient=fleeting, disable=hidden)
     tasks: dict[str, Any] = {}
 
     def step(name: str, done: int, total: int, detail: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,23 +97,31 @@ def simulate(
 def plan_command(
     workload_name: WorkloadArgument,
     device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
-    policy: Annotated[str | None, Optional("--policy", help="Without it: the best of all policies.")] = None,
+    policy: Annotated[str | None, Optional("--policy", help="Without it: the best plan that is found.")] = None,
     out: Annotated[Path | None, Optional("-o", help="The plan file (a folder, for several devices).")] = None,
+    time_limit_s: Annotated[
+        float, Optional("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
+    ] = 10.0,
     settings: SetOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a plan and print its bound and the baselines beside it."""
     from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
+    from cidl_sim.planner.planner import best_plan
 
+    if not math.isfinite(time_limit_s):
+        raise InputError(f"--time-limit {time_limit_s}: write a number of seconds")
     workload = find_workload(workload_name)
     results = []
-    for name in device_names:
-        device = device_with(name, settings)
+    for device in [device_with(name, settings) for name in device_names]:
         if policy is not None:
-            evaluated_plan(policy, workload, device)  # fail before the baselines are worked out
-        baselines = baseline_makespans(workload, device)
-        chosen = policy or min((p for p in baselines if baselines[p] is not None), key=lambda p: baselines[p] or 0.0)
-        plan, trace = evaluated_plan(chosen, workload, device)
+            plan, trace = evaluated_plan(policy, workload, device)
+            baselines = baseline_makespans(workload, device)
+        else:
+            with progress(fleeting=True) as step:
+                observe = partial(step, f"plan for {device.name}")
+                found = best_plan(workload, device, time_limit_s=time_limit_s, on_step=observe)
+            plan, trace, baselines = found.plan, found.trace, found.baselines
         target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
         if target is not None:
             plan.write(target)

@@ -21,12 +21,16 @@ TOLERANCE = 1e-9
 def evaluated_plan(policy: str, workload: Workload, device: DeviceProfile) -> tuple[Plan, Trace]:
     """The plan of `policy` with its simulated makespan, bound and gap filled in, and that simulation."""
     plan = make_plan(policy, workload, device)
+    return with_predictions(plan, workload, device, lower_bound_s(workload, device))
+
+
+def with_predictions(plan: Plan, workload: Workload, device: DeviceProfile, bound_s: float) -> tuple[Plan, Trace]:
+    """`plan` with its simulated makespan, the bound and the gap to it filled in, and that simulation."""
     trace = simulate(workload, device, plan)
-    bound = lower_bound_s(workload, device)
-    gap = max(0.0, trace.makespan_s / bound - 1) if bound > 0 else 0.0
+    gap = max(0.0, trace.makespan_s / bound_s - 1) if bound_s > 0 else 0.0
     figures: dict[str, Any] = {
         "makespan_s": trace.makespan_s,
-        "lower_bound": bound,
+        "lower_bound": bound_s,
         "gap": gap,
         "proven_optimal": gap <= TOLERANCE,
         "proof_scope": "any plan for this workload and device",

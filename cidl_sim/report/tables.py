@@ -133,7 +133,10 @@ def plan_table(figures: dict[str, Any]) -> Table:
     for policy, seconds in figures["baselines"].items():
         above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+.1%}"
         table.add_row(policy, "does not fit" if seconds is None else f"{seconds:.2f}", above)
-    table.add_row("[dim]lower bound[/dim]", f"{bound:.2f}", "")
+    if figures["policy"].partition(":")[0] not in figures["baselines"]:
+        table.add_row(f"[bold]{figures['policy']}[/bold]", f"{figures['makespan_s']:.2f}", f"{figures['gap']:+.1%}")
+    proven = f"{figures['policy']} is optimal" if figures["proven_optimal"] else ""
+    table.add_row("[dim]lower bound[/dim]", f"{bound:.2f}", proven)
     peak, limit = figures["peak_resident_bytes"] / 1e6, figures["memory_limit_bytes"] / 1e6
     table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (
         f"; plan in {figures['file']}" if figures["file"] else ""

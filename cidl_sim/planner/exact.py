@@ -1,0 +1,349 @@
+"""Two exact models of "which weights stay, and in which order are the others loaded".
+
+Both know one loader, one executor, a fixed order of visits, and memory: a loaded block takes it from its load's start
+to its visit's end, a kept one from the end of the visit before of the same weights. Durations are whole units,
+rounded down where they are not, so a model's bound holds for the exact ones (and on devices with contention, first
+touch, several channels or heat, which only add time; see `bounds`). What a model decides, keeps and an order of loads,
+needs no times: the engine starts everything as early as it can, with the exact durations, and that makespan counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.sat.python import cp_model
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array, csc_array
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.plan import Load, Plan
+from cidl_sim.core.workload import Workload
+from cidl_sim.planner.bounds import execution_s, loading_s
+from cidl_sim.policies.build import build_plan
+from cidl_sim.simulator.engine import makespan_s
+
+# Units of progress in the interval model, the finest first; fewer make it smaller and its bound weaker.
+UNITS_TRIED = (2000, 1000, 500, 250, 125)
+MOST_COLUMNS = 400_000
+# Durations in files are decimal; finer than that is rounding.
+_FINEST = 10**7
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A workload on a device in whole units of time: what the models see of it, by visit."""
+
+    unit_s: float
+    is_exact: bool  # no duration was rounded
+    executions: tuple[int, ...]
+    loads: tuple[int, ...]
+    sizes: tuple[int, ...]
+    workspaces: tuple[int, ...]
+    previous: tuple[int | None, ...]
+    room: int  # for weights and workspace, in bytes
+
+    @property
+    def has_equal_loads(self) -> bool:
+        """Whether all loads are alike: in order of execution nothing is lost then, and none has to pass another."""
+        return len(set(zip(self.sizes, self.loads, strict=True))) == 1
+
+    @property
+    def most_ahead(self) -> int:
+        """How many visits ahead a load can start at most, loads being alike: all up to it lie in memory then."""
+        return (self.room - min(self.workspaces)) // max(1, self.sizes[0]) - 1
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What a model found: a bound in s, and a plan with its makespan in s where it found one.
+
+    `model_s` is the makespan that the model itself gives the plan; on an exact instance the engine agrees.
+    """
+
+    bound_s: float
+    plan: Plan | None = None
+    makespan_s: float | None = None
+    model_s: float | None = None
+
+
+def instance_of(workload: Workload, device: DeviceProfile, most_units: int = UNITS_TRIED[0]) -> Instance:
+    """The instance in the largest unit that divides all durations; rounded down beyond `most_units` of execution."""
+    executions, loads = execution_s(workload, device), loading_s(workload, device)
+    unit = _common_unit([*executions, *loads])
+    total = float(executions.sum())
+    is_exact = unit > 0 and total <= most_units * unit
+    if not is_exact:
+        unit = total / most_units or float(loads.max()) / most_units or 1.0
+    # A quotient that is a whole number but for rounding is that number.
+    whole = [[math.floor(seconds / unit + 1e-6) for seconds in kind] for kind in (executions, loads)]
+    blocks = [visit.block for visit in workload.visits]
+    return Instance(
+        unit_s=unit,
+        is_exact=is_exact,
+        executions=tuple(whole[0]),
+        loads=tuple(whole[1]),
+        sizes=tuple(block.weight_bytes for block in blocks),
+        workspaces=tuple(block.workspace_bytes for block in blocks),
+        previous=tuple(workload.previous_same_weights),
+        room=device.memory_limit_bytes - device.baseline_bytes,
+    )
+
+
+def solve_by_intervals(
+    workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0, relaxed: bool = False
+) -> Solved | None:
+    """The progress-indexed interval model, by HiGHS; None if it is too large even in coarse units.
+
+    With `relaxed` only the bound of its linear relaxation.
+
+    Time is the executor's progress u, in units of work done, so nothing needs a big constant and the relaxation is
+    strong. Visit v is either kept (r_v) or loaded over progress i..j (z_vij), between the end of the visit before of
+    its weights and its own start, at the price of l_v - (j - i) units in which the executor stands still:
+
+        minimise  sum z_vij (l_v - (j - i))      with, for every visit v and every unit u,
+        sum_ij z_vij + r_v = 1,      sum of z that span u <= 1,
+        sum of s_v over what is kept or loaded at u, or on its way  +  s + w of the visit that runs  <=  M
+
+    and no load spans the point of progress at which another one is loaded while the executor stands still. A visit that
+    takes no time has one unit of progress in which nothing is loaded, so that its memory counts too.
+    """
+    for most_units in UNITS_TRIED:
+        instance = instance_of(workload, device, most_units)
+        model = _IntervalModel(instance)
+        if not model.is_too_large:
+            break
+    else:
+        return None
+    found = milp(
+        model.costs,
+        constraints=model.constraints(),
+        bounds=Bounds(0, model.upper_bounds()),
+        integrality=None if relaxed else model.is_whole,
+        options={"time_limit": time_limit_s},
+    )
+    executions = sum(instance.executions)
+    # A linear program that was not solved to its end bounds nothing.
+    bound = found.mip_dual_bound if not relaxed else found.fun if found.status == 0 else None
+    # Stalls are whole units; HiGHS's own tolerance is far below one.
+    stall = 0 if bound is None or not math.isfinite(bound) else max(0, math.ceil(bound - 1e-4))
+    bound_s = (executions + stall) * instance.unit_s
+    if relaxed or found.x is None:
+        return Solved(bound_s)
+    kept, order = model.decisions(found.x)
+    return _evaluated(workload, device, kept, order, bound_s, (executions + round(found.fun)) * instance.unit_s)
+
+
+def solve_by_constraints(workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0) -> Solved:
+    """The same decisions over wall time, by CP-SAT: good up to some 40 visits.
+
+    Executions in order, optional intervals for loads that must not overlap, intervals for what is in memory, whose
+    sizes together never exceed it. Two cuts speed it up: memory while a visit runs, and the loader's own total.
+    """
+    instance = instance_of(workload, device)
+    count = len(instance.loads)
+    model = cp_model.CpModel()
+    # Where visits take no time, they take one tick of so many that all of them together are less than a unit.
+    ticks = count + 1 if 0 in instance.executions else 1
+    executions = [max(1, ticks * length) if ticks > 1 else length for length in instance.executions]
+    lengths = [ticks * length for length in instance.loads]
+    # The least workspace is always reserved, whether a visit runs or the executor waits.
+    reserved = min(instance.workspaces)
+    horizon = sum(executions) + sum(lengths)
+    starts = [model.new_int_var(0, horizon, f"start{v}") for v in range(count)]
+    ends = [start + length for start, length in zip(starts, executions, strict=True)]
+    for v in range(1, count):
+        model.add(starts[v] >= ends[v - 1])
+    kept = [model.new_bool_var(f"kept{v}") for v in range(count)]
+    begins = [model.new_int_var(0, horizon, f"load{v}") for v in range(count)]
+    loads, held, sizes = [], [], []
+    for v, before in enumerate(instance.previous):
+        loaded = kept[v].negated()
+        loads.append(model.new_optional_interval_var(begins[v], lengths[v], begins[v] + lengths[v], loaded, ""))
+        model.add(begins[v] + lengths[v] <= starts[v]).only_enforce_if(loaded)
+        since = model.new_int_var(0, horizon, f"since{v}")
+        if before is None:
+            model.add(kept[v] == 0)
+        else:
+            model.add(begins[v] >= ends[before])
+            model.add(since == ends[before]).only_enforce_if(kept[v])
+        model.add(since == begins[v]).only_enforce_if(loaded)
+        length = model.new_int_var(0, horizon, f"length{v}")
+        held.append(model.new_interval_var(since, length, ends[v], ""))
+        sizes.append(instance.sizes[v])
+        held.append(model.new_interval_var(starts[v], executions[v], ends[v], ""))
+        sizes.append(instance.workspaces[v] - reserved)
+    model.add_no_overlap(loads)
+    model.add_cumulative(held, sizes, instance.room - reserved)
+    for p in range(count):
+        across = [v for v in range(p + 1, count) if (before := instance.previous[v]) is not None and before < p]
+        beside = instance.room - instance.sizes[p] - instance.workspaces[p]
+        model.add(sum(instance.sizes[v] * kept[v] for v in across) <= beside)
+    loading = sum(length * (1 - kept[v]) for v, length in enumerate(lengths))
+    model.add(ends[-1] >= loading + executions[-1])
+    model.minimize(ends[-1])
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = time_limit_s
+    solver.parameters.num_workers = 2
+    status = solver.solve(model)
+    bound_s = solver.best_objective_bound // ticks * instance.unit_s
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return Solved(max(0.0, bound_s))
+    chosen = [v for v in range(count) if solver.value(kept[v])]
+    loaded_visits = [v for v in range(count) if v not in set(chosen)]
+    order = sorted(loaded_visits, key=lambda v: (solver.value(begins[v]), v))
+    return _evaluated(workload, device, chosen, order, bound_s, solver.value(ends[-1]) // ticks * instance.unit_s)
+
+
+def _evaluated(
+    workload: Workload, device: DeviceProfile, kept: Sequence[int], order: Sequence[int], bound_s: float, model_s: float
+) -> Solved:
+    """What the engine makes of a model's decisions; without a plan where the engine's rules are stricter."""
+    keep = {before for v in kept if (before := workload.previous_same_weights[v]) is not None}
+    plan = build_plan("planned", workload, device, [Load(visit=v) for v in order], keep)
+    try:
+        return Solved(bound_s, plan, makespan_s(workload, device, plan), model_s)
+    except InfeasibleError:
+        return Solved(bound_s)
+
+
+class _IntervalModel:
+    """Columns and rows of `solve_by_intervals`.
+
+    Columns: r of every visit, all z, then what is kept, loaded or on its way at each unit, and whether the loader is
+    busy there: every z and r changes these two at its ends alone, so the matrix stays sparse.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._count = len(instance.loads)
+        lengths = np.maximum(1, instance.executions)
+        self._ends = np.cumsum(lengths)
+        self._starts = self._ends - lengths
+        self._units = int(self._ends[-1])
+        # Seconds of work done before each point of progress: a visit without length has a unit, but does no work.
+        work = np.repeat(np.minimum(1, instance.executions), lengths)
+        self._done = np.concatenate([[0], np.cumsum(work)])
+        gaps = [int(self._starts[v]) - self._first_place(v) for v in range(self._count)]
+        size = sum((gap + 1) * (min(gap, length) + 1) for gap, length in zip(gaps, instance.loads, strict=True))
+        self.is_too_large = size > MOST_COLUMNS
+        if self.is_too_large:
+            return
+        found = [self._places(v) for v in range(self._count)]
+        self._visits = np.repeat(np.arange(self._count), [len(i) for i, _ in found])
+        self._from = np.concatenate([i for i, _ in found])
+        self._to = np.concatenate([j for _, j in found])
+        stalls = np.array(instance.loads)[self._visits] - (self._done[self._to] - self._done[self._from])
+        self.costs = np.concatenate([np.zeros(self._count), stalls, np.zeros(2 * self._units)])
+        self.is_whole = np.concatenate([np.ones(self._count + len(stalls)), np.zeros(2 * self._units)])
+
+    def _first_place(self, v: int) -> int:
+        """The progress from which on visit v can be loaded."""
+        before = self._instance.previous[v]
+        first = 0 if before is None else int(self._ends[before])
+        if self._instance.has_equal_loads:
+            first = max(first, int(self._starts[max(0, v - self._instance.most_ahead)]))
+        return first
+
+    def _places(self, v: int) -> tuple[NDArray[np.int64], ...]:
+        """All (i, j) of visit v: within its gap, with no more work done in between than its load takes."""
+        last, length = int(self._starts[v]), self._instance.loads[v]
+        begins = np.arange(self._first_place(v), last + 1)
+        if length == 0:
+            return begins, begins
+        furthest = np.searchsorted(self._done[: last + 1], self._done[begins] + length, side="right") - 1
+        counts = furthest - begins + 1
+        i = np.repeat(begins, counts)
+        within = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return i, i + within
+
+    def upper_bounds(self) -> NDArray[np.float64]:
+        """Of r, z, memory in shares of the room, and the loader."""
+        instance = self._instance
+        can_keep = [float(before is not None) for before in instance.previous]
+        beside = instance.room - np.array(instance.sizes) - np.array(instance.workspaces)
+        memory = np.repeat(beside / instance.room, np.maximum(1, instance.executions))
+        return np.concatenate([can_keep, np.ones(len(self._from)), np.maximum(0.0, memory), np.ones(self._units)])
+
+    def constraints(self) -> list[LinearConstraint]:
+        """Each visit is kept or loaded once; memory and the loader follow; loads do not pass each other."""
+        count, units, z = self._count, self._units, self._count + np.arange(len(self._from))
+        sizes = np.array(self._instance.sizes) / self._instance.room
+        memory, loader = count + len(z) + np.arange(units), count + len(z) + units + np.arange(units)
+        kept = np.array([v for v, before in enumerate(self._instance.previous) if before is not None], dtype=int)
+        kept_from = self._ends[[self._instance.previous[v] or 0 for v in kept]] if len(kept) else kept
+        rows = _Rows(count + len(z) + 2 * units)
+        rows.add(np.arange(count), np.arange(count), 1.0)
+        rows.add(self._visits, z, 1.0)
+        # memory[u] - memory[u - 1] = what comes at u - what is executed from u on; the same for the loader.
+        for level, columns, came, left, weights in (
+            (memory, kept, kept_from, self._starts[kept], sizes[kept]),
+            (memory, z, self._from, self._starts[self._visits], sizes[self._visits]),
+            (loader, z, self._from, self._to, np.ones(len(z))),
+        ):
+            first_row = count + (units if level is loader else 0)
+            moves = came < left
+            inside = moves & (left < units)
+            rows.add(first_row + came[moves], columns[moves], -weights[moves])
+            rows.add(first_row + left[inside], columns[inside], weights[inside])
+        for level, first_row in ((memory, count), (loader, count + units)):
+            rows.add(first_row + np.arange(units), level, 1.0)
+            rows.add(first_row + np.arange(1, units), level[:-1], -1.0)
+        equal = np.concatenate([np.ones(count), np.zeros(2 * units)])
+        found = [LinearConstraint(rows.matrix(len(equal)), equal, equal)]
+        passing = self._passing(z)
+        return [*found, LinearConstraint(passing, -np.inf, 1.0)] if passing.shape[0] else found
+
+    def _passing(self, z: NDArray[np.int64]) -> csc_array:
+        """No load spans a point at which another load passes entirely while the executor stands still."""
+        rows, number = _Rows(self._count + len(z) + 2 * self._units), 0
+        if not self._instance.has_equal_loads:
+            order = np.argsort(self._from, kind="stable")
+            for stood in np.flatnonzero((self._from == self._to) & (self.costs[z] > 0)):
+                point = self._from[stood]
+                begun = order[: np.searchsorted(self._from[order], point)]
+                spanning = begun[self._to[begun] > point]
+                if len(spanning):
+                    rows.add(np.full(len(spanning), number), z[spanning], 1.0)
+                    rows.add(np.array([number]), z[[stood]], 1.0)
+                    number += 1
+        return rows.matrix(number)
+
+    def decisions(self, x: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+        """The visits that find their weights kept, and the others in the order of their loads' starts."""
+        kept = [v for v in range(self._count) if x[v] > 0.5]
+        taken = np.flatnonzero(x[self._count : self._count + len(self._from)] > 0.5)
+        order = sorted((int(self._from[c]), int(self._to[c]), int(self._visits[c])) for c in taken)
+        loaded = [v for _, _, v in order]
+        return kept, sorted(loaded) if self._instance.has_equal_loads else loaded
+
+
+class _Rows:
+    """A sparse matrix as it is put together."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+        self._entries: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
+
+    def add(self, rows: NDArray[np.int64], columns: NDArray[np.int64], values: float | NDArray[np.float64]) -> None:
+        self._entries.append((rows, columns, np.broadcast_to(np.asarray(values, float), len(rows))))
+
+    def matrix(self, rows: int) -> csc_array:
+        nothing = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
+        row, column, value = (np.concatenate(part) for part in zip(nothing, *self._entries, strict=True))
+        return coo_array((value, (row, column)), shape=(rows, self._columns)).tocsc()
+
+
+def _common_unit(seconds: Sequence[float]) -> float:
+    """The largest unit that all durations are multiples of; 0 if they are no short decimals or all zero."""
+    positive = [s for s in seconds if s > 0]
+    fractions = [Fraction(s).limit_denominator(_FINEST) for s in positive]
+    if not positive or any(abs(float(f) - s) > 1e-9 * s for f, s in zip(fractions, positive, strict=True)):
+        return 0.0
+    denominator = math.lcm(*(f.denominator for f in fractions))
+    return math.gcd(*(f.numerator * (denominator // f.denominator) for f in fractions)) / denominator

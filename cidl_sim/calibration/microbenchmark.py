@@ -30,6 +30,7 @@ from cidl_sim.workloads.catalog import workload_of
 
 CALIBRATION_STEPS = 6
 LOADS, EXECUTIONS, OVERLAP = "sequential", "prefix:999", "next_block"  # the policies of the runs
+PURPOSES = (LOADS, EXECUTIONS, OVERLAP)
 ROTATING = (LOADS, OVERLAP)  # whose loads go round through memory that was touched before the run
 PROMPT = "calibration"
 # Loads go round through this much memory, which no processor's cache holds.

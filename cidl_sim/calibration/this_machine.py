@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from cidl_sim.calibration.fit import fit_device
-from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, Observation, OnProgress, observe
+from cidl_sim.calibration.microbenchmark import OVERLAP, PURPOSES, Observation, OnProgress, observe
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.devices.catalog import THIS_MACHINE
 from cidl_sim.diffusion.job import ComputeDevice
@@ -39,6 +39,11 @@ class Calibration:
         self._threads = 1
         self.observations: list[Observation] = []
 
+    @property
+    def runs_per_round(self) -> int:
+        """How many runs a round makes after the first one."""
+        return len(PURPOSES) * len(self._targets)
+
     def round(self) -> None:
         """Run each target's runs (`microbenchmark`) once."""
         for _ in self.runs():
@@ -55,7 +60,7 @@ class Calibration:
             self._threads, chose = _compute_threads(self._targets[0], self._on_progress)
             self.observations += [] if chose is None else [chose]
         for i, (store, settings) in enumerate(self._targets):
-            for purpose in (LOADS, EXECUTIONS, OVERLAP):
+            for purpose in PURPOSES:
                 # The run that chose the number of threads is the first round's.
                 if chose is None or (i, purpose) != (0, OVERLAP):
                     found = observe(

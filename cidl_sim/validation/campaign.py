@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from cidl_sim.calibration.this_machine import Calibration, Target
@@ -40,6 +42,7 @@ def validate_machine(
     if not scenarios:
         raise InfeasibleError("no policy fits any of the memory limits that a validation tries")
     cases = prepare(scenarios, first, folder)
+    share = math.ceil(calibration.runs_per_round / len(scenarios))
     for number in range(1, repeats + 1):
         between = calibration.runs()
         run_round(
@@ -48,12 +51,17 @@ def validate_machine(
             folder,
             number,
             prompt=prompt,
-            before_run=partial(next, between, None),
+            before_run=partial(_take, between, share),
             on_run=lambda name, *state: on_step(f"run {name}", *state),
         )
-        for _ in between:
-            pass
+        _take(between)
     # The plans were made, and the runs accounted, with the first round's baseline.
     final = calibration.device().model_copy(update={"baseline_bytes": first.baseline_bytes})
     final.write(folder / DEVICE_FILE)
     return read_runs(folder)
+
+
+def _take(steps: Iterator[None], count: int | None = None) -> None:
+    """Do the next `count` steps, or all that are left."""
+    for _ in islice(steps, count):
+        pass

@@ -55,8 +55,14 @@ class Instance:
 
     @property
     def most_ahead(self) -> int:
-        """How many visits ahead a load can start at most, loads being alike: all up to it lie in memory then."""
-        return (self.room - min(self.workspaces)) // max(1, self.sizes[0]) - 1
+        """How many visits ahead a load can start at most: in order of execution, all up to it lie in memory then.
+
+        Loads being alike, and no weights coming twice within so many visits; otherwise no limit.
+        """
+        slots = (self.room - min(self.workspaces)) // max(1, self.sizes[0])
+        distances = [v - before for v, before in enumerate(self.previous) if before is not None]
+        count = len(self.loads)
+        return slots - 1 if self.has_equal_loads and min(distances, default=count) >= slots else count
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ def instance_of(workload: Workload, device: DeviceProfile, most_units: int = UNI
     is_exact = unit > 0 and total <= most_units * unit
     if not is_exact:
         unit = total / most_units or float(loads.max()) / most_units or 1.0
-    # A quotient that is a whole number but for rounding is that number.
-    whole = [[math.floor(seconds / unit + 1e-6) for seconds in kind] for kind in (executions, loads)]
+    to_units = round if is_exact else math.floor
+    whole = [[to_units(seconds / unit) for seconds in kind] for kind in (executions, loads)]
     blocks = [visit.block for visit in workload.visits]
     return Instance(
         unit_s=unit,
@@ -130,8 +136,9 @@ def solve_by_intervals(
     executions = sum(instance.executions)
     # A linear program that was not solved to its end bounds nothing.
     bound = found.mip_dual_bound if not relaxed else found.fun if found.status == 0 else None
-    # Stalls are whole units; HiGHS's own tolerance is far below one.
-    stall = 0 if bound is None or not math.isfinite(bound) else max(0, math.ceil(bound - 1e-4))
+    # Stalls are whole units, and what HiGHS tolerates adds up to far less than one.
+    tolerance = max(1e-3, 1e-5 * abs(bound or 0.0))
+    stall = 0 if bound is None or not math.isfinite(bound) else max(0, math.ceil(bound - tolerance))
     bound_s = (executions + stall) * instance.unit_s
     if relaxed or found.x is None:
         return Solved(bound_s)
@@ -222,11 +229,12 @@ class _IntervalModel:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._count = len(instance.loads)
+        self._most_ahead = instance.most_ahead
         lengths = np.maximum(1, instance.executions)
         self._ends = np.cumsum(lengths)
         self._starts = self._ends - lengths
         self._units = int(self._ends[-1])
-        # Seconds of work done before each point of progress: a visit without length has a unit, but does no work.
+        # Units of work done before each point of progress: a visit without length has a unit, but does no work.
         work = np.repeat(np.minimum(1, instance.executions), lengths)
         self._done = np.concatenate([[0], np.cumsum(work)])
         gaps = [int(self._starts[v]) - self._first_place(v) for v in range(self._count)]
@@ -246,9 +254,7 @@ class _IntervalModel:
         """The progress from which on visit v can be loaded."""
         before = self._instance.previous[v]
         first = 0 if before is None else int(self._ends[before])
-        if self._instance.has_equal_loads:
-            first = max(first, int(self._starts[max(0, v - self._instance.most_ahead)]))
-        return first
+        return max(first, int(self._starts[max(0, v - self._most_ahead)]))
 
     def _places(self, v: int) -> tuple[NDArray[np.int64], ...]:
         """All (i, j) of visit v: within its gap, with no more work done in between than its load takes."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from cidl_sim.commands import execute, lookup, make, measure, plans, what_if
+from cidl_sim.commands import execute, lookup, make, measure, plan, simulate, what_if
 from cidl_sim.core.errors import CidlError
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ for verb in (
     lookup.workloads,
     lookup.devices,
     lookup.policies,
-    plans.simulate,
+    simulate.simulate,
     what_if.whatif,
     measure.calibrate,
     measure.validate,
@@ -37,7 +37,7 @@ for verb in (
     execute.demo,
 ):
     app.command()(verb)
-app.command(name="plan")(plans.plan_command)
+app.command(name="plan")(plan.plan_command)
 model_app.command("build")(make.model_build)
 model_app.command("import")(make.model_import)
 trace_app.command("show")(execute.trace_show)

@@ -349,6 +349,27 @@ def test_plan_without_a_policy_is_at_least_as_good_as_the_best_baseline(workload
     assert quick["makespan_s"] == min(quick["baselines"].values())
 
 
+def test_plan_answers_inverse_questions(workload, device):
+    figures = answer_of("plan", workload, device, "--target-s", "100")
+    assert figures["target_s"] == 100
+    rows = {row["parameter"]: row for row in figures["least"]}
+    assert set(rows) == {"memory_limit_bytes", "loader.bandwidth_bytes_per_s", "executor.flops_per_s"}
+    assert rows["memory_limit_bytes"]["makespan_s"] <= 100
+    outcome = call_cidl("plan", workload, device, "--target-s", "100")
+    assert "100 s take" in outcome.out
+
+
+def test_plan_draws_the_memory_curve(workload, device, tmp_path):
+    picture = tmp_path / "curve.png"
+    figures = answer_of("plan", workload, device, "--memory-curve", "--plot", picture)
+    assert plt.imread(picture).shape[0] > 100
+    curve = figures["memory_curve"]
+    assert all(point["lower_bound_s"] <= point["makespan_s"] * (1 + 1e-9) for point in curve)
+    assert [p["memory_limit_bytes"] for p in curve] == sorted(p["memory_limit_bytes"] for p in curve)
+    assert {point["name"] for point in figures["memory_points"]} == {"feasible", "enough_memory", "zero_stall"}
+    assert "makespan (s)" in call_cidl("plan", workload, device, "--memory-curve").out
+
+
 def test_a_plan_that_meets_the_bound_is_proven_optimal(workload, device):
     figures = answer_of("plan", workload, device, "--set", "loader.bandwidth_bytes_per_s=10")
     assert figures["makespan_s"] == figures["lower_bound_s"] == 1 + 36
@@ -550,6 +571,8 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("plan {workload} {device} nonsense", ["nonsense"]),
         ("plan {workload} {device} --time-limit -1", ["--time-limit"]),
         ("plan {workload} {device} --time-limit nan", ["--time-limit"]),
+        ("plan {workload} {device} --target-s 0", ["--target-s"]),
+        ("plan {workload} {device} --plot {folder}/c.png", ["--memory-curve"]),
         ("model build", ["--store"]),
         ("model build --store {folder}/new --size huge", ["huge", "tiny"]),
         ("model build --store {folder}/new --dtype int8", ["int8", "bf16"]),

@@ -11,15 +11,12 @@ from dataclasses import dataclass
 
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import largest_need
+from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
+from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.reruns import Observer, Outcome, Reruns
 
 # What shortens the makespan by less than this share does not pay; waits below it count as none.
 PAYS = 1e-3
-# Memory limits are found to a thousandth, rates to a hundredth.
-LIMIT_RESOLUTION = 1000
-RATE_RESOLUTION = 1.01
-# Rates are searched up to a million times above and below the profile's.
-DOUBLINGS = 20
 CURVE_POINTS = 16
 
 
@@ -40,10 +37,11 @@ class BreakPoint:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """The makespan in seconds, and what is retained, under one memory limit."""
+    """The makespan in seconds, the least that any plan can have, and what is retained, under one memory limit."""
 
     memory_limit_bytes: int
     makespan_s: float
+    lower_bound_s: float
     retained_blocks: int
     policy: str
 
@@ -61,18 +59,34 @@ def break_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[Br
     return points
 
 
+def memory_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[BreakPoint]:
+    """The least memory, the memory above which more stops paying, and that from which on the executor never waits."""
+    points: list[BreakPoint] = []
+    for find in (_least_memory, _enough_memory, _zero_stall):
+        on_step("limits of interest", len(points), 3, find.__name__.strip("_").replace("_", " "))
+        points.append(find(reruns))
+    on_step("limits of interest", 3, 3, "")
+    return points
+
+
 def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: Observer = lambda *_: None) -> list[CurvePoint]:
-    """The makespan against the memory limit: from the least one to beyond all that is of interest, evenly spaced."""
+    """The makespan against the memory limit: evenly spaced from the least one to beyond the last point of interest.
+
+    The points themselves and the device's own limit are among them.
+    """
     marked = {int(p.value) for p in points if p.parameter == "memory_limit_bytes" and p.value is not None}
-    marked.add(reruns.device.memory_limit_bytes)
-    least, beyond = min(marked), round(1.1 * max(marked))
-    limits = sorted(marked | {least + (beyond - least) * i // (CURVE_POINTS - 1) for i in range(CURVE_POINTS)})
+    own = reruns.device.memory_limit_bytes
+    least, beyond = min(*marked, own), round(1.1 * max(marked, default=own))
+    even = {least + (beyond - least) * i // (CURVE_POINTS - 1) for i in range(CURVE_POINTS)}
+    limits = sorted(marked | even | {own})
     curve = []
     for done, limit in enumerate(limits):
         on_step("memory curve", done, len(limits), "")
         outcome = _under(reruns, limit)
         if outcome is not None:
-            curve.append(CurvePoint(limit, outcome.makespan_s, reruns.retained_blocks(outcome), outcome.plan.policy))
+            bound_s = lower_bound_s(reruns.workload, outcome.device)
+            retained = reruns.retained_blocks(outcome)
+            curve.append(CurvePoint(limit, outcome.makespan_s, bound_s, retained, outcome.plan.policy))
     on_step("memory curve", len(limits), len(limits), "")
     return curve
 
@@ -81,37 +95,51 @@ def _least_memory(reruns: Reruns) -> BreakPoint:
     """No plan fits below the largest block with its workspace; the policy may need more than that."""
     _, visit = largest_need(reruns.workload)
     floor = _floor(reruns)
-    limit = _smallest_limit(lambda limit: _under(reruns, limit) is not None, floor, reruns.device.memory_limit_bytes)
+    limit = smallest_limit(lambda limit: _under(reruns, limit) is not None, floor, reruns.device.memory_limit_bytes)
     why = f"block {visit.block.name!r} needs that with its workspace and the baseline"
     if limit > floor:
-        why = f"{reruns.policy} needs that; another policy may do with {_bytes(floor)}"
-    return _at_limit("feasible", reruns, limit, f"feasible from {_bytes(limit)} on: {why}")
+        why = f"{reruns.policy} needs that; another policy may do with {bytes_text(floor)}"
+    return _at_limit("feasible", reruns, limit, f"feasible from {bytes_text(limit)} on: {why}")
 
 
 def _enough_memory(reruns: Reruns) -> BreakPoint:
     """The smallest limit under which the makespan is what it is with every weight resident."""
-    workload, floor = reruns.workload, _floor(reruns)
-    workspace = max(visit.block.workspace_bytes for visit in workload.visits)
-    everything = max(floor, reruns.device.baseline_bytes + workload.weights_bytes + workspace)
+    floor, everything = _floor(reruns), _everything(reruns)
     unlimited = reruns.on(reruns.device.with_value("memory_limit_bytes", everything))
 
     def is_enough(limit: int) -> bool:
         outcome = _under(reruns, limit)
         return outcome is not None and outcome.makespan_s <= unlimited.makespan_s * (1 + PAYS)
 
-    limit = _smallest_limit(is_enough, floor, everything)
+    limit = smallest_limit(is_enough, floor, everything)
     outcome = reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
     retained, wait_s = reruns.retained_blocks(outcome), _wait_s(reruns, outcome)
     waits = "the executor then waits for the first load alone"
     if wait_s > PAYS * outcome.makespan_s:
         waits = f"the executor then still waits {_seconds(wait_s)} for loads that no memory hides"
     if limit == floor:
-        sentence = f"more memory than the least ({_bytes(limit)}) never pays; {waits}"
+        sentence = f"more memory than the least ({bytes_text(limit)}) never pays; {waits}"
     elif retained:
-        sentence = f"retention stops paying above {_bytes(limit)}, with {retained} blocks retained; {waits}"
+        sentence = f"retention stops paying above {bytes_text(limit)}, with {retained} blocks retained; {waits}"
     else:
-        sentence = f"memory stops paying above {_bytes(limit)}, with no block retained; {waits}"
+        sentence = f"memory stops paying above {bytes_text(limit)}, with no block retained; {waits}"
     return _at_limit("enough_memory", reruns, limit, sentence)
+
+
+def _zero_stall(reruns: Reruns) -> BreakPoint:
+    """The smallest limit under which the executor waits for the first load alone."""
+
+    def is_hidden(limit: int) -> bool:
+        outcome = _under(reruns, limit)
+        return outcome is not None and _wait_s(reruns, outcome) <= PAYS * outcome.makespan_s
+
+    floor, everything = _floor(reruns), _everything(reruns)
+    if not is_hidden(everything):
+        never = "the executor waits for loads with all weights in memory too"
+        return BreakPoint("zero_stall", "memory_limit_bytes", None, None, None, never)
+    limit = smallest_limit(is_hidden, floor, everything)
+    sentence = f"from {bytes_text(limit)} on the executor waits for the first load alone"
+    return _at_limit("zero_stall", reruns, limit, sentence)
 
 
 def _hidden_loading(reruns: Reruns) -> BreakPoint:
@@ -162,11 +190,11 @@ def _at_rate(
         outcomes[rate] = reruns.on(reruns.device.with_value(parameter, rate))
         return holds(outcomes[rate])
 
-    rate = _smallest_rate(holds_at, now)
+    rate = smallest_rate(holds_at, now)
     if rate is None:
         return BreakPoint(name, parameter, None, None, None, always if holds_at(now) else never)
     found = outcomes[rate]
-    sentence = at.format(rate=_rate(parameter, rate), now=_rate(parameter, now))
+    sentence = at.format(rate=rate_text(parameter, rate), now=rate_text(parameter, now))
     return BreakPoint(name, parameter, rate, found.makespan_s, reruns.retained_blocks(found), sentence)
 
 
@@ -180,6 +208,12 @@ def _floor(reruns: Reruns) -> int:
     return max(1, largest_need(reruns.workload)[0] + reruns.device.baseline_bytes)
 
 
+def _everything(reruns: Reruns) -> int:
+    """The limit under which all weights are in memory."""
+    workspace = max(visit.block.workspace_bytes for visit in reruns.workload.visits)
+    return max(_floor(reruns), reruns.device.baseline_bytes + reruns.workload.weights_bytes + workspace)
+
+
 def _under(reruns: Reruns, limit: int) -> Outcome | None:
     try:
         return reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
@@ -191,50 +225,6 @@ def _wait_s(reruns: Reruns, outcome: Outcome) -> float:
     """Seconds in which the executor waits after its first visit began."""
     trace = reruns.trace_of(outcome)
     return trace.makespan_s - trace.executor_busy_s - min(span.start_s for span in trace.of("execute"))
-
-
-def _smallest_limit(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The smallest limit from `low` on that holds, to a thousandth, given that `high` does."""
-    if holds(low):
-        return low
-    while high - low > max(1, high // LIMIT_RESOLUTION):
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
-
-
-def _smallest_rate(holds: Callable[[float], bool], start: float) -> float | None:
-    """The smallest rate that holds, to a hundredth; None where all rates do or none does."""
-    step = 0.5 if holds(start) else 2.0
-    low = high = start
-    for _ in range(DOUBLINGS):
-        tried = (low if step < 1 else high) * step
-        if holds(tried) == (step > 1):
-            low, high = (tried / step, tried) if step > 1 else (tried, tried / step)
-            break
-        low = high = tried
-    else:
-        return None
-    while high / low > RATE_RESOLUTION:
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
-
-
-def _bytes(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def _rate(parameter: str, rate: float) -> str:
-    if parameter.endswith("_bytes_per_s"):
-        return f"{_bytes(rate)}/s"
-    for unit, size in (("TFLOPS", 1e12), ("GFLOPS", 1e9)):
-        if rate >= size:
-            return f"{rate / size:.3g} {unit}"
-    return f"{rate:.3g} FLOPS"
 
 
 def _seconds(seconds: float) -> str:

@@ -146,6 +146,29 @@ def plan_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def plan_tables(figures: dict[str, Any]) -> list[Any]:
+    """The table of a plan, and what was asked beside it (the figures of `cidl plan`)."""
+    parts: list[Any] = [plan_table(figures)]
+    parts += [f"- {row['sentence']}" for row in figures.get("least", ())]
+    if "memory_curve" in figures:
+        table = Table(title=f"memory curve, {figures['curve_policy']}", title_justify="left")
+        for heading in ("memory limit (MB)", "makespan (s)", "lower bound (s)", "retained blocks", ""):
+            table.add_column(heading, justify="left" if not heading else "right")
+        marks = {point["value"]: point["name"].replace("_", " ") for point in figures["memory_points"]}
+        for point in figures["memory_curve"]:
+            limit = point["memory_limit_bytes"]
+            own = "profile" if limit == figures["memory_limit_bytes"] else ""
+            table.add_row(
+                f"{limit / 1e6:,.0f}",
+                f"{point['makespan_s']:.2f}",
+                f"{point['lower_bound_s']:.2f}",
+                str(point["retained_blocks"]),
+                ", ".join(mark for mark in (own, marks.get(limit, "")) if mark),
+            )
+        parts += [table, *(f"- {point['sentence']}" for point in figures["memory_points"])]
+    return parts
+
+
 def what_if_tables(figures: dict[str, Any]) -> list[Any]:
     """Sensitivities as a table and break points as sentences (the figures of `cidl whatif`)."""
     title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"

@@ -19,9 +19,10 @@ from cidl_sim.report.timeline import GROUP_COLORS, LIMIT_COLOR
 
 BELOW_COLOR, ABOVE_COLOR = GROUP_COLORS[0], GROUP_COLORS[1]
 CURVE_COLOR = GROUP_COLORS[0]
+BOUND_COLOR = "#7F7F7F"
 # Bars shorter than this share of the makespan cannot be seen.
 VISIBLE = 5e-4
-POINT_LABELS = {"feasible": "feasible", "enough_memory": "stops paying"}
+POINT_LABELS = {"feasible": "feasible", "enough_memory": "stops paying", "zero_stall": "zero stall"}
 
 
 def draw_what_if(figures: dict[str, Any], path: Path) -> None:
@@ -34,6 +35,18 @@ def draw_what_if(figures: dict[str, Any], path: Path) -> None:
     _draw_curve(curve, retained, figures)
     title = f"{figures['workload']} on {figures['device']}, {figures['policy']}: {figures['makespan_s']:.1f} s"
     figure.suptitle(title, fontsize=12)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
+    plt.close(figure)
+
+
+def draw_memory_curve(figures: dict[str, Any], path: Path) -> None:
+    """Draw the memory curve of `cidl plan --memory-curve`. Raises MachineError if `path` cannot be written."""
+    figure, (curve, retained) = plt.subplots(
+        2, 1, figsize=(9, 6), height_ratios=[2.2, 1], sharex=True, layout="constrained"
+    )
+    _draw_curve(curve, retained, figures)
+    figure.suptitle(f"{figures['workload']} on {figures['device']}, {figures['curve_policy']}", fontsize=12)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
     plt.close(figure)
@@ -72,12 +85,25 @@ def _draw_curve(curve: Axes, retained: Axes, figures: dict[str, Any]) -> None:
     makespans = [point["makespan_s"] for point in points]
     # Both change block by block; a drop between two points is drawn at the second, where it was seen.
     curve.step(limits, makespans, where="post", color=CURVE_COLOR, marker="o", markersize=3.5, linewidth=1.4)
+    bounds = [point["lower_bound_s"] for point in points]
+    curve.step(limits, bounds, where="post", color=BOUND_COLOR, linewidth=1.2)
+    curve.annotate(
+        "no plan is faster",
+        (limits[-1], bounds[-1]),
+        xytext=(0, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+        color=BOUND_COLOR,
+    )
     retained.step(limits, [point["retained_blocks"] for point in points], where="post", color=CURVE_COLOR)
-    room = (max(makespans) - min(makespans)) or max(*makespans, 1e-9)
-    curve.set_ylim(min(makespans) - 0.15 * room, max(makespans) + 0.25 * room)
+    lowest = min(*makespans, *bounds)
+    room = (max(makespans) - lowest) or max(*makespans, 1e-9)
+    curve.set_ylim(lowest - 0.15 * room, max(makespans) + 0.25 * room)
     here = figures["memory_limit_bytes"] / unit
     marks = [(here, "profile", LIMIT_COLOR)]
-    for point in figures["break_points"]:
+    for point in [*figures.get("break_points", ()), *figures.get("memory_points", ())]:
         if point["parameter"] == "memory_limit_bytes" and point["value"] is not None:
             marks.append((point["value"] / unit, POINT_LABELS.get(point["name"], point["name"]), "#7F7F7F"))
     top = curve.get_ylim()[1]

@@ -7,7 +7,8 @@ import pytest
 from cidl_sim.core.device import DeviceProfile, Loader, Measured
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.workload import Workload
-from cidl_sim.planner.break_points import PAYS, RATE_RESOLUTION, break_points, memory_curve
+from cidl_sim.planner.bisection import RATE_RESOLUTION
+from cidl_sim.planner.break_points import PAYS, break_points, memory_curve
 from cidl_sim.planner.reruns import Reruns, best_policy
 from cidl_sim.planner.what_if import what_if
 from cidl_sim.policies.catalog import make_plan

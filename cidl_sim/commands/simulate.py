@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from cidl_sim.commands.console import (
     AsJson,
@@ -27,11 +24,9 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
-from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import (
-    plan_table,
     quantiles_line,
     summary_table,
 )
@@ -94,41 +89,6 @@ def simulate(
     )
 
 
-def plan_command(
-    workload_name: WorkloadArgument,
-    device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
-    policy: Annotated[str | None, Optional("--policy", help="Without it: the best plan that is found.")] = None,
-    out: Annotated[Path | None, Optional("-o", help="The plan file (a folder, for several devices).")] = None,
-    time_limit_s: Annotated[
-        float, Optional("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
-    ] = 10.0,
-    settings: SetOption = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a plan and print its bound and the baselines beside it."""
-    from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
-    from cidl_sim.planner.planner import best_plan
-
-    if not math.isfinite(time_limit_s):
-        raise InputError(f"--time-limit {time_limit_s}: write a number of seconds")
-    workload = find_workload(workload_name)
-    results = []
-    for device in [device_with(name, settings) for name in device_names]:
-        if policy is not None:
-            plan, trace = evaluated_plan(policy, workload, device)
-            baselines = baseline_makespans(workload, device)
-        else:
-            with progress(fleeting=True) as step:
-                observe = partial(step, f"plan for {device.name}")
-                found = best_plan(workload, device, time_limit_s=time_limit_s, on_step=observe)
-            plan, trace, baselines = found.plan, found.trace, found.baselines
-        target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
-        if target is not None:
-            plan.write(target)
-        results.append(_plan_figures(plan, trace, workload, device, baselines, target))
-    show(results[0] if len(results) == 1 else results, as_json, lambda: [plan_table(r) for r in results])
-
-
 def _limit_change(text: str) -> tuple[float, int]:
     form = "SECONDS:BYTES, such as 2.5:1500000000"
     at_s, limit_bytes = _at_time("--limit-change", text, form)
@@ -177,28 +137,3 @@ def _quantiles(
             limit_changes=changes,
             on_run=lambda done, total: step("seeded runs", done, total, f"of {plan.policy}"),
         )
-
-
-def _plan_figures(
-    plan: Plan,
-    trace: Trace,
-    workload: Workload,
-    device: DeviceProfile,
-    baselines: dict[str, float | None],
-    file: Path | None,
-) -> dict[str, Any]:
-    return {
-        "workload": workload.name,
-        "device": device.name,
-        "policy": plan.policy,
-        "makespan_s": plan.makespan_s,
-        "lower_bound_s": plan.lower_bound,
-        "gap": plan.gap,
-        "proven_optimal": plan.proven_optimal,
-        "proof_scope": plan.proof_scope,
-        "peak_resident_bytes": plan.peak_resident_bytes,
-        "memory_limit_bytes": plan.memory_limit_bytes,
-        "baselines": baselines,
-        "fall_backs": list(trace.header.fall_backs),
-        "file": str(file) if file else None,
-    }

@@ -1,0 +1,107 @@
+"""The command that plans."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cidl_sim.commands.console import AsJson, Optional, SetOption, WorkloadArgument, device_with, progress, show
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.workload import Workload
+from cidl_sim.report.tables import plan_tables
+from cidl_sim.workloads.catalog import find_workload
+
+
+def plan_command(
+    workload_name: WorkloadArgument,
+    device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
+    policy: Annotated[str | None, Optional("--policy", help="Without it: the best plan that is found.")] = None,
+    out: Annotated[Path | None, Optional("-o", help="The plan file (a folder, for several devices).")] = None,
+    time_limit_s: Annotated[
+        float, Optional("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
+    ] = 10.0,
+    target_s: Annotated[
+        float | None, Optional("--target-s", metavar="T", help="Also the least memory, bandwidth and compute for T.")
+    ] = None,
+    with_curve: Annotated[bool, Optional("--memory-curve", help="Also the makespan against the memory limit.")] = False,
+    plot: Annotated[Path | None, Optional("--plot", help="Draw the memory curve (of one device).")] = None,
+    settings: SetOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a plan and print its bound and the baselines beside it."""
+    if not math.isfinite(time_limit_s):
+        raise InputError(f"--time-limit {time_limit_s}: write a number of seconds")
+    if target_s is not None and not 0 < target_s < math.inf:
+        raise InputError(f"--target-s {target_s}: write a positive number of seconds")
+    if plot is not None and not (with_curve and len(device_names) == 1):
+        raise InputError("--plot draws the memory curve: give --memory-curve and one device")
+    workload = find_workload(workload_name)
+    results = []
+    for device in [device_with(name, settings) for name in device_names]:
+        target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
+        with progress(fleeting=True) as step:
+            figures = _planned(workload, device, policy, time_limit_s, target, step)
+            if target_s is not None:
+                from cidl_sim.planner.inverse import least_for
+
+                figures["target_s"] = target_s
+                figures["least"] = [asdict(row) for row in least_for(workload, device, target_s, step)]
+            if with_curve:
+                figures.update(_memory_curve(workload, device, policy, step))
+        results.append(figures)
+    if plot is not None:
+        from cidl_sim.report.what_if import draw_memory_curve
+
+        draw_memory_curve(results[0], plot)
+    show(results[0] if len(results) == 1 else results, as_json, lambda: [t for r in results for t in plan_tables(r)])
+
+
+def _planned(
+    workload: Workload, device: DeviceProfile, policy: str | None, time_limit_s: float, file: Path | None, step: Any
+) -> dict[str, Any]:
+    from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
+    from cidl_sim.planner.planner import best_plan
+
+    if policy is not None:
+        plan, trace = evaluated_plan(policy, workload, device)
+        baselines = baseline_makespans(workload, device)
+    else:
+        observe = partial(step, f"plan for {device.name}")
+        found = best_plan(workload, device, time_limit_s=time_limit_s, on_step=observe)
+        plan, trace, baselines = found.plan, found.trace, found.baselines
+    if file is not None:
+        plan.write(file)
+    return {
+        "workload": workload.name,
+        "device": device.name,
+        "policy": plan.policy,
+        "makespan_s": plan.makespan_s,
+        "lower_bound_s": plan.lower_bound,
+        "gap": plan.gap,
+        "proven_optimal": plan.proven_optimal,
+        "proof_scope": plan.proof_scope,
+        "peak_resident_bytes": plan.peak_resident_bytes,
+        "memory_limit_bytes": plan.memory_limit_bytes,
+        "baselines": baselines,
+        "fall_backs": list(trace.header.fall_backs),
+        "file": str(file) if file else None,
+    }
+
+
+def _memory_curve(workload: Workload, device: DeviceProfile, policy: str | None, step: Any) -> dict[str, Any]:
+    from cidl_sim.planner.break_points import memory_curve, memory_points
+    from cidl_sim.planner.reruns import Reruns, best_policy
+
+    reruns = Reruns(workload, device, policy or best_policy(workload, device))
+    points = memory_points(reruns, step)
+    return {
+        "curve_policy": reruns.policy,
+        "memory_points": [asdict(point) for point in points],
+        "memory_curve": [asdict(point) for point in memory_curve(reruns, points, step)],
+    }

@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array, csc_array
 
 from cidl_sim.core.device import DeviceProfile
@@ -119,31 +119,56 @@ def solve_by_intervals(
     and no load spans the point of progress at which another one is loaded while the executor stands still. A visit that
     takes no time has one unit of progress in which nothing is loaded, so that its memory counts too.
     """
-    for most_units in UNITS_TRIED:
-        instance = instance_of(workload, device, most_units)
-        model = _IntervalModel(instance)
-        if not model.is_too_large:
-            break
-    else:
+    model = _model_of(workload, device)
+    if model is None:
         return None
+    instance, executions = model.instance, sum(model.instance.executions)
+    if relaxed:
+        rows = model.follow()
+        found = linprog(
+            model.costs,
+            A_eq=rows.A,
+            b_eq=rows.ub,
+            bounds=np.stack([np.zeros(len(model.costs)), model.upper_bounds()], axis=1),
+            method="highs-ipm",
+            options={"time_limit": time_limit_s},
+        )
+        # A program that was not solved to its end bounds nothing.
+        return Solved((executions + _whole(found.fun if found.status == 0 else None)) * instance.unit_s)
     found = milp(
         model.costs,
-        constraints=model.constraints(),
+        constraints=[model.follow(), *model.pass_not()],
         bounds=Bounds(0, model.upper_bounds()),
-        integrality=None if relaxed else model.is_whole,
+        integrality=model.is_whole,
         options={"time_limit": time_limit_s},
     )
-    executions = sum(instance.executions)
-    # A linear program that was not solved to its end bounds nothing.
-    bound = found.mip_dual_bound if not relaxed else found.fun if found.status == 0 else None
-    # Stalls are whole units, and what HiGHS tolerates adds up to far less than one.
-    tolerance = max(1e-3, 1e-5 * abs(bound or 0.0))
-    stall = 0 if bound is None or not math.isfinite(bound) else max(0, math.ceil(bound - tolerance))
-    bound_s = (executions + stall) * instance.unit_s
-    if relaxed or found.x is None:
+    bound_s = (executions + _whole(found.mip_dual_bound)) * instance.unit_s
+    if found.x is None:
         return Solved(bound_s)
     kept, order = model.decisions(found.x)
     return _evaluated(workload, device, kept, order, bound_s, (executions + round(found.fun)) * instance.unit_s)
+
+
+def interval_columns(workload: Workload, device: DeviceProfile) -> int | None:
+    """About how many columns the interval model has; None if it is too large."""
+    model = _model_of(workload, device)
+    return None if model is None else len(model.costs)
+
+
+def _model_of(workload: Workload, device: DeviceProfile) -> _IntervalModel | None:
+    """The model in the finest units in which it is not too large."""
+    for most_units in UNITS_TRIED:
+        model = _IntervalModel(instance_of(workload, device, most_units))
+        if not model.is_too_large:
+            return model
+    return None
+
+
+def _whole(bound: float | None) -> int:
+    """A bound on stalls, which are whole units; what HiGHS tolerates adds up to far less than one."""
+    if bound is None or not math.isfinite(bound):
+        return 0
+    return max(0, math.ceil(bound - max(1e-3, 1e-5 * abs(bound))))
 
 
 def solve_by_constraints(workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0) -> Solved:
@@ -227,7 +252,7 @@ class _IntervalModel:
     """
 
     def __init__(self, instance: Instance) -> None:
-        self._instance = instance
+        self.instance = instance
         self._count = len(instance.loads)
         self._most_ahead = instance.most_ahead
         lengths = np.maximum(1, instance.executions)
@@ -252,13 +277,13 @@ class _IntervalModel:
 
     def _first_place(self, v: int) -> int:
         """The progress from which on visit v can be loaded."""
-        before = self._instance.previous[v]
+        before = self.instance.previous[v]
         first = 0 if before is None else int(self._ends[before])
         return max(first, int(self._starts[max(0, v - self._most_ahead)]))
 
     def _places(self, v: int) -> tuple[NDArray[np.int64], ...]:
         """All (i, j) of visit v: within its gap, with no more work done in between than its load takes."""
-        last, length = int(self._starts[v]), self._instance.loads[v]
+        last, length = int(self._starts[v]), self.instance.loads[v]
         begins = np.arange(self._first_place(v), last + 1)
         if length == 0:
             return begins, begins
@@ -270,19 +295,19 @@ class _IntervalModel:
 
     def upper_bounds(self) -> NDArray[np.float64]:
         """Of r, z, memory in shares of the room, and the loader."""
-        instance = self._instance
+        instance = self.instance
         can_keep = [float(before is not None) for before in instance.previous]
         beside = instance.room - np.array(instance.sizes) - np.array(instance.workspaces)
         memory = np.repeat(beside / instance.room, np.maximum(1, instance.executions))
         return np.concatenate([can_keep, np.ones(len(self._from)), np.maximum(0.0, memory), np.ones(self._units)])
 
-    def constraints(self) -> list[LinearConstraint]:
-        """Each visit is kept or loaded once; memory and the loader follow; loads do not pass each other."""
+    def follow(self) -> LinearConstraint:
+        """Each visit is kept or loaded once, and memory and the loader follow from that."""
         count, units, z = self._count, self._units, self._count + np.arange(len(self._from))
-        sizes = np.array(self._instance.sizes) / self._instance.room
+        sizes = np.array(self.instance.sizes) / self.instance.room
         memory, loader = count + len(z) + np.arange(units), count + len(z) + units + np.arange(units)
-        kept = np.array([v for v, before in enumerate(self._instance.previous) if before is not None], dtype=int)
-        kept_from = self._ends[[self._instance.previous[v] or 0 for v in kept]] if len(kept) else kept
+        kept = np.array([v for v, before in enumerate(self.instance.previous) if before is not None], dtype=int)
+        kept_from = self._ends[[self.instance.previous[v] or 0 for v in kept]] if len(kept) else kept
         rows = _Rows(count + len(z) + 2 * units)
         rows.add(np.arange(count), np.arange(count), 1.0)
         rows.add(self._visits, z, 1.0)
@@ -301,14 +326,13 @@ class _IntervalModel:
             rows.add(first_row + np.arange(units), level, 1.0)
             rows.add(first_row + np.arange(1, units), level[:-1], -1.0)
         equal = np.concatenate([np.ones(count), np.zeros(2 * units)])
-        found = [LinearConstraint(rows.matrix(len(equal)), equal, equal)]
-        passing = self._passing(z)
-        return [*found, LinearConstraint(passing, -np.inf, 1.0)] if passing.shape[0] else found
+        return LinearConstraint(rows.matrix(len(equal)), equal, equal)
 
-    def _passing(self, z: NDArray[np.int64]) -> csc_array:
+    def pass_not(self) -> list[LinearConstraint]:
         """No load spans a point at which another load passes entirely while the executor stands still."""
-        rows, number = _Rows(self._count + len(z) + 2 * self._units), 0
-        if not self._instance.has_equal_loads:
+        z = self._count + np.arange(len(self._from))
+        rows, number = _Rows(len(self.costs)), 0
+        if not self.instance.has_equal_loads:
             order = np.argsort(self._from, kind="stable")
             for stood in np.flatnonzero((self._from == self._to) & (self.costs[z] > 0)):
                 point = self._from[stood]
@@ -318,7 +342,7 @@ class _IntervalModel:
                     rows.add(np.full(len(spanning), number), z[spanning], 1.0)
                     rows.add(np.array([number]), z[[stood]], 1.0)
                     number += 1
-        return rows.matrix(number)
+        return [LinearConstraint(rows.matrix(number), -np.inf, 1.0)] if number else []
 
     def decisions(self, x: NDArray[np.float64]) -> tuple[list[int], list[int]]:
         """The visits that find their weights kept, and the others in the order of their loads' starts."""
@@ -326,7 +350,7 @@ class _IntervalModel:
         taken = np.flatnonzero(x[self._count : self._count + len(self._from)] > 0.5)
         order = sorted((int(self._from[c]), int(self._to[c]), int(self._visits[c])) for c in taken)
         loaded = [v for _, _, v in order]
-        return kept, sorted(loaded) if self._instance.has_equal_loads else loaded
+        return kept, sorted(loaded) if self.instance.has_equal_loads else loaded
 
 
 class _Rows:

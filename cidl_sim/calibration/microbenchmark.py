@@ -33,8 +33,8 @@ LOADS, EXECUTIONS, OVERLAP = "sequential", "prefix:999", "next_block"  # the pol
 PURPOSES = (LOADS, EXECUTIONS, OVERLAP)
 ROTATING = (LOADS, OVERLAP)  # whose loads go round through memory that was touched before the run
 PROMPT = "calibration"
-# Loads go round through this much memory, which no processor's cache holds.
-ROTATION_BYTES = 1 << 30
+# Loads go round through this much memory, more than a cache holds; touching it takes a second where memory is new.
+ROTATION_BYTES = 256 << 20
 OnProgress = Callable[[int, int, str], None]
 
 

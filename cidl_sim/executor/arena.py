@@ -3,7 +3,8 @@
 A block needs a contiguous range of addresses, not of memory. So the arena hands out extents of its file:
 where one hole is large enough the block lies there; where only several holes together are, or only they
 are touched already, they are mapped side by side at a new address. Blocks of any sizes therefore fit whenever
-their bytes fit, no load ever waits for fragmentation, and none costs memory.
+their bytes fit, no load ever waits for fragmentation, and none costs memory. A new mapping costs a fault for each
+page, so mappings outlive their slots and serve the next one of the same size.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 PAGE = 4096
 # Names the mmap module of Python 3.11 lacks.
 _PROT_NONE, _MAP_FIXED, _MADV_POPULATE_WRITE = 0x0, 0x10, 23
+_MOST_SPARE = 32  # mappings kept of slots that were given back
 _POPULATE_BYTES = 8 << 20  # touched by one system call; no reader waits longer than that takes
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -69,6 +71,7 @@ class Arena:
         _prefer_huge_pages(self._base, self._mapped_bytes)
         self._holes: list[Extent] = [(0, self.capacity_bytes)]
         self._touched: list[Extent] = []
+        self._spare: list[Slot] = []
         self._rotate = rotate
         self._last_end = 0
         self.peak_touched_bytes = 0
@@ -99,7 +102,7 @@ class Arena:
         if extent is not None:
             self._holes = _without(self._holes, extent)
             return self._taken(Slot(self._base + extent[0], needed, (extent,)))
-        return self._taken(self._stitch(needed, free_touched))
+        return self._taken(self._reuse(needed, free_touched) or self._stitch(needed, free_touched))
 
     def _next(self, needed: int) -> Extent | None:
         """The first place behind the slot that was taken last, going round; None if no single hole is large enough."""
@@ -127,7 +130,10 @@ class Arena:
     def give_back(self, slot: Slot) -> None:
         """Return a slot's extents; neighbouring holes grow together. The pages stay with the arena."""
         if len(slot.extents) > 1:
-            _libc.munmap(slot.address, slot.bytes)
+            self._spare.append(slot)
+            if len(self._spare) > _MOST_SPARE:
+                oldest = self._spare.pop(0)
+                _libc.munmap(oldest.address, oldest.bytes)
         self._holes = _merged([*self._holes, *slot.extents])
 
     def trim(self, keep_bytes: int) -> None:
@@ -158,6 +164,9 @@ class Arena:
     def close(self) -> None:
         """Give the memory back to the system. No slot may be in use."""
         if self._fd >= 0:
+            for slot in self._spare:
+                _libc.munmap(slot.address, slot.bytes)
+            self._spare = []
             _libc.munmap(self._base, self._mapped_bytes)
             os.close(self._fd)
             self._fd = -1
@@ -167,6 +176,16 @@ class Arena:
         self._touched = _merged(_united([*self._touched, *slot.extents]))
         self.peak_touched_bytes = max(self.peak_touched_bytes, self.touched_bytes)
         return replace(slot, is_fresh=self.touched_bytes > before)
+
+    def _reuse(self, needed: int, free_touched: list[Extent]) -> Slot | None:
+        """A mapping given back whose pages are all free and touched, the latest first."""
+        for slot in reversed(self._spare):
+            if slot.bytes == needed and _length_of(_intersection(list(slot.extents), free_touched)) == needed:
+                self._spare.remove(slot)
+                for used in slot.extents:
+                    self._holes = _without(self._holes, used)
+                return slot
+        return None
 
     def _stitch(self, needed: int, free_touched: list[Extent]) -> Slot:
         untouched = self._holes
@@ -224,6 +243,10 @@ def populating(slot: Slot) -> Iterator[None]:
 
 def _length(extent: Extent) -> int:
     return extent[1]
+
+
+def _length_of(extents: list[Extent]) -> int:
+    return sum(length for _, length in extents)
 
 
 def _ends(extents: list[Extent]) -> list[tuple[int, int]]:

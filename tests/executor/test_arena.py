@@ -265,3 +265,23 @@ def test_touching_ahead_ends_with_the_read_that_fails():
     assert not [thread for thread in threading.enumerate() if thread.name == "populate"]
     arena.give_back(slot)
     arena.close()
+
+
+def test_a_stitched_mapping_serves_the_next_slot_of_its_size():
+    with arena_of(4) as arena:
+        slots = [arena.take(PAGE) for _ in range(4)]
+        for slot in (slots[0], slots[2]):
+            arena.give_back(slot)
+        stitched = arena.take(2 * PAGE)
+        fill(stitched, 5)
+        arena.give_back(stitched)
+        again = arena.take(2 * PAGE)
+        assert (again.address, again.extents) == (stitched.address, stitched.extents)
+        assert arena.stitched_slots == 1
+        assert bytes(again.buffer()) == b"\5" * (2 * PAGE)
+        # While one of its pages is in use the mapping is of no use.
+        arena.give_back(again)
+        one = arena.take(PAGE)
+        arena.give_back(slots[1])
+        other = arena.take(2 * PAGE)
+        assert not pages_of(one) & pages_of(other)

@@ -87,7 +87,7 @@ def text(figures: dict[str, Any], cases: list[Case], repeats: int) -> str:
         "",
         f"{len(cases)} policies that the calibration never saw, {repeats} interleaved runs each, under limits held by "
         f"{cases[0].measured[0].header.enforced_by}; makespans span a factor of {figures['makespan_span']:.2f}. "
-        "A round of calibration before, then one between the runs of each repeat; loads "
+        "A round of calibration before, then one between the runs of each further repeat; loads "
         f"x{device.loader.slowdown_while_executing:.2f} while executing, executions "
         f"x{device.executor.slowdown_while_loading:.2f} while loading; noise of single loads and executions "
         f"{device.noise.load:.1%} and {device.noise.execute:.1%}, shared by a run {device.noise.load_drift:.1%} and "

@@ -469,7 +469,8 @@ def validation_of(*arguments: object) -> dict[str, Any]:
         assert 0 <= figures[error]["mean"] <= figures[error]["max"]
     for row in figures["policies"]:
         assert row["difference"] == pytest.approx(row["simulated_makespan_s"] / row["measured_makespan_s"] - 1)
-        assert row["measured_peak_resident_bytes"] <= row["peak_resident_bytes"]
+        # Which of the two loads further ahead depends on durations; both stay below the limit.
+        assert max(row["measured_peak_resident_bytes"], row["peak_resident_bytes"]) <= row["memory_limit_bytes"]
         assert sum(row["shares"].values()) == pytest.approx(row["difference"], abs=0.02) or len(row["runs_s"]) > 1
     return figures
 

@@ -31,8 +31,8 @@ def validate_machine(
     """Calibrate, choose policies that the calibration never runs, then run them `repeats` times.
 
     Policies are chosen and planned with the profile of a first round of calibration. Another round's runs lie between
-    the runs of each repeat, and predictions are made with the profile of all of them. Everything is recorded in
-    `folder`, see `runs`. InfeasibleError if no candidate fits its memory limit.
+    the runs of each repeat after the first, and predictions are made with the profile of all of them. Everything is
+    recorded in `folder`, see `runs`. InfeasibleError if no candidate fits its memory limit.
     """
     calibration = Calibration(targets, lambda *state: on_step("calibrate", *state), compute_device=compute_device)
     calibration.round()
@@ -44,7 +44,7 @@ def validate_machine(
     cases = prepare(scenarios, first, folder)
     share = math.ceil(calibration.runs_per_round / len(scenarios))
     for number in range(1, repeats + 1):
-        between = calibration.runs()
+        between = calibration.runs() if number > 1 else iter(())
         run_round(
             scenarios,
             cases,

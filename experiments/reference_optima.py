@@ -125,7 +125,7 @@ def text(rows: list[Row], mixed_rows: list[Row], limit_s: float) -> str:
         "",
         f"Command: `.venv/bin/python experiments/reference_optima.py --time-limit {limit_s:g}`. "
         f"Date: {datetime.now(UTC).date()}. Machine: {processor()}, {os.cpu_count()} cores; scipy "
-        f"{metadata.version('scipy')}, ortools {metadata.version('ortools')}.",
+        f"{metadata.version('scipy')}.",
         "",
         "n blocks swept K times, room for C, load l, execution e; prefix and spread with their best number of blocks, "
         "prefetching as deep as memory allows. Quick bound: without the interval model.",

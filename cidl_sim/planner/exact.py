@@ -16,7 +16,6 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from ortools.sat.python import cp_model
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array, csc_array
 
@@ -177,6 +176,9 @@ def solve_by_constraints(workload: Workload, device: DeviceProfile, *, time_limi
     Executions in order, optional intervals for loads that must not overlap, intervals for what is in memory, whose
     sizes together never exceed it. Two cuts speed it up: memory while a visit runs, and the loader's own total.
     """
+    # Not a dependency: with the protobuf that it wants T5's sentencepiece files cannot be read (extra `constraints`).
+    from ortools.sat.python import cp_model
+
     instance = instance_of(workload, device)
     count = len(instance.loads)
     model = cp_model.CpModel()

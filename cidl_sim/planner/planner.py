@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.plan import Plan
+from cidl_sim.core.plan import Plan, check_any_plan_fits
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import execution_s, lower_bound_s
@@ -73,6 +73,7 @@ class _Planning:
         self._device = device
         self._deadline_s = deadline_s
         self._searches = 0
+        check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
         self.baselines = baseline_makespans(workload, device)
         best = min((s, policy) for policy, s in self.baselines.items() if s is not None)
         self.best_s, self.plan = best[0], make_plan(best[1], workload, device)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from cidl_sim.core.device import Executor, Loader
+from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.planner import best_plan
 from cidl_sim.simulator.engine import makespan_s
@@ -50,6 +51,11 @@ def test_without_time_the_best_policy_comes_back_at_once():
     assert found.plan.makespan_s == 265
     assert not found.plan.proven_optimal
     assert (steps[0], steps[-1]) == ((0, 4, "policies"), (4, 4, ""))
+
+
+def test_a_limit_below_one_block_names_the_block():
+    with pytest.raises(InfeasibleError, match="block 'b0' needs"):
+        best_plan(uniform_workload(3, 2, weight_bytes=10), uniform_device(9, 1, 1))
 
 
 def test_under_contention_a_gap_stays_open_and_is_reported():

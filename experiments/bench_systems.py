@@ -28,7 +28,7 @@ from cidl_sim.core.workload import Stage, Visit, Workload, read_workload
 from cidl_sim.diffusion import rectified_flow as flow
 from cidl_sim.diffusion.model_store import distinct_blocks
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, TextToVideo
-from cidl_sim.executor.memory_limit import charged_to_this_process, push_out_page_cache
+from cidl_sim.executor.memory_limit import charged_to_this_process, prepare_memory
 from cidl_sim.executor.runtime import Limits, Runtime
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
@@ -102,7 +102,7 @@ def ours(model: Model, store_folder: Path, scratch: Path, passes: int) -> tuple[
         if visit.position == len(workload.stages[0].blocks) - 1:
             ended.append(time.perf_counter())
 
-    push_out_page_cache(charged_to_this_process(), plan.memory_limit_bytes)
+    prepare_memory(charged_to_this_process(), plan.memory_limit_bytes)
     backend = TorchBackend(store, stages, plan.memory_limit_bytes - plan.baseline_bytes, tokens[0])
     runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend, program)
     began = time.perf_counter()

@@ -23,7 +23,7 @@ class Calibration:
     """Rounds of short runs on some targets, and the profile that fits all of them so far.
 
     A round's runs may lie between other runs: what drifts, drifts in both. `compute_device`: the processor, or an
-    accelerator.
+    accelerator. `compute_threads` None: measured, see `runs`.
     """
 
     def __init__(
@@ -32,11 +32,13 @@ class Calibration:
         on_progress: OnProgress = lambda done, total, stage: None,
         *,
         compute_device: ComputeDevice = "cpu",
+        compute_threads: int | None = None,
     ) -> None:
         self._targets = targets
         self._on_progress = on_progress
         self._compute_device = compute_device
-        self._threads = 1
+        self._wanted_threads = compute_threads
+        self._threads = compute_threads or 1
         self.observations: list[Observation] = []
 
     @property
@@ -56,7 +58,7 @@ class Calibration:
         on all cores and on all but one.
         """
         chose: Observation | None = None
-        if not self.observations and self._compute_device == "cpu":
+        if not self.observations and self._compute_device == "cpu" and self._wanted_threads is None:
             self._threads, chose = _compute_threads(self._targets[0], self._on_progress)
             self.observations += [] if chose is None else [chose]
         for i, (store, settings) in enumerate(self._targets):
@@ -85,9 +87,10 @@ def measure_this_machine(
     *,
     repeats: int = 1,
     compute_device: ComputeDevice = "cpu",
+    compute_threads: int | None = None,
 ) -> DeviceProfile:
     """A profile of this machine for the blocks of stores under some settings, from `repeats` rounds of runs."""
-    calibration = Calibration(targets, on_progress, compute_device=compute_device)
+    calibration = Calibration(targets, on_progress, compute_device=compute_device, compute_threads=compute_threads)
     for _ in range(repeats):
         calibration.round()
     return calibration.device()

@@ -33,6 +33,12 @@ StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The b
 ComputeDeviceOption = Annotated[
     str, typer.Option("--device", help="cpu, cuda or mps: what computes, and whose memory the limit is about.")
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="Cores that compute; without it, measured: all, or all but one for the loader."
+    ),
+]
 Optional = typer.Option
 
 

@@ -12,6 +12,7 @@ from cidl_sim.commands.console import (
     ComputeDeviceOption,
     Optional,
     StoreOption,
+    ThreadsOption,
     compute_device_named,
     progress,
     show,
@@ -35,6 +36,7 @@ def calibrate(
     ] = None,
     repeats: Annotated[int, Optional("--repeats", min=1, help="Runs of each kind, interleaved.")] = 3,
     device_name: ComputeDeviceOption = "cpu",
+    threads: ThreadsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure this machine with short real runs of a store's blocks and write a device profile."""
@@ -46,7 +48,9 @@ def calibrate(
     with progress() as step:
         targets = [(opened, _settings_for(opened, workload_name))]
         observe = partial(step, "measure this machine")
-        device = measure_this_machine(targets, observe, repeats=repeats, compute_device=compute_device)
+        device = measure_this_machine(
+            targets, observe, repeats=repeats, compute_device=compute_device, compute_threads=threads
+        )
     device.write(out)
     device.write(this_machine_file())
     summary = {
@@ -77,6 +81,7 @@ def validate(
         Path, Optional("-o", metavar="DIR", help="For validation.json and .png; with --store also plans, runs, videos.")
     ] = Path("validation-out"),
     device_name: ComputeDeviceOption = "cpu",
+    threads: ThreadsOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Calibrate, run policies that the calibration never saw, and compare with the simulation."""
@@ -90,7 +95,7 @@ def validate(
 
         cases = read_runs(traces)
     else:
-        cases = _validation_runs(stores or [], workload_name, repeats, out, compute_device_named(device_name))
+        cases = _validation_runs(stores or [], workload_name, repeats, out, compute_device_named(device_name), threads)
     with progress() as step:
         figures = report(cases, lambda done, total: step("compare", done, total, ""))
     out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +105,12 @@ def validate(
 
 
 def _validation_runs(
-    folders: list[Path], workload_name: str | None, repeats: int, out: Path, compute_device: ComputeDevice
+    folders: list[Path],
+    workload_name: str | None,
+    repeats: int,
+    out: Path,
+    compute_device: ComputeDevice,
+    threads: int | None,
 ) -> list[Case]:
     from cidl_sim.demo import PROMPT
     from cidl_sim.executor.store import BlockStore
@@ -111,7 +121,13 @@ def _validation_runs(
     targets = default_targets(stores, _settings_for(stores[0], workload_name))
     with progress() as step:
         return validate_machine(
-            targets, out, prompt=PROMPT, repeats=repeats, on_step=step, compute_device=compute_device
+            targets,
+            out,
+            prompt=PROMPT,
+            repeats=repeats,
+            on_step=step,
+            compute_device=compute_device,
+            compute_threads=threads,
         )
 
 

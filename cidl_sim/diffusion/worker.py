@@ -35,7 +35,7 @@ from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, SeveralVideos, T
 from cidl_sim.diffusion.video_file import write_frames, write_video
 from cidl_sim.executor.accelerator_backend import AcceleratorBackend, check_device
 from cidl_sim.executor.backend import Backend
-from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process, push_out_page_cache
+from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process, prepare_memory
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
@@ -80,7 +80,7 @@ def do(job: Job) -> JobResult:
     _warm_up()
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
-    push_out_page_cache(charged, limit)
+    prepare_memory(charged, limit)
     peak = PeakMemory(charged)
     backend: TorchBackend | AcceleratorBackend
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes

@@ -213,16 +213,20 @@ class Charged:
         return wanted if wanted < 1 << 60 else None
 
 
-def push_out_page_cache(charged: Charged, size: int) -> None:
-    """Let the kernel drop the page cache that start-up left in the group, up to `size` bytes.
+def prepare_memory(charged: Charged, size: int) -> None:
+    """Take `size` bytes once and give them back, so that a run's first loads find memory as later ones do.
 
-    Otherwise the first loads pay for it: each page that the arena grows by would have to be reclaimed
-    first. Nothing happens without a limit, and never more is asked for than the limit leaves.
+    Otherwise they pay for what has nothing to do with them: page cache that start-up left in the group has to be
+    reclaimed for each page that the arena grows by, and a page that a virtual machine's host has not backed yet costs
+    several times a page fault. Never takes more than the limit leaves; without one, than half of the machine's memory.
     """
     limit, held = charged.limit_bytes(), charged.unreclaimable_bytes()
-    if limit is None or held is None or not charged.reset_peak():
-        return
-    room = min(size, limit - held - _SAFETY_BYTES)
+    if charged.folder is not None and not charged.reset_peak():
+        return  # the peak would tell of this, and not of the run
+    if limit is None or held is None:
+        room = min(size, physical_memory_bytes() // 2)
+    else:
+        room = min(size, limit - held - _SAFETY_BYTES)
     if room > 0:
         with mmap.mmap(-1, room) as memory:
             for offset in range(0, room, mmap.PAGESIZE):

@@ -27,6 +27,7 @@ def validate_machine(
     repeats: int,
     on_step: OnStep = lambda step, done, total, detail: None,
     compute_device: ComputeDevice = "cpu",
+    compute_threads: int | None = None,
 ) -> list[Case]:
     """Calibrate, choose policies that the calibration never runs, then run them `repeats` times.
 
@@ -34,7 +35,12 @@ def validate_machine(
     the runs of each repeat after the first, and predictions are made with the profile of all of them. Everything is
     recorded in `folder`, see `runs`. InfeasibleError if no candidate fits its memory limit.
     """
-    calibration = Calibration(targets, lambda *state: on_step("calibrate", *state), compute_device=compute_device)
+    calibration = Calibration(
+        targets,
+        lambda *state: on_step("calibrate", *state),
+        compute_device=compute_device,
+        compute_threads=compute_threads,
+    )
     calibration.round()
     first = calibration.device()
     chosen = choose_scenarios(targets, first, lambda done, total: on_step("choose policies", done, total, ""))

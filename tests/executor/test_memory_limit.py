@@ -74,7 +74,7 @@ def test_a_child_killed_by_somebody_else_was_not_killed_by_its_limit():
 
 
 @needs_enforcement
-def test_pushing_out_the_page_cache_resets_the_peak():
+def test_preparing_memory_pushes_out_page_cache_and_resets_the_peak():
     with MemoryGroup(512 * MIB) as group:
         child = said(
             run_in(
@@ -82,7 +82,7 @@ def test_pushing_out_the_page_cache_resets_the_peak():
                 f"held = b'x' * {128 * MIB}",
                 "del held",
                 "before = charged.peak_bytes()",
-                f"push_out_page_cache(charged, {256 * MIB})",
+                f"prepare_memory(charged, {256 * MIB})",
                 "after = charged.peak_bytes()",
                 "print(json.dumps({'before': before, 'after': after, 'can_reset': charged.reset_peak()}))",
             )
@@ -94,12 +94,12 @@ def test_pushing_out_the_page_cache_resets_the_peak():
 
 
 @needs_enforcement
-def test_pushing_out_the_page_cache_never_asks_for_more_than_the_limit_leaves():
+def test_preparing_memory_never_asks_for_more_than_the_limit_leaves():
     with MemoryGroup(256 * MIB) as group:
         child = said(
             run_in(
                 group,
-                f"push_out_page_cache(charged, {1 << 40})",
+                f"prepare_memory(charged, {1 << 40})",
                 "print(json.dumps({'now': charged.unreclaimable_bytes()}))",
             )
         )
@@ -133,7 +133,7 @@ def test_a_group_without_a_limit_limits_nothing():
             run_in(
                 group,
                 f"held = b'x' * {64 * MIB}",
-                f"push_out_page_cache(charged, {8 * MIB})",
+                f"prepare_memory(charged, {8 * MIB})",
                 "print(json.dumps({'limit': charged.limit_bytes()}))",
             )
         )
@@ -167,7 +167,7 @@ def test_without_any_mechanism_a_limit_is_only_accounted(nothing_enforces):
             run_in(
                 group,
                 f"held = b'x' * {128 * MIB}",
-                f"push_out_page_cache(charged, {8 * MIB})",
+                f"prepare_memory(charged, {8 * MIB})",
                 "print(json.dumps({'limit': charged.limit_bytes(), 'peak': charged.peak_bytes(),",
                 "  'by': charged.enforced_by, 'can_reset': charged.reset_peak()}))",
             )

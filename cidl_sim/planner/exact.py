@@ -16,20 +16,22 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import coo_array, csc_array
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import execution_s, loading_s
+from cidl_sim.planner.rows import Rows
 from cidl_sim.policies.build import build_plan
-from cidl_sim.simulator.engine import makespan_s
+from cidl_sim.simulator.engine import makespan_s, simulate
 
 # Units of progress in the interval model, the finest first; fewer make it smaller and its bound weaker.
 UNITS_TRIED = (2000, 1000, 500, 250, 125)
 MOST_COLUMNS = 400_000
+# The constraint model does not grow with the number of units.
+CONSTRAINT_UNITS = 1_000_000
 # Durations in files are decimal; finer than that is rounding.
 _FINEST = 10**7
 
@@ -100,12 +102,8 @@ def instance_of(workload: Workload, device: DeviceProfile, most_units: int = UNI
     )
 
 
-def solve_by_intervals(
-    workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0, relaxed: bool = False
-) -> Solved | None:
+def solve_by_intervals(workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0) -> Solved | None:
     """The progress-indexed interval model, by HiGHS; None if it is too large even in coarse units.
-
-    With `relaxed` only the bound of its linear relaxation.
 
     Time is the executor's progress u, in units of work done, so nothing needs a big constant and the relaxation is
     strong. Visit v is either kept (r_v) or loaded over progress i..j (z_vij), between the end of the visit before of
@@ -122,18 +120,6 @@ def solve_by_intervals(
     if model is None:
         return None
     instance, executions = model.instance, sum(model.instance.executions)
-    if relaxed:
-        rows = model.follow()
-        found = linprog(
-            model.costs,
-            A_eq=rows.A,
-            b_eq=rows.ub,
-            bounds=np.stack([np.zeros(len(model.costs)), model.upper_bounds()], axis=1),
-            method="highs-ipm",
-            options={"time_limit": time_limit_s},
-        )
-        # A program that was not solved to its end bounds nothing.
-        return Solved((executions + _whole(found.fun if found.status == 0 else None)) * instance.unit_s)
     found = milp(
         model.costs,
         constraints=[model.follow(), *model.pass_not()],
@@ -163,6 +149,11 @@ def _model_of(workload: Workload, device: DeviceProfile) -> _IntervalModel | Non
     return None
 
 
+def whole_units_s(instance: Instance, bound_s: float) -> float:
+    """The bound in s, up to whole units of an exact instance; what adding up durations costs is far less than one."""
+    return math.ceil(bound_s / instance.unit_s - 1e-6) * instance.unit_s
+
+
 def _whole(bound: float | None) -> int:
     """A bound on stalls, which are whole units; what HiGHS tolerates adds up to far less than one."""
     if bound is None or not math.isfinite(bound):
@@ -170,16 +161,18 @@ def _whole(bound: float | None) -> int:
     return max(0, math.ceil(bound - max(1e-3, 1e-5 * abs(bound))))
 
 
-def solve_by_constraints(workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0) -> Solved:
-    """The same decisions over wall time, by CP-SAT: good up to some 40 visits.
+def solve_by_constraints(
+    workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0, known: Plan | None = None
+) -> Solved:
+    """The same decisions over wall time, by CP-SAT: good up to some 40 visits, and however fine the units are.
 
     Executions in order, optional intervals for loads that must not overlap, intervals for what is in memory, whose
     sizes together never exceed it. Two cuts speed it up: memory while a visit runs, and the loader's own total.
+    The solver starts from the plan that is `known`.
     """
-    # Not a dependency: with the protobuf that it wants T5's sentencepiece files cannot be read (extra `constraints`).
     from ortools.sat.python import cp_model
 
-    instance = instance_of(workload, device)
+    instance = instance_of(workload, device, CONSTRAINT_UNITS)
     count = len(instance.loads)
     model = cp_model.CpModel()
     # Where visits take no time, they take one tick of so many that all of them together are less than a unit.
@@ -215,15 +208,19 @@ def solve_by_constraints(workload: Workload, device: DeviceProfile, *, time_limi
     model.add_no_overlap(loads)
     model.add_cumulative(held, sizes, instance.room - reserved)
     for p in range(count):
-        across = [v for v in range(p + 1, count) if (before := instance.previous[v]) is not None and before < p]
         beside = instance.room - instance.sizes[p] - instance.workspaces[p]
-        model.add(sum(instance.sizes[v] * kept[v] for v in across) <= beside)
-    loading = sum(length * (1 - kept[v]) for v, length in enumerate(lengths))
-    model.add(ends[-1] >= loading + executions[-1])
+        model.add(sum(instance.sizes[v] * kept[v] for v in _kept_across(instance, p)) <= beside)
+    model.add(ends[-1] >= sum(length * (1 - kept[v]) for v, length in enumerate(lengths)) + executions[-1])
     model.minimize(ends[-1])
+    if known is not None:
+        for v, before in enumerate(instance.previous):
+            model.add_hint(kept[v], int(before in known.keep))
+        for span in simulate(workload, device, known).spans:
+            if span.operation in ("load", "execute"):
+                variables = begins if span.operation == "load" else starts
+                model.add_hint(variables[span.visit], math.ceil(span.start_s / instance.unit_s * ticks))
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = time_limit_s
-    solver.parameters.num_workers = 2
+    solver.parameters.max_time_in_seconds, solver.parameters.num_workers = time_limit_s, 2
     status = solver.solve(model)
     bound_s = solver.best_objective_bound // ticks * instance.unit_s
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -232,6 +229,11 @@ def solve_by_constraints(workload: Workload, device: DeviceProfile, *, time_limi
     loaded_visits = [v for v in range(count) if v not in set(chosen)]
     order = sorted(loaded_visits, key=lambda v: (solver.value(begins[v]), v))
     return _evaluated(workload, device, chosen, order, bound_s, solver.value(ends[-1]) // ticks * instance.unit_s)
+
+
+def _kept_across(instance: Instance, p: int) -> list[int]:
+    """The visits whose weights, if kept, lie in memory while visit p runs."""
+    return [v for v, before in enumerate(instance.previous) if before is not None and before < p < v]
 
 
 def _evaluated(
@@ -310,7 +312,7 @@ class _IntervalModel:
         memory, loader = count + len(z) + np.arange(units), count + len(z) + units + np.arange(units)
         kept = np.array([v for v, before in enumerate(self.instance.previous) if before is not None], dtype=int)
         kept_from = self._ends[[self.instance.previous[v] or 0 for v in kept]] if len(kept) else kept
-        rows = _Rows(count + len(z) + 2 * units)
+        rows = Rows(count + len(z) + 2 * units)
         rows.add(np.arange(count), np.arange(count), 1.0)
         rows.add(self._visits, z, 1.0)
         # memory[u] - memory[u - 1] = what comes at u - what is executed from u on; the same for the loader.
@@ -333,7 +335,7 @@ class _IntervalModel:
     def pass_not(self) -> list[LinearConstraint]:
         """No load spans a point at which another load passes entirely while the executor stands still."""
         z = self._count + np.arange(len(self._from))
-        rows, number = _Rows(len(self.costs)), 0
+        rows, number = Rows(len(self.costs)), 0
         if not self.instance.has_equal_loads:
             order = np.argsort(self._from, kind="stable")
             for stood in np.flatnonzero((self._from == self._to) & (self.costs[z] > 0)):
@@ -353,22 +355,6 @@ class _IntervalModel:
         order = sorted((int(self._from[c]), int(self._to[c]), int(self._visits[c])) for c in taken)
         loaded = [v for _, _, v in order]
         return kept, sorted(loaded) if self.instance.has_equal_loads else loaded
-
-
-class _Rows:
-    """A sparse matrix as it is put together."""
-
-    def __init__(self, columns: int) -> None:
-        self._columns = columns
-        self._entries: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]] = []
-
-    def add(self, rows: NDArray[np.int64], columns: NDArray[np.int64], values: float | NDArray[np.float64]) -> None:
-        self._entries.append((rows, columns, np.broadcast_to(np.asarray(values, float), len(rows))))
-
-    def matrix(self, rows: int) -> csc_array:
-        nothing = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
-        row, column, value = (np.concatenate(part) for part in zip(nothing, *self._entries, strict=True))
-        return coo_array((value, (row, column)), shape=(rows, self._columns)).tocsc()
 
 
 def _common_unit(seconds: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
 """The best plan that is known for a workload on a device, and how good any plan can be at most.
 
-Anytime: the policies come first, with the bounds that cost nothing. What they leave open goes to the interval model
-where that is small, else to a local search, to the model's relaxation for a better bound, and to the search again.
+Anytime: the policies come first, with the bounds that cost nothing. What they leave open goes to the relaxation, whose
+bound often proves a policy's plan, then to an exact model where the case is small, and to the search.
 """
 
 from __future__ import annotations
@@ -9,21 +9,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan, check_any_plan_fits
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.planner.bounds import execution_s, lower_bound_s
+from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, with_predictions
-from cidl_sim.planner.exact import Solved, instance_of, interval_columns, solve_by_intervals
+from cidl_sim.planner.exact import (
+    Solved,
+    instance_of,
+    interval_columns,
+    solve_by_constraints,
+    solve_by_intervals,
+    whole_units_s,
+)
+from cidl_sim.planner.relaxation import SOLVED_ROUNDS, columns_with, relaxed_bound_s, shortened, steady_bound_s
 from cidl_sim.planner.search import positions_of, search
 from cidl_sim.policies.catalog import make_plan
 
-# Up to so many columns the interval model comes before the search.
-QUICK_COLUMNS = 30_000
-# Of the time that is left, for the first search.
-SEARCH_SHARE = 0.3
+# Up to so many columns the interval model is solved within seconds; up to so many visits the constraint model.
+INTERVAL_COLUMNS = 30_000
+CONSTRAINT_VISITS = 40
+# In how many pieces the relaxation cuts each visit, and up to how many columns: some 5 seconds.
+PIECES_TRIED = (1, 2, 4)
+RELAXATION_COLUMNS = 120_000
+# Of the time that is left: for bounds from a few rounds, and for the first search.
+RELAXATION_SHARE = 0.4
+SEARCH_SHARE = 0.4
 OnStep = Callable[[int, int, str], None]  # done, total, what
 
 
@@ -49,17 +63,13 @@ def best_plan(
     """
     on_step(0, 4, "policies")
     planning = _Planning(workload, device, time.monotonic() + time_limit_s)
-    columns = interval_columns(workload, device) if planning.left_s() > 0 and planning.exact_may_help() else None
-    if columns is not None and columns <= QUICK_COLUMNS:
-        # Solved in less time than a search takes.
-        on_step(1, 4, "interval model")
-        planning.relax(planning.left_s())
-        planning.solve(planning.left_s())
-    on_step(2, 4, "search")
+    on_step(1, 4, "relaxation")
+    planning.relax(RELAXATION_SHARE * planning.left_s())
+    on_step(2, 4, "exact model")
+    planning.solve(planning.left_s())
+    on_step(3, 4, "search")
     planning.search(SEARCH_SHARE * planning.left_s())
-    if columns is not None and columns > QUICK_COLUMNS:
-        on_step(3, 4, "relaxation")
-        planning.relax(planning.left_s())
+    planning.relax(planning.left_s(), whole=True)
     planning.search(planning.left_s())
     on_step(4, 4, "")
     return Planned(*with_predictions(planning.plan, workload, device, planning.bound_s), planning.baselines)
@@ -78,27 +88,40 @@ class _Planning:
         best = min((s, policy) for policy, s in self.baselines.items() if s is not None)
         self.best_s, self.plan = best[0], make_plan(best[1], workload, device)
         self.bound_s = lower_bound_s(workload, device)
+        self._instance = instance = instance_of(workload, device)
+        # The models load one block after another; with several channels a small block could pass a large one.
+        self._in_one_line = device.loader.channels == 1 or instance.has_equal_loads
 
     def left_s(self) -> float:
         """Seconds left; none once the plan is proven optimal."""
         proven = self.best_s <= self.bound_s * (1 + TOLERANCE)
         return 0.0 if proven else max(0.0, self._deadline_s - time.monotonic())
 
-    def exact_may_help(self) -> bool:
-        """Whether the interval model, whose units may be coarser than the durations, can see the gap that is left."""
-        instance = instance_of(self._workload, self._device)
-        lost_s = float(execution_s(self._workload, self._device).sum()) - sum(instance.executions) * instance.unit_s
-        return instance.is_exact or lost_s < self.best_s - self.bound_s
-
-    def relax(self, seconds: float) -> None:
-        """The bound of the interval model's relaxation."""
-        if seconds > 0:
-            self._note(solve_by_intervals(self._workload, self._device, time_limit_s=seconds, relaxed=True))
+    def relax(self, seconds: float, *, whole: bool = False) -> None:
+        """Bounds from prices: of a few rounds that stand for the others, or of the `whole` workload."""
+        deadline_s = time.monotonic() + min(seconds, self.left_s())
+        short = self._workload if whole else shortened(self._workload, SOLVED_ROUNDS)
+        bounds = (relaxed_bound_s,) if whole else (partial(relaxed_bound_s, most_rounds=SOLVED_ROUNDS), steady_bound_s)
+        if not self._in_one_line or (whole and short.visits == shortened(short, SOLVED_ROUNDS).visits):
+            return
+        for pieces in PIECES_TRIED:
+            if columns_with(short, self._device, pieces) > RELAXATION_COLUMNS:
+                return
+            for bound_s in bounds:
+                if self.left_s() > 0 and time.monotonic() < deadline_s:
+                    self._note(Solved(bound_s(self._workload, self._device, pieces=pieces, deadline_s=deadline_s)))
 
     def solve(self, seconds: float) -> None:
-        """The interval model itself."""
-        if seconds > 0:
-            self._note(solve_by_intervals(self._workload, self._device, time_limit_s=seconds))
+        """The exact model that suits the case, if one does."""
+        if seconds <= 0 or not self._in_one_line:
+            return
+        if self._instance.is_exact:
+            columns = interval_columns(self._workload, self._device)
+            if columns is not None and columns <= INTERVAL_COLUMNS:
+                self._note(solve_by_intervals(self._workload, self._device, time_limit_s=seconds))
+                return
+        if len(self._workload.visits) <= CONSTRAINT_VISITS:
+            self._note(solve_by_constraints(self._workload, self._device, time_limit_s=seconds, known=self.plan))
 
     def search(self, seconds: float) -> None:
         """Local search, from the plan known and from the even spread; each time with other chances."""
@@ -121,6 +144,10 @@ class _Planning:
     def _note(self, solved: Solved | None) -> None:
         if solved is None:
             return
-        self.bound_s = max(self.bound_s, solved.bound_s)
+        self.bound_s = max(self.bound_s, self._in_units(solved.bound_s))
         if solved.plan is not None and solved.makespan_s is not None and solved.makespan_s < self.best_s:
             self.plan, self.best_s = solved.plan, solved.makespan_s
+
+    def _in_units(self, bound_s: float) -> float:
+        """Where all durations are whole units, so is every makespan that the bounds are about."""
+        return whole_units_s(self._instance, bound_s) if self._instance.is_exact else bound_s

@@ -12,7 +12,7 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.policies.lru import lru
 from cidl_sim.policies.next_block import next_block
 from cidl_sim.policies.on_device_sora import on_device_sora
-from cidl_sim.policies.retained import prefix, spread
+from cidl_sim.policies.retained import prefix, rotating, spread
 from cidl_sim.policies.sequential import sequential
 
 
@@ -37,6 +37,7 @@ POLICIES = {
         Policy("next_block", next_block, "prefetch one block, keep none"),
         Policy("prefix", prefix, "keep the first d blocks, prefetch as deep as memory allows", takes_number=True),
         Policy("spread", spread, "keep d blocks evenly spaced, prefetch as deep as memory allows", takes_number=True),
+        Policy("rotating", rotating, "keep d blocks at a time, which move on from round to round", takes_number=True),
         Policy("on_device_sora", on_device_sora, "the reference app of On-device Sora, rule by rule"),
         Policy("lru", lru, "what a page cache does: prefetch deep, evict the least recently used"),
     )

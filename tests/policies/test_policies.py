@@ -58,10 +58,10 @@ def test_every_policy_gives_a_plan_that_fits(case):
 
 
 @given(cases(plain=True))
-def test_the_best_prefix_and_spread_are_never_worse_than_keeping_nothing(case):
+def test_the_best_retained_sets_are_never_worse_than_keeping_nothing(case):
     workload, device, _ = case
     nothing = makespan_s(workload, device, make_plan("prefix:0", workload, device))
-    for policy in ("prefix", "spread"):
+    for policy in ("prefix", "spread", "rotating"):
         assert makespan_s(workload, device, make_plan(policy, workload, device)) <= nothing
 
 
@@ -83,6 +83,25 @@ def test_spread_keeps_blocks_at_even_distances():
     assert even_positions(4, 28) == {0, 7, 14, 21}
     assert even_positions(40, 5) == {0, 1, 2, 3, 4}
     assert even_positions(0, 5) == set()
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [(28, 18), (28, 8), (9, 3), (5, 4), (5, 9), (4, 0)])
+def test_a_rotating_set_holds_as_many_blocks_at_any_time_with_fewer_loads_than_a_fixed_one(blocks, kept):
+    rounds = 30
+    workload = uniform_workload(blocks, rounds)
+    keep = set(make_plan(f"rotating:{kept}", workload, uniform_device(blocks, 1, 1)).keep)
+    # Beside visit v lie the blocks that were visited within the n - 1 visits before it and are kept.
+    beside = [sum(1 for v in range(now - blocks + 1, now) if v in keep) for now in range(blocks, len(workload.visits))]
+    assert max(beside) <= kept
+    loads = blocks * rounds - len(keep)
+    assert loads == pytest.approx(blocks + (rounds - 1) * blocks * max(0, blocks - 1 - kept) / (blocks - 1), abs=1)
+
+
+def test_a_rotating_set_beats_every_fixed_one_where_loads_are_long():
+    workload, device = uniform_workload(28, 30), uniform_device(20, 24, 8)
+    found = {policy: makespan_s(workload, device, make_plan(policy, workload, device)) for policy in POLICIES}
+    assert found["rotating"] == min(found.values()) == 7176
+    assert found["spread"] == 7640
 
 
 def test_lru_on_a_cyclic_sweep_has_no_hits():

@@ -101,7 +101,7 @@ class _Planning:
         """Bounds from prices: of a few rounds that stand for the others, or of the `whole` workload."""
         deadline_s = time.monotonic() + min(seconds, self.left_s())
         short = self._workload if whole else shortened(self._workload, SOLVED_ROUNDS)
-        bounds = (relaxed_bound_s,) if whole else (partial(relaxed_bound_s, most_rounds=SOLVED_ROUNDS), steady_bound_s)
+        bounds = (relaxed_bound_s,) if whole else (steady_bound_s, partial(relaxed_bound_s, most_rounds=SOLVED_ROUNDS))
         if not self._in_one_line or (whole and short.visits == shortened(short, SOLVED_ROUNDS).visits):
             return
         for pieces in PIECES_TRIED:

@@ -56,7 +56,7 @@ def columns_with(workload: Workload, device: DeviceProfile, pieces: int) -> int:
     executions, loads = execution_s(workload, device), loading_s(workload, device)
     mean_s = float(executions.mean()) or 1.0
     gaps = np.array([v - (before or 0) for v, before in enumerate(workload.previous_same_weights)]) * pieces
-    return int(np.sum((gaps + 1) * (np.minimum(gaps, loads * pieces / mean_s) + 3)))
+    return int(np.sum((gaps + 1) * (np.log2(1 + np.minimum(gaps, loads * pieces / mean_s)) + 4)))
 
 
 def shortened(workload: Workload, most_rounds: int) -> Workload:
@@ -174,11 +174,19 @@ class _Program:
         return _Columns(visits, begins, ends, stalls)
 
     def _places(self, v: int) -> tuple[Floats, Floats]:
-        """Begins and ends of the loads of visit v that begin or end where a piece does, the hidden ones included."""
+        """Begins and ends of the loads of visit v that begin or end where a piece does, the hidden ones included.
+
+        Of those that are hidden in part, over 1, 2, 4 ... pieces or as many as possible: the others add columns, and
+        hardly anything to the bound.
+        """
         points, seconds = self._points[self._gap_begins[v] : self._gap_ends[v] + 1], self._loads[v]
-        counts = np.searchsorted(points, points + seconds, side="right") - np.arange(len(points))
-        i = np.repeat(np.arange(len(points)), counts)
-        j = i + np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = np.arange(len(points))
+        most = np.searchsorted(points, points + seconds, side="right") - 1 - places
+        found = [(places, places + most)]
+        for step in (0, *(1 << k for k in range(int(most.max()).bit_length()))):
+            shorter = places[step < most]
+            found.append((shorter, shorter + step))
+        i, j = (np.concatenate(part) for part in zip(*found, strict=True))
         before, after = points[points + seconds <= points[-1]], points[points - seconds >= points[0]]
         return (
             np.concatenate([points[i], before, after - seconds]),

@@ -56,13 +56,22 @@ def columns_with(workload: Workload, device: DeviceProfile, pieces: int) -> int:
     executions, loads = execution_s(workload, device), loading_s(workload, device)
     mean_s = float(executions.mean()) or 1.0
     gaps = np.array([v - (before or 0) for v, before in enumerate(workload.previous_same_weights)]) * pieces
-    return int(np.sum((gaps + 1) * (np.log2(1 + np.minimum(gaps, loads * pieces / mean_s)) + 4)))
+    steps = np.minimum(gaps, loads * pieces / mean_s)
+    return int(np.sum((gaps + 1) * (np.minimum(steps, 8 + 1.7 * np.log2(np.maximum(1, steps / 8))) + 3)))
 
 
 def shortened(workload: Workload, most_rounds: int) -> Workload:
     """The workload with at most so many rounds of every stage."""
     stages = [stage.model_copy(update={"rounds": min(stage.rounds, most_rounds)}) for stage in workload.stages]
     return workload.model_copy(update={"stages": tuple(stages)})
+
+
+def _steps(most: int) -> list[int]:
+    """0, 1, 2 ... below `most`; beyond 8 each half as large again as the one before."""
+    steps = list(range(min(most, 9)))
+    while steps and steps[-1] * 3 // 2 < most and len(steps) >= 9:
+        steps.append(steps[-1] * 3 // 2)
+    return steps
 
 
 def _repeating_prices(
@@ -176,14 +185,14 @@ class _Program:
     def _places(self, v: int) -> tuple[Floats, Floats]:
         """Begins and ends of the loads of visit v that begin or end where a piece does, the hidden ones included.
 
-        Of those that are hidden in part, over 1, 2, 4 ... pieces or as many as possible: the others add columns, and
-        hardly anything to the bound.
+        Of those that are hidden in part over many pieces only some: the others add columns, and hardly anything to the
+        bound.
         """
         points, seconds = self._points[self._gap_begins[v] : self._gap_ends[v] + 1], self._loads[v]
         places = np.arange(len(points))
         most = np.searchsorted(points, points + seconds, side="right") - 1 - places
         found = [(places, places + most)]
-        for step in (0, *(1 << k for k in range(int(most.max()).bit_length()))):
+        for step in _steps(int(most.max())):
             shorter = places[step < most]
             found.append((shorter, shorter + step))
         i, j = (np.concatenate(part) for part in zip(*found, strict=True))

@@ -144,6 +144,11 @@ def largest_need(workload: Workload) -> tuple[int, Visit]:
     return visit.block.weight_bytes + visit.block.workspace_bytes, visit
 
 
+def resident_need(workload: Workload) -> int:
+    """The bytes of all weights beside the largest workspace."""
+    return workload.weights_bytes + max(visit.block.workspace_bytes for visit in workload.visits)
+
+
 def check_any_plan_fits(workload: Workload, memory_limit_bytes: int, baseline_bytes: int) -> None:
     """InfeasibleError if a single block with its workspace exceeds the limit."""
     check_block_fits(workload.visits, memory_limit_bytes, baseline_bytes)

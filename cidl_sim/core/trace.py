@@ -148,6 +148,17 @@ class Trace(Record):
         return _length(_intersection(loads, executions))
 
     @cached_property
+    def stalls_s(self) -> float:
+        """Seconds in which the executor waits after its first visit began."""
+        first_s = min((span.start_s for span in self.of("execute")), default=0.0)
+        return self.makespan_s - self.executor_busy_s - first_s
+
+    def loader_busy_within_s(self, start_s: float, end_s: float) -> float:
+        """Seconds between two moments in which at least one load was in flight."""
+        loads = _union((s.start_s, s.end_s) for s in self.of("load"))
+        return _length(_intersection(loads, [(start_s, end_s)]))
+
+    @cached_property
     def idle_s(self) -> dict[str, dict[str, float]]:
         """Idle seconds by worker and cause."""
         result: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))

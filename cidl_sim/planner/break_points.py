@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import largest_need
+from cidl_sim.core.plan import largest_need, resident_need
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.reruns import Observer, Outcome, Reruns
@@ -210,8 +210,7 @@ def _floor(reruns: Reruns) -> int:
 
 def _everything(reruns: Reruns) -> int:
     """The limit under which all weights are in memory."""
-    workspace = max(visit.block.workspace_bytes for visit in reruns.workload.visits)
-    return max(_floor(reruns), reruns.device.baseline_bytes + reruns.workload.weights_bytes + workspace)
+    return max(_floor(reruns), reruns.device.baseline_bytes + resident_need(reruns.workload))
 
 
 def _under(reruns: Reruns, limit: int) -> Outcome | None:
@@ -223,8 +222,7 @@ def _under(reruns: Reruns, limit: int) -> Outcome | None:
 
 def _wait_s(reruns: Reruns, outcome: Outcome) -> float:
     """Seconds in which the executor waits after its first visit began."""
-    trace = reruns.trace_of(outcome)
-    return trace.makespan_s - trace.executor_busy_s - min(span.start_s for span in trace.of("execute"))
+    return reruns.trace_of(outcome).stalls_s
 
 
 def _seconds(seconds: float) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
-from cidl_sim.core.plan import largest_need
+from cidl_sim.core.plan import largest_need, resident_need
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
@@ -68,8 +68,7 @@ class _Question:
     def least_memory(self) -> Least:
         need, _ = largest_need(self._workload)
         floor = max(1, need + self._device.baseline_bytes)
-        workspace = max(visit.block.workspace_bytes for visit in self._workload.visits)
-        everything = max(floor, self._device.baseline_bytes + self._workload.weights_bytes + workspace)
+        everything = max(floor, self._device.baseline_bytes + resident_need(self._workload))
         if not self._is_met(everything):
             return self._none(f"no memory limit meets {self._target_s:g} s", everything)
         value = smallest_limit(self._is_met, floor, everything)

@@ -23,6 +23,9 @@ from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.build import build_plan
 
+# The policy that every plan is held against.
+REFERENCE = "on_device_sora"
+
 
 def on_device_sora(workload: Workload, device: DeviceProfile) -> Plan:
     """Concurrent inference and dynamic loading as the app does them; the limit is read once per stage."""
@@ -50,7 +53,7 @@ def on_device_sora(workload: Workload, device: DeviceProfile) -> Plan:
                 loads.append(Load(visit=number, gate=_after_previous(number, overlaps)))
         if _is_denoiser(stage):
             denoising_steps += stage.rounds
-    return build_plan("on_device_sora", workload, device, loads, keep)
+    return build_plan(REFERENCE, workload, device, loads, keep)
 
 
 def retained_blocks(device: DeviceProfile, blocks: Sequence[Block]) -> int:

@@ -41,7 +41,7 @@ def draw_timelines(traces: Sequence[tuple[str, Trace]], path: Path, title: str =
             memory = figure.add_subplot(grid[2 * row + 1, column], sharex=lanes)
             shared = shared or lanes
             _draw_lanes(lanes, trace, window, outlined=column == 1)
-            _draw_memory(memory, trace, window, legend=column == 0 and row == 0)
+            draw_memory(memory, trace, window[1], legend=column == 0 and row == 0)
             lanes.set_title(f"{label}: {trace.makespan_s:.2f} s" if column == 0 else _window_title(window), fontsize=10)
             lanes.tick_params(labelbottom=False)
             is_last = row == len(traces) - 1
@@ -76,8 +76,9 @@ def _draw_lanes(axes: Axes, trace: Trace, window: tuple[float, float], *, outlin
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_memory(axes: Axes, trace: Trace, window: tuple[float, float], *, legend: bool) -> None:
-    times = [t for t, _ in trace.memory_curve] + [max(window[1], trace.makespan_s)]
+def draw_memory(axes: Axes, trace: Trace, until_s: float, *, origin_s: float = 0.0, legend: bool = False) -> None:
+    """Draw the accounted memory in MB with baseline and limit, until `until_s` of the run; `origin_s` is zero."""
+    times = [t - origin_s for t, _ in trace.memory_curve] + [max(until_s, trace.makespan_s) - origin_s]
     held = [b / MEGABYTE for _, b in trace.memory_curve]
     held.append(held[-1])
     limit, baseline = trace.header.memory_limit_bytes / MEGABYTE, trace.header.baseline_bytes / MEGABYTE

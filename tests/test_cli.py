@@ -27,7 +27,7 @@ from cidl_sim.cli import _exit_code, app
 from cidl_sim.core.device import DeviceProfile, Loader, Measured, Noise, ThermalStep, read_device
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
-from cidl_sim.core.workload import Workload, read_workload
+from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
 from cidl_sim.executor.store import BlockStore
@@ -395,6 +395,77 @@ def test_plan_for_several_devices_prints_a_list_and_writes_a_folder(workload, de
     assert {path.name for path in (tmp_path / "plans").iterdir()} == {"analytic.json", "noisy.json"}
     for row in figures:
         assert read_plan(Path(row["file"])).makespan_s == row["makespan_s"]
+
+
+def test_plan_explains_itself_in_sentences(workload, device):
+    said = answer_of("plan", workload, device, "--policy", "spread:2")["explanation"]
+    assert any(sentence.startswith("bound by ") for sentence in said)
+    assert any(sentence.startswith("it retains 2 of the 4 blocks of the denoiser") for sentence in said)
+    shown = " ".join(call_cidl("plan", workload, device, "--policy", "spread:2").out.split())
+    assert all(f"- {sentence}" in shown for sentence in said)
+
+
+def test_plan_draws_rounds_beside_the_reference_policy(workload, device, tmp_path):
+    picture, alone = tmp_path / "rounds.png", tmp_path / "alone.png"
+    answer_of("plan", workload, device, "--rounds-plot", picture)
+    answer_of("plan", workload, device, "--policy", "on_device_sora", "--rounds-plot", alone)
+    assert plt.imread(picture).shape[0] > 1.5 * plt.imread(alone).shape[0]
+    assert_refused(call_cidl("plan", workload, device, device, "--rounds-plot", picture), 2, "--rounds-plot")
+
+
+def test_plan_draws_its_rounds_alone_where_the_reference_policy_does_not_fit(device, tmp_path):
+    # The reference rule counts on the workspace of the blocks that it retains, not on that of the part after them.
+    last = Block(name="last", kind="last", weight_bytes=10, workspace_bytes=60)
+    blocks = [*uniform_workload(4, 3, weight_bytes=10).stages[0].blocks, last]
+    uneven, picture = tmp_path / "uneven.json", tmp_path / "rounds.png"
+    Workload(name="uneven", stages=[Stage(name="denoiser", rounds=3, blocks=blocks)]).write(uneven)
+    with patch("cidl_sim.report.rounds.draw_rounds") as drawn:
+        options = ("--set", "memory_limit_bytes=75", "--rounds-plot", picture)
+        figures = answer_of("plan", uneven, device, *options)
+    assert figures["baselines"]["on_device_sora"] is None
+    assert "on_device_sora does not fit this device" in figures["explanation"]
+    traces, path, title = drawn.call_args.args
+    assert ([label for label, _ in traces], path) == ([figures["policy"]], picture)
+    assert title.endswith("(on_device_sora does not fit)")
+
+
+def test_devices_of_one_name_do_not_overwrite_each_others_plans(workload, device, tmp_path):
+    slower, plans = tmp_path / "slower.toml", tmp_path / "plans"
+    read_device(device).with_value("loader.bandwidth_bytes_per_s", 0.5).write(slower)
+    figures = answer_of("plan", workload, device, slower, "-o", plans)
+    assert [row["device"] for row in figures] == ["analytic", "analytic"]
+    assert [Path(row["file"]).name for row in figures] == ["analytic.json", "analytic-2.json"]
+    assert [read_plan(Path(row["file"])).makespan_s for row in figures] == [row["makespan_s"] for row in figures]
+    assert figures[0]["makespan_s"] < figures[1]["makespan_s"]
+
+
+def test_a_device_on_which_nothing_fits_is_a_row_that_says_why(workload, device, tmp_path):
+    small = tmp_path / "small.toml"
+    read_device(device).model_copy(update={"name": "small", "memory_limit_bytes": 16}).write(small)
+    fits, other = answer_of("plan", workload, device, small)
+    assert fits["makespan_s"] > 0
+    assert (other["device"], other["makespan_s"]) == ("small", None)
+    assert "'b0' needs 17 bytes" in other["infeasible"]
+    shown = call_cidl("plan", workload, small, device)
+    assert shown.code == 0
+    table = shown.out[shown.out.index("on 2 devices") :]
+    for words in ("analytic", "small", "memory limit 16", "best policy (s)", "gain", f"{fits['makespan_s']:.2f}"):
+        assert words in table
+    assert_refused(call_cidl("plan", workload, small, small), 3, "none of the devices", "small: ", "small-2: ")
+
+
+def test_progress_names_the_device(workload, device, monkeypatch):
+    names = []
+
+    @contextmanager
+    def noting(**_: object) -> Iterator[Callable[..., None]]:
+        yield lambda name, *_: names.append(name)
+
+    monkeypatch.setattr("cidl_sim.commands.plan.progress", noting)
+    answer_of("plan", workload, device, device, "--target-s", "100", "--memory-curve")
+    assert names
+    assert all(name.endswith((" for analytic", " for analytic-2")) for name in names)
+    assert {name.split()[-1] for name in names} == {"analytic", "analytic-2"}
 
 
 # Making, running, measuring

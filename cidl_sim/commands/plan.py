@@ -12,9 +12,12 @@ import typer
 
 from cidl_sim.commands.console import AsJson, Optional, SetOption, WorkloadArgument, device_with, progress, show
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import InputError
+from cidl_sim.core.errors import InfeasibleError, InputError
+from cidl_sim.core.plan import Plan
+from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.report.tables import plan_tables
+from cidl_sim.policies.on_device_sora import REFERENCE
+from cidl_sim.report.tables import devices_table, plan_tables
 from cidl_sim.workloads.catalog import find_workload
 
 
@@ -31,52 +34,109 @@ def plan_command(
     ] = None,
     with_curve: Annotated[bool, Optional("--memory-curve", help="Also the makespan against the memory limit.")] = False,
     plot: Annotated[Path | None, Optional("--plot", help="Draw the memory curve (of one device).")] = None,
+    rounds_plot: Annotated[
+        Path | None, Optional("--rounds-plot", help="Draw three rounds beside on_device_sora's (of one device).")
+    ] = None,
     settings: SetOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a plan and print its bound and the baselines beside it."""
+    """Make a plan, say what it does and what limits it, and print its bound and the baselines beside it."""
     if not math.isfinite(time_limit_s):
         raise InputError(f"--time-limit {time_limit_s}: write a number of seconds")
     if target_s is not None and not 0 < target_s < math.inf:
         raise InputError(f"--target-s {target_s}: write a positive number of seconds")
     if plot is not None and not (with_curve and len(device_names) == 1):
         raise InputError("--plot draws the memory curve: give --memory-curve and one device")
+    if rounds_plot is not None and len(device_names) > 1:
+        raise InputError("--rounds-plot draws the rounds of one device")
     workload = find_workload(workload_name)
-    results = []
-    for device in [device_with(name, settings) for name in device_names]:
-        target = out / f"{device.name}.json" if out is not None and len(device_names) > 1 else out
-        with progress(fleeting=True) as step:
-            figures = _planned(workload, device, policy, time_limit_s, target, step)
-            if target_s is not None:
-                from cidl_sim.planner.inverse import least_for
+    devices = [device_with(name, settings) for name in device_names]
+    labels = _labels(devices)
+    results: list[dict[str, Any]] = []
+    for label, device in zip(labels, devices, strict=True):
+        target = out / f"{label}.json" if out is not None and len(devices) > 1 else out
+        with progress(fleeting=True) as shown:
+            step = _naming(label, shown)
+            try:
+                figures = _planned(workload, device, policy, time_limit_s, target, rounds_plot, step)
+                if target_s is not None:
+                    from cidl_sim.planner.inverse import least_for
 
-                figures["target_s"] = target_s
-                figures["least"] = [asdict(row) for row in least_for(workload, device, target_s, step)]
-            if with_curve:
-                figures.update(_memory_curve(workload, device, policy, step))
+                    figures["target_s"] = target_s
+                    figures["least"] = [asdict(row) for row in least_for(workload, device, target_s, step)]
+                if with_curve:
+                    figures.update(_memory_curve(workload, device, policy, step))
+            except InfeasibleError as problem:
+                if len(devices) == 1:
+                    raise
+                figures = _infeasible(workload, device, problem)
         results.append(figures)
+    if all(figures["makespan_s"] is None for figures in results):
+        reasons = (f"{label}: {figures['infeasible']}" for label, figures in zip(labels, results, strict=True))
+        raise InfeasibleError("it fits none of the devices: " + "; ".join(reasons))
     if plot is not None:
         from cidl_sim.report.what_if import draw_memory_curve
 
         draw_memory_curve(results[0], plot)
-    show(results[0] if len(results) == 1 else results, as_json, lambda: [t for r in results for t in plan_tables(r)])
+    show(results[0] if len(results) == 1 else results, as_json, lambda: _tables(labels, results))
+
+
+def _labels(devices: list[DeviceProfile]) -> list[str]:
+    """A name of its own for each device: files, some file systems' capitals included, must not replace each other."""
+    labels: list[str] = []
+    for device in devices:
+        label, count = device.name, 1
+        while label.casefold() in (taken.casefold() for taken in labels):
+            count += 1
+            label = f"{device.name}-{count}"
+        labels.append(label)
+    return labels
+
+
+def _naming(label: str, step: Any) -> Any:
+    """Progress that names the device."""
+    return lambda name, done, total, detail: step(f"{name} for {label}", done, total, detail)
+
+
+def _infeasible(workload: Workload, device: DeviceProfile, problem: InfeasibleError) -> dict[str, Any]:
+    return {
+        "workload": workload.name,
+        "device": device.name,
+        "makespan_s": None,
+        "memory_limit_bytes": device.memory_limit_bytes,
+        "infeasible": str(problem),
+    }
+
+
+def _tables(labels: list[str], results: list[dict[str, Any]]) -> list[Any]:
+    tables = [table for figures in results if figures["makespan_s"] is not None for table in plan_tables(figures)]
+    return tables if len(results) == 1 else [*tables, devices_table(labels, results)]
 
 
 def _planned(
-    workload: Workload, device: DeviceProfile, policy: str | None, time_limit_s: float, file: Path | None, step: Any
+    workload: Workload,
+    device: DeviceProfile,
+    policy: str | None,
+    time_limit_s: float,
+    file: Path | None,
+    rounds_plot: Path | None,
+    step: Any,
 ) -> dict[str, Any]:
     from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
+    from cidl_sim.planner.explain import explain
     from cidl_sim.planner.planner import best_plan
 
     if policy is not None:
         plan, trace = evaluated_plan(policy, workload, device)
         baselines = baseline_makespans(workload, device)
     else:
-        observe = partial(step, f"plan for {device.name}")
+        observe = partial(step, "plan")
         found = best_plan(workload, device, time_limit_s=time_limit_s, on_step=observe)
         plan, trace, baselines = found.plan, found.trace, found.baselines
     if file is not None:
         plan.write(file)
+    if rounds_plot is not None:
+        _draw_rounds(workload, device, plan, trace, rounds_plot)
     return {
         "workload": workload.name,
         "device": device.name,
@@ -91,7 +151,23 @@ def _planned(
         "baselines": baselines,
         "fall_backs": list(trace.header.fall_backs),
         "file": str(file) if file else None,
+        "explanation": explain(workload, device, plan, trace, baselines),
     }
+
+
+def _draw_rounds(workload: Workload, device: DeviceProfile, plan: Plan, trace: Trace, path: Path) -> None:
+    """The plan's rounds above those of the reference app's policy, where that fits and is not the plan itself."""
+    from cidl_sim.policies.catalog import make_plan
+    from cidl_sim.report.rounds import draw_rounds
+    from cidl_sim.simulator.engine import simulate
+
+    traces, title = [(plan.policy, trace)], f"{workload.name} on {device.name}"
+    if plan.policy != REFERENCE:
+        try:
+            traces.append((REFERENCE, simulate(workload, device, make_plan(REFERENCE, workload, device))))
+        except InfeasibleError:
+            title += f" ({REFERENCE} does not fit)"
+    draw_rounds(traces, path, title)
 
 
 def _memory_curve(workload: Workload, device: DeviceProfile, policy: str | None, step: Any) -> dict[str, Any]:

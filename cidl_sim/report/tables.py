@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -9,6 +10,7 @@ from rich.table import Table
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
+from cidl_sim.policies.on_device_sora import REFERENCE
 
 
 def rows_table(title: str, rows: list[dict[str, Any]], skip: tuple[str, ...] = ()) -> Table:
@@ -149,6 +151,7 @@ def plan_table(figures: dict[str, Any]) -> Table:
 def plan_tables(figures: dict[str, Any]) -> list[Any]:
     """The table of a plan, and what was asked beside it (the figures of `cidl plan`)."""
     parts: list[Any] = [plan_table(figures)]
+    parts += [f"- {sentence}" for sentence in figures["explanation"]]
     parts += [f"- {row['sentence']}" for row in figures.get("least", ())]
     if "memory_curve" in figures:
         table = Table(title=f"memory curve, {figures['curve_policy']}", title_justify="left")
@@ -167,6 +170,34 @@ def plan_tables(figures: dict[str, Any]) -> list[Any]:
             )
         parts += [table, *(f"- {point['sentence']}" for point in figures["memory_points"])]
     return parts
+
+
+def devices_table(labels: Sequence[str], results: Sequence[dict[str, Any]]) -> Table:
+    """The results of `cidl plan` on several devices, each under its label; where nothing fits, why."""
+    table = Table(title=f"{results[0]['workload']} on {len(results)} devices", title_justify="left")
+    numbers = ("makespan (s)", "bound (s)", "gap", "best policy (s)", "gain", "peak (MB)")
+    for heading in ("device", *numbers, "plan file, or why nothing fits"):
+        table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
+    for label, figures in zip(labels, results, strict=True):
+        if figures["makespan_s"] is None:
+            table.add_row(label, *["-"] * len(numbers), figures["infeasible"])
+            continue
+        seconds, baselines = figures["makespan_s"], figures["baselines"]
+        best_s, best = min((s, policy) for policy, s in baselines.items() if s is not None)
+        reference_s = baselines[REFERENCE]
+        gain = reference_s / seconds - 1 if seconds and reference_s is not None else None
+        table.add_row(
+            label,
+            f"{seconds:.2f}",
+            f"{figures['lower_bound_s']:.2f}",
+            f"{figures['gap']:.1%}",
+            f"{best} {best_s:.2f}",
+            _figure(gain, "+.1%"),
+            f"{figures['peak_resident_bytes'] / 1e6:,.0f}",
+            figures["file"] or "-",
+        )
+    table.caption = f"gain: how much faster than {REFERENCE} (-: that does not fit)"
+    return table
 
 
 def what_if_tables(figures: dict[str, Any]) -> list[Any]:

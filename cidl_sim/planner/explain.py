@@ -30,7 +30,7 @@ BINDS = 0.9
 MINOR_GROUP = 0.01
 # Rounds on which the number of retained blocks is chosen when memory is added: one with first loads, three after it.
 CHOSEN_ON_ROUNDS = 4
-# Visits that may be simulated for the question about more memory, at some 15 microseconds each (about 60 where loads
+# Visits that may be simulated for the question about more memory, at some 15 microseconds each (about 40 where loads
 # and executions slow each other down). Beyond that the question is not asked: `cidl plan` should not take seconds
 # longer for a remark, and `--memory-curve` answers it for who can wait.
 VISITS_FOR_MORE_MEMORY = 80_000
@@ -76,7 +76,7 @@ def explain(
             *_what_binds(explained),
             *_waits(explained),
             *_retention(explained),
-            *_other_choices(explained),
+            *_other_choices(explained, baselines),
             *_more_memory(explained),
         ]
     return sentences
@@ -232,11 +232,13 @@ def _rotates(explained: _Explained, group: str) -> bool:
 # By reruns
 
 
-def _other_choices(explained: _Explained) -> list[str]:
+def _other_choices(explained: _Explained, baselines: Mapping[str, float | None]) -> list[str]:
     """The plan beside others that retain as many blocks: the first ones, or evenly spread ones."""
     group = explained.group
-    if group is None or _rotates(explained, group):
+    if group is None:
         return []
+    if _rotates(explained, group):
+        return _against_fixed(explained.trace.makespan_s, baselines.get("spread"))
     blocks = repeated_positions(explained.workload, group)
     retained = positions_of(explained.plan, explained.workload)
     chosen, seconds = retained[group], explained.trace.makespan_s
@@ -269,6 +271,15 @@ def _other_choices(explained: _Explained) -> list[str]:
     return worse + rest
 
 
+def _against_fixed(seconds: float, fixed_s: float | None) -> list[str]:
+    """A retained set that changes from round to round beside the best evenly spread one that does not."""
+    if fixed_s is None or abs(fixed_s / seconds - 1) < PAYS:
+        return []
+    if fixed_s > seconds:
+        return [f"other blocks in every round beat the best evenly spread ones by {_percent(fixed_s / seconds - 1)}"]
+    return [f"keeping the best evenly spread blocks in all rounds would be {_percent(seconds / fixed_s - 1)} faster"]
+
+
 def _sizes(workload: Workload, group: str) -> dict[int, int]:
     """The weights of a group's blocks by position."""
     stages = [stage for stage in workload.stages if stage.group == group]
@@ -285,7 +296,10 @@ def _as_large(
 
 
 def _more_memory(explained: _Explained) -> list[str]:
-    """The fewest slots more with which the executor waits as little as with all weights in memory."""
+    """The fewest slots more with which the executor waits as little as with all weights in memory.
+
+    That is with the plan's own or with evenly spread blocks; sets that move on from round to round may do with fewer.
+    """
     group, workload, device = explained.group, explained.workload, explained.device
     if group is None or explained.trace.stalls_s <= PAYS * explained.trace.makespan_s:
         return []
@@ -303,7 +317,12 @@ def _more_memory(explained: _Explained) -> list[str]:
         return []
     search = _Slots(explained, group, slot, cut)
     target_s = search.best(most)[0] * (1 + PAYS)
-    slots = smallest_limit(lambda slots: search.best(slots)[0] <= target_s, 0, most)
+
+    def is_enough(slots: int) -> bool:
+        return search.best(slots)[0] <= target_s
+
+    # A slot for every block of the group is nearly always enough, and far less than all weights take.
+    slots = smallest_limit(is_enough, 0, blocks if blocks < most and is_enough(blocks) else most)
     return _slots_sentence(explained, group, slots, slot, *search.best(slots))
 
 
@@ -366,7 +385,8 @@ def _slots_sentence(
     if not slots:
         return [f"keeping {len(retained[group])} blocks evenly spread, loaded as early as this memory allows, {would}"]
     number = "1 more slot" if slots == 1 else f"{slots} more slots"
-    return [f"{number} of {bytes_text(slot)} (a limit of {bytes_text(device.memory_limit_bytes)}) {would}"]
+    limit = bytes_text(device.memory_limit_bytes)
+    return [f"{number} of {bytes_text(slot)} (a limit of {limit}, {len(retained[group])} blocks retained) {would}"]
 
 
 def _with_slots(device: DeviceProfile, slots: int, slot: int) -> DeviceProfile:

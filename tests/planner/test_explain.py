@@ -106,7 +106,7 @@ def test_the_slots_that_remove_all_stalls_are_the_fewest_that_spread_needs(block
     said = said_of("spread", workload, uniform_device(slots, load_s, 1))
     number = "1 more slot" if fewest == 1 else f"{fewest} more slots"
     sentence = next(s for s in said if s.startswith(number))
-    assert f"(a limit of {slots + fewest} bytes)" in sentence
+    assert f"(a limit of {slots + fewest} bytes, " in sentence
     faster = best_s(slots) / best_s(slots + fewest) - 1
     assert float(re.findall(r"([\d.]+) % faster", sentence)[0]) == pytest.approx(100 * faster, abs=0.51)
 
@@ -151,7 +151,11 @@ def test_sets_that_rotate_are_not_called_one_set():
     plan, trace = with_predictions(deep_prefetch("planned", workload, device, keep), workload, device, 1.0)
     said = explain(workload, device, plan, trace, {})
     assert any(s.startswith("it retains 1 to 2 of the 4 blocks of the denoiser, not the same ones") for s in said)
-    assert not [sentence for sentence in said if "beats" in sentence]
+    assert not [sentence for sentence in said if "beat" in sentence]
+    said = explain(workload, device, plan, trace, {"spread": 1.1 * trace.makespan_s})
+    assert "other blocks in every round beat the best evenly spread ones by 10 %" in said
+    said = explain(workload, device, plan, trace, {"spread": 0.8 * trace.makespan_s})
+    assert "keeping the best evenly spread blocks in all rounds would be 25 % faster" in said
 
 
 def test_the_reference_policy_is_held_against_the_best_other_one():

@@ -11,29 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import Plan, resident_need
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.planner.bisection import bytes_text, smallest_limit
-from cidl_sim.planner.search import Positions, positions_of
-from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
+from cidl_sim.planner.bisection import bytes_text
+from cidl_sim.planner.break_points import PAYS
+from cidl_sim.planner.search import positions_of
+from cidl_sim.planner.slots import deep_makespan_s, fewest_slots
+from cidl_sim.policies.build import repeated_positions, repeating_groups
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.policies.retained import even_positions, first_positions
-from cidl_sim.simulator.engine import makespan_s, simulate
 
-# What changes the makespan by less than this share is not worth a sentence; waits below it count as none.
-PAYS = 1e-3
 # Busy for this share of the time: that side binds.
 BINDS = 0.9
 # A group with less of the makespan than this is not spoken of.
 MINOR_GROUP = 0.01
-# Rounds on which the number of retained blocks is chosen when memory is added: one with first loads, three after it.
-CHOSEN_ON_ROUNDS = 4
-# Visits that may be simulated for the question about more memory, at some 15 microseconds each (about 40 where loads
-# and executions slow each other down). Beyond that the question is not asked: `cidl plan` should not take seconds
-# longer for a remark, and `--memory-curve` answers it for who can wait.
-VISITS_FOR_MORE_MEMORY = 80_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +235,7 @@ def _other_choices(explained: _Explained, baselines: Mapping[str, float | None])
     retained = positions_of(explained.plan, explained.workload)
     chosen, seconds = retained[group], explained.trace.makespan_s
     if not explained.is_deep:
-        early_s = _rerun_s(explained, explained.device, retained)
+        early_s = deep_makespan_s(explained.workload, explained.device, retained)
         if early_s * (1 + PAYS) >= seconds:
             return []
         return [f"loading as early as memory allows would be {_percent(seconds / early_s - 1)} faster"]
@@ -256,7 +248,7 @@ def _other_choices(explained: _Explained, baselines: Mapping[str, float | None])
         if not others or others == chosen:
             continue
         named = name.format(len(others))
-        other_s = _rerun_s(explained, explained.device, {**retained, group: others})
+        other_s = deep_makespan_s(explained.workload, explained.device, {**retained, group: others})
         if other_s == math.inf:
             rest.append(f"keeping {named} instead does not fit")
         elif other_s > seconds * (1 + PAYS):
@@ -296,114 +288,27 @@ def _as_large(
 
 
 def _more_memory(explained: _Explained) -> list[str]:
-    """The fewest slots more with which the executor waits as little as with all weights in memory.
-
-    That is with the plan's own or with evenly spread blocks; sets that move on from round to round may do with fewer.
-    """
-    group, workload, device = explained.group, explained.workload, explained.device
-    if group is None or explained.trace.stalls_s <= PAYS * explained.trace.makespan_s:
+    """The fewest slots more with which the executor waits as little as with all weights in memory."""
+    group, own_s = explained.group, explained.trace.makespan_s
+    if group is None or explained.trace.stalls_s <= PAYS * own_s:
         return []
-    stages = [stage for stage in workload.stages if stage.group == group]
-    slot = max(block.weight_bytes for stage in stages for block in stage.blocks)
-    everything = device.baseline_bytes + resident_need(workload)
-    if not slot or everything <= device.memory_limit_bytes:
+    own = positions_of(explained.plan, explained.workload)
+    found = fewest_slots(explained.workload, explained.device, own, group)
+    if found is None:
         return []
-    most = -(-(everything - device.memory_limit_bytes) // slot)
-    cut = workload.model_copy(
-        update={"stages": tuple(s.model_copy(update={"rounds": min(s.rounds, CHOSEN_ON_ROUNDS)}) for s in stages)}
-    )
-    blocks = repeated_positions(workload, group)
-    if (most.bit_length() + 2) * (3 * len(workload.visits) + blocks * len(cut.visits)) > VISITS_FOR_MORE_MEMORY:
-        return []
-    search = _Slots(explained, group, slot, cut)
-    target_s = search.best(most)[0] * (1 + PAYS)
-
-    def is_enough(slots: int) -> bool:
-        return search.best(slots)[0] <= target_s
-
-    # A slot for every block of the group is nearly always enough, and far less than all weights take.
-    slots = smallest_limit(is_enough, 0, blocks if blocks < most and is_enough(blocks) else most)
-    return _slots_sentence(explained, group, slots, slot, *search.best(slots))
-
-
-class _Slots:
-    """The best plans found with so many slots more, each timed on the whole workload."""
-
-    def __init__(self, explained: _Explained, group: str, slot: int, cut: Workload) -> None:
-        self._explained = explained
-        self._group = group
-        self._slot = slot
-        self._cut = cut
-        self._own = positions_of(explained.plan, explained.workload)
-        groups = repeating_groups(explained.workload)
-        self._all = {g: frozenset(range(repeated_positions(explained.workload, g))) for g in groups}
-        self._known: dict[int, tuple[float, Positions]] = {}
-
-    def best(self, slots: int) -> tuple[float, Positions]:
-        """The makespan in seconds and the retained blocks.
-
-        The plan's own, or as many evenly spread ones as are best, the other groups as in the plan or all resident.
-        """
-        if slots not in self._known:
-            device = _with_slots(self._explained.device, slots, self._slot)
-            spread = self._spread(device)
-            candidates = [self._own, {**self._own, self._group: spread}]
-            if len(self._all) > 1:
-                candidates.append({**self._all, self._group: spread})
-            timed = [(_rerun_s(self._explained, device, retained), retained) for retained in candidates]
-            self._known[slots] = min(timed, key=lambda row: row[0])
-        return self._known[slots]
-
-    def _spread(self, device: DeviceProfile) -> frozenset[int]:
-        """The best number of evenly spread blocks, by a few rounds of the group."""
-        blocks = repeated_positions(self._cut, self._group)
-        best, best_s = frozenset[int](), math.inf
-        for count in range(blocks + 1):
-            chosen = frozenset(even_positions(count, blocks)) if count else frozenset()
-            try:
-                keep = keep_positions(self._cut, {self._group: set(chosen)})
-                seconds = makespan_s(self._cut, device, deep_prefetch("planned", self._cut, device, keep))
-            except InfeasibleError:
-                break  # a larger set needs more memory still
-            if seconds < best_s:
-                best, best_s = chosen, seconds
-        return best
-
-
-def _slots_sentence(
-    explained: _Explained, group: str, slots: int, slot: int, seconds: float, retained: Positions
-) -> list[str]:
-    own_s = explained.trace.makespan_s
-    if own_s <= seconds * (1 + PAYS):
+    if own_s <= found.makespan_s * (1 + PAYS):
         return ["more memory would not shorten the waits"]
-    if not slots and retained == positions_of(explained.plan, explained.workload):
+    if not found.slots and found.retained == own:
         return []  # the plan's own blocks, loaded earlier: said among the other choices
-    device = _with_slots(explained.device, slots, slot)
-    stalls_s = simulate(explained.workload, device, _deep_plan(explained.workload, device, retained)).stalls_s
-    rest = "all stalls" if stalls_s <= PAYS * seconds else f"all stalls but {_seconds(stalls_s)} that no memory removes"
-    would = f"would remove {rest}: {_percent(own_s / seconds - 1)} faster"
-    if not slots:
-        return [f"keeping {len(retained[group])} blocks evenly spread, loaded as early as this memory allows, {would}"]
-    number = "1 more slot" if slots == 1 else f"{slots} more slots"
-    limit = bytes_text(device.memory_limit_bytes)
-    return [f"{number} of {bytes_text(slot)} (a limit of {limit}, {len(retained[group])} blocks retained) {would}"]
-
-
-def _with_slots(device: DeviceProfile, slots: int, slot: int) -> DeviceProfile:
-    return device.model_copy(update={"memory_limit_bytes": device.memory_limit_bytes + slots * slot})
-
-
-def _rerun_s(explained: _Explained, device: DeviceProfile, retained: Positions) -> float:
-    """The makespan with these blocks retained and loads as early as memory allows; infinite where that does not fit."""
-    try:
-        return makespan_s(explained.workload, device, _deep_plan(explained.workload, device, retained))
-    except InfeasibleError:
-        return math.inf
-
-
-def _deep_plan(workload: Workload, device: DeviceProfile, retained: Positions) -> Plan:
-    keep = keep_positions(workload, {group: set(chosen) for group, chosen in retained.items()})
-    return deep_prefetch("planned", workload, device, keep)
+    blocks, rest = len(found.retained[group]), "all stalls"
+    if found.stalls_s > PAYS * found.makespan_s:
+        rest += f" but {_seconds(found.stalls_s)} that no memory removes"
+    would = f"would remove {rest}: {_percent(own_s / found.makespan_s - 1)} faster"
+    if not found.slots:
+        return [f"keeping {blocks} blocks evenly spread, loaded as early as this memory allows, {would}"]
+    number = "1 more slot" if found.slots == 1 else f"{found.slots} more slots"
+    limit = bytes_text(found.memory_limit_bytes)
+    return [f"{number} of {bytes_text(found.slot_bytes)} (a limit of {limit}, {blocks} blocks retained) {would}"]
 
 
 # Writing

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.workload import Block, Stage, Workload
-from cidl_sim.planner import explain as explaining
+from cidl_sim.planner import slots
+from cidl_sim.planner.break_points import PAYS
 from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan, with_predictions
-from cidl_sim.planner.explain import PAYS, explain
+from cidl_sim.planner.explain import explain
 from cidl_sim.policies.build import deep_prefetch
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.simulator.engine import makespan_s
@@ -125,7 +126,7 @@ def test_a_plan_that_could_do_better_in_the_same_memory_is_told_so():
 def test_more_memory_is_not_asked_about_where_that_takes_too_long(monkeypatch):
     workload, device = uniform_workload(6, 12), uniform_device(3, 1.5, 1)
     whole = said_of("spread", workload, device)
-    monkeypatch.setattr(explaining, "VISITS_FOR_MORE_MEMORY", 0)
+    monkeypatch.setattr(slots, "MOST_VISITS", 0)
     assert said_of("spread", workload, device) == [sentence for sentence in whole if "more slot" not in sentence]
 
 
@@ -139,10 +140,10 @@ def test_no_more_visits_are_simulated_than_the_limit_says(blocks, rounds, monkey
         visits.append(len(simulated.visits))
         return makespan_s(simulated, *rest)
 
-    monkeypatch.setattr(explaining, "makespan_s", counting)
+    monkeypatch.setattr(slots, "makespan_s", counting)
     explain(workload, device, plan, trace, {})
     # One rerun is the plan's own blocks, loaded earlier.
-    assert sum(visits) <= explaining.VISITS_FOR_MORE_MEMORY + len(workload.visits)
+    assert sum(visits) <= slots.MOST_VISITS + len(workload.visits)
 
 
 def test_sets_that_rotate_are_not_called_one_set():

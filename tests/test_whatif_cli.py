@@ -20,9 +20,9 @@ def files(tmp_path):
 
 def test_whatif_answers_with_sensitivities_break_points_and_a_curve(files):
     figures = answer_of("whatif", *files)
-    # Among the policies that are equally good here spread is taken.
-    assert figures["policy"] == "spread"
-    assert figures["makespan_s"] == answer_of("simulate", *files, "--policy", "spread")["makespan_s"]
+    # The best policy here.
+    assert figures["policy"] == "rotating"
+    assert figures["makespan_s"] == answer_of("simulate", *files, "--policy", "rotating")["makespan_s"]
     rows = {row["parameter"]: row for row in figures["sensitivities"]}
     assert {"memory_limit_bytes", "loader.bandwidth_bytes_per_s", "executor.flops_per_s"} < set(rows)
     assert rows["loader.bandwidth_bytes_per_s"]["elasticity"] < -0.5

@@ -268,8 +268,8 @@ class Schedule:
     def go_on_with(self, plan: Plan) -> list[Release]:
         """Keep and load from now on as `plan` says, between two visits; returns what leaves memory for it now.
 
-        Weights that the plan retains and that are here stay. Whether the rest of the run can end is the caller's to
-        know: run a `settled_copy` first.
+        Weights that are here stay, if the plan retains them now or as if they had been loaded ahead. Whether the rest
+        of the run can end is the caller's to know: run a `settled_copy` first.
         """
         if self._running:
             raise RuntimeError("another plan can only be taken between visits")

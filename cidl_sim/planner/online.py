@@ -1,9 +1,9 @@
 """A plan that is made again while it runs, when the memory limit or the rates are not what it was made for.
 
 The driver tells what ended (`simulator.engine.OnlinePolicy`). Where the last loads or executions take clearly longer or
-shorter than the profile says, or the limit is another, the retained sets of `spread` are tried on a few rounds of what
-remains; the best one is adopted if the rest of the run, simulated from the state as it is, gets shorter by it than with
-the plan at hand. Planning costs no simulated time; `planning_s` says what it took.
+shorter than the profile says, or the limit is another, the policies that retain are tried on a few rounds of what
+remains; the best one's plan is adopted if the rest of the run, simulated from the state as it is, gets shorter by it
+than with the plan at hand. Planning costs no simulated time; `planning_s` says what it took.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile, Measured
@@ -20,8 +21,8 @@ from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.workload import Stage, Visit, Workload
-from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
-from cidl_sim.policies.retained import even_positions
+from cidl_sim.policies.build import repeated_positions, repeating_groups
+from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import Engine, makespan_s
 
 # By so much a rate has to differ from what the plan was made for before another one is sought.
@@ -32,6 +33,8 @@ WINDOW = 5
 REMEMBERED = 8 * WINDOW
 # Rounds of each remaining stage that a retained set is tried on.
 TRIED_ROUNDS = 3
+NUMBERED = ("spread", "rotating", "prefix")
+NUMBERS_TRIED = 5
 # A new plan has to be so much shorter, or a rate near a threshold would change it back and forth.
 WORTH_IT = 1e-3
 Span = tuple[float, float]  # start and end, in seconds from the start of the run
@@ -96,18 +99,13 @@ class Replanning:
         )
 
     def _better(self, schedule: Schedule, device: DeviceProfile) -> Plan | None:
-        """The plan of the best retained set if it shortens the rest of the run."""
+        """The best policy's plan if it shortens the rest of the run."""
         rest = remaining_workload(self._workload, schedule.current)
         if rest is None:
             return None
         try:
-            sets = _best_spread(rest, device)
-        except InfeasibleError:
-            return None
-        label = "online:" + ",".join(f"{group}={len(chosen)}" for group, chosen in sets.items())
-        found = deep_prefetch(label, self._workload, device, keep_positions(self._workload, sets))
-        staying_s = _left_s(schedule, self._workload, device, None, self._plan)
-        try:
+            found = make_plan(_best_policy(rest, device), self._workload, device)
+            staying_s = _left_s(schedule, self._workload, device, None, self._plan)
             found_s = _left_s(schedule, self._workload, device, found, found)
         except InfeasibleError:
             return None
@@ -173,36 +171,39 @@ def _factor(timed: Sequence[tuple[Span, float]], others: Sequence[Span], slowdow
     return factor if factor > 0 else 1.0
 
 
-def _best_spread(rest: Workload, device: DeviceProfile) -> dict[str, set[int]]:
-    """Evenly spread retained sets by group: more as long as that helps, from as many as the last group's on.
+def _best_policy(rest: Workload, device: DeviceProfile) -> str:
+    """The policy with the shortest makespan, with the numbers of blocks that it retains in each group.
 
     InfeasibleError if not even nothing retained fits.
     """
-    sets: dict[str, set[int]] = {group: set() for group in repeating_groups(rest)}
-    best_s = _sets_s(rest, device, sets)
-    for group in sets:
-        count = repeated_positions(rest, group)
-        for d in _numbers(rest, device, group, count):
-            tried = {**sets, group: even_positions(d, count)}
-            try:
-                seconds = _sets_s(rest, device, tried)
-            except InfeasibleError:
-                continue
-            if seconds < best_s:
-                best_s, sets = seconds, tried
-    return sets
+    groups = repeating_groups(rest)
+    best = _timed("prefix:0", rest, device)
+    for policy in NUMBERED if groups else ():
+        numbers = dict.fromkeys(groups, 0)
+        here = best
+        for group in groups:
+            for d in _numbers(rest, device, group):
+                tried = {**numbers, group: d}
+                with suppress(InfeasibleError):
+                    timed = _timed(f"{policy}:" + ",".join(f"{g}={n}" for g, n in tried.items()), rest, device)
+                    if timed[0] < here[0]:
+                        here, numbers = timed, tried
+        best = min(best, here)
+    with suppress(InfeasibleError):
+        best = min(best, _timed("lru", rest, device))
+    return best[1]
 
 
-def _numbers(rest: Workload, device: DeviceProfile, group: str, count: int) -> Iterator[int]:
+def _timed(policy: str, rest: Workload, device: DeviceProfile) -> tuple[float, str]:
+    return makespan_s(rest, device, make_plan(policy, rest, device)), policy
+
+
+def _numbers(rest: Workload, device: DeviceProfile, group: str) -> Iterator[int]:
     """The few largest numbers of blocks that fit: the best one leaves room for one to three others."""
     sizes = [block.weight_bytes for stage in rest.stages if stage.group == group for block in stage.blocks]
     room = device.memory_limit_bytes - device.baseline_bytes
-    most = min(count, int(room * len(sizes) / max(1, sum(sizes))))
-    yield from range(most, max(0, most - 8), -1)
-
-
-def _sets_s(rest: Workload, device: DeviceProfile, sets: dict[str, set[int]]) -> float:
-    return makespan_s(rest, device, deep_prefetch("tried", rest, device, keep_positions(rest, sets)))
+    most = min(repeated_positions(rest, group), int(room * len(sizes) / max(1, sum(sizes))))
+    yield from range(most, max(0, most - NUMBERS_TRIED), -1)
 
 
 def _left_s(schedule: Schedule, workload: Workload, device: DeviceProfile, taken: Plan | None, plan: Plan) -> float:

@@ -2,8 +2,8 @@
 
 The driver tells what ended (`simulator.engine.OnlinePolicy`). Where the last loads or executions take clearly longer or
 shorter than the profile says, or the limit is another, the policies that retain are tried on a few rounds of what
-remains; the best one's plan is adopted if the rest of the run, simulated from the state as it is, gets shorter by it
-than with the plan at hand. Planning costs no simulated time; `planning_s` says what it took.
+remains, and the best plan of each on the whole rest, simulated from the state as it is. The best of those is adopted if
+the run gets shorter by it than with the plan at hand. Planning costs no simulated time; `planning_s` says what it took.
 """
 
 from __future__ import annotations
@@ -99,17 +99,20 @@ class Replanning:
         )
 
     def _better(self, schedule: Schedule, device: DeviceProfile) -> Plan | None:
-        """The best policy's plan if it shortens the rest of the run."""
+        """The plan with which the rest of the run takes least, if that is less than with the one at hand."""
         rest = remaining_workload(self._workload, schedule.current)
         if rest is None:
             return None
-        try:
-            found = make_plan(_best_policy(rest, device), self._workload, device)
-            staying_s = _left_s(schedule, self._workload, device, None, self._plan)
-            found_s = _left_s(schedule, self._workload, device, found, found)
-        except InfeasibleError:
-            return None
-        return found if found_s < staying_s * (1 - WORTH_IT) else None
+        staying_s = _left_s(schedule, self._workload, device, None, self._plan)
+        best, best_s = None, staying_s * (1 - WORTH_IT)
+        for policy in _candidates(rest, device):
+            # What fits a few rounds from their beginning need not fit all of them, or from here.
+            with suppress(InfeasibleError):
+                found = make_plan(policy, self._workload, device)
+                found_s = _left_s(schedule, self._workload, device, found, found)
+                if found_s < best_s:
+                    best, best_s = found, found_s
+        return best
 
 
 def remaining_workload(workload: Workload, visit: int) -> Workload | None:
@@ -171,27 +174,22 @@ def _factor(timed: Sequence[tuple[Span, float]], others: Sequence[Span], slowdow
     return factor if factor > 0 else 1.0
 
 
-def _best_policy(rest: Workload, device: DeviceProfile) -> str:
-    """The policy with the shortest makespan, with the numbers of blocks that it retains in each group.
-
-    InfeasibleError if not even nothing retained fits.
-    """
+def _candidates(rest: Workload, device: DeviceProfile) -> list[str]:
+    """Each policy that retains, with the numbers of blocks by group with which what is left takes least."""
+    found = ["lru"]
     groups = repeating_groups(rest)
-    best = _timed("prefix:0", rest, device)
     for policy in NUMBERED if groups else ():
         numbers = dict.fromkeys(groups, 0)
-        here = best
+        best = (math.inf, f"{policy}:0")
         for group in groups:
             for d in _numbers(rest, device, group):
                 tried = {**numbers, group: d}
                 with suppress(InfeasibleError):
                     timed = _timed(f"{policy}:" + ",".join(f"{g}={n}" for g, n in tried.items()), rest, device)
-                    if timed[0] < here[0]:
-                        here, numbers = timed, tried
-        best = min(best, here)
-    with suppress(InfeasibleError):
-        best = min(best, _timed("lru", rest, device))
-    return best[1]
+                    if timed[0] < best[0]:
+                        best, numbers = timed, tried
+        found.append(best[1])
+    return found
 
 
 def _timed(policy: str, rest: Workload, device: DeviceProfile) -> tuple[float, str]:

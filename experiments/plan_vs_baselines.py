@@ -8,7 +8,7 @@ bound by the loader and once balanced: two probes give seconds against arithmeti
 or the size of the picture (STDiT) is chosen, and `cidl calibrate`'s runs at both sizes give the profile that the plans
 are made with. Then every plan runs under a limit that the kernel holds, interleaved over the rounds. Stores (at most
 4 GB at a time) go to a temporary folder. Writes experiments/results/plan_vs_baselines.md and .png when everything has
-run; --quick runs narrow layers once and writes to a temporary folder. About 13 minutes on 2 cores, --quick a few.
+run; --quick runs narrow layers once and writes to a temporary folder. About 15 minutes on 2 cores, --quick 5.
 """
 
 from __future__ import annotations

@@ -85,6 +85,11 @@ class Schedule:
         return self._current
 
     @property
+    def is_loading(self) -> bool:
+        """Whether a load is in flight."""
+        return bool(self._in_flight)
+
+    @property
     def resident_bytes(self) -> int:
         """Accounted memory now: baseline, weights resident or in flight, workspace of the running visit."""
         workspace = self._workspace[self._current] if self._running else 0
@@ -239,7 +244,7 @@ class Schedule:
     def _note_peak(self) -> None:
         self.peak_resident_bytes = max(self.peak_resident_bytes, self.resident_bytes)
 
-    # A limit that changes (rule 5)
+    # A limit that changes, a plan that changes (rule 5)
 
     def change_limit(self, limit_bytes: int) -> list[Release]:
         """Go on under another limit; returns what has to leave memory for it now.
@@ -259,6 +264,25 @@ class Schedule:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._can_finish_with(candidates[:middle]) else (low, middle - 1)
         return self._retain_only(set(candidates[:low]))
+
+    def go_on_with(self, plan: Plan) -> list[Release]:
+        """Keep and load from now on as `plan` says, between two visits; returns what leaves memory for it now.
+
+        Weights that are here stay, if the plan retains them now or as if they had been loaded ahead. Whether the rest
+        of the run can end is the caller's to know: run a `settled_copy` first.
+        """
+        if self._running:
+            raise RuntimeError("another plan can only be taken between visits")
+        self._plan = plan
+        return self._retain_only(
+            {self._visits[number].block.weights for number in plan.keep if number >= self._current}
+        )
+
+    def settled_copy(self) -> Schedule:
+        """A schedule of its own in which whatever was under way has just ended."""
+        trial = self._copied()
+        trial._settle()
+        return trial
 
     @property
     def retained_weights(self) -> set[str]:
@@ -307,16 +331,23 @@ class Schedule:
         return following if same else None
 
     def _can_finish_with(self, retained: Sequence[str]) -> bool:
+        trial = self._copied()
+        trial._retain_only(set(retained))
+        trial._settle()
+        return trial.finish_without_clock()
+
+    def _copied(self) -> Schedule:
         trial = copy(self)
         for name, value in vars(self).items():
             if isinstance(value, (list, set, dict)):
                 setattr(trial, name, copy(value))
-        trial._retain_only(set(retained))
-        for number in list(trial._in_flight):
-            trial.finish_load(number)
-        if trial._running:
-            trial.finish_visit(trial._visits[trial._current])
-        return trial.finish_without_clock()
+        return trial
+
+    def _settle(self) -> None:
+        for number in list(self._in_flight):
+            self.finish_load(number)
+        if self._running:
+            self.finish_visit(self._visits[self._current])
 
     def _retain_only(self, retained: set[str]) -> list[Release]:
         released = [

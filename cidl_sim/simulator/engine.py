@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import numpy as np
 import simpy
@@ -37,18 +37,32 @@ LimitChange = tuple[float, int]  # seconds from the start, bytes from then on
 Factors = tuple[NDArray[np.float64], NDArray[np.float64]]  # of loads and of executions, by visit number
 
 
+class OnlinePolicy(Protocol):
+    """Told what ended, with its seconds from the start of the run; may give another plan between two visits."""
+
+    def load_finished(self, visit: Visit, cold: bool, start_s: float, end_s: float) -> None:
+        """The weights of `visit` were loaded; `cold` if for the first time."""
+
+    def visit_finished(self, visit: Visit, start_s: float, end_s: float) -> None:
+        """A visit was executed."""
+
+    def replanned(self, schedule: Schedule) -> Plan | None:
+        """Another plan for the rest of the run, or None to go on. It must not alter `schedule`."""
+
+
 class Circumstances(TypedDict, total=False):
     """What a simulation may be given beside workload, device and plan.
 
     `seed` switches the device's noise on. `factors` multiply the cost of each load and each execution, by visit.
     `stage_rounds` gives, for stages that ended early, the rounds that really ran (replay of a recorded run).
-    `limit_changes`: at so many seconds the memory limit becomes so many bytes.
+    `limit_changes`: at so many seconds the memory limit becomes so many bytes. `online` may change the plan on the way.
     """
 
     seed: int | None
     stage_rounds: Mapping[int, int] | None
     limit_changes: Sequence[LimitChange]
     factors: Factors | None
+    online: OnlinePolicy | None
 
 
 def simulate(workload: Workload, device: DeviceProfile, plan: Plan, **circumstances: Unpack[Circumstances]) -> Trace:
@@ -110,6 +124,7 @@ class Engine:
         self._env = simpy.Environment()
         self._early_ends = _last_visits(workload, circumstances.get("stage_rounds") or {})
         self._limit_changes = circumstances.get("limit_changes", ())
+        self._online = circumstances.get("online")
         self._idle_channels = list(range(device.loader.channels - 1, -1, -1))
         self._active: list[_Activity] = []
         self._heat_factor = 1.0
@@ -186,7 +201,8 @@ class Engine:
             recorder.settled(now)
 
     def _load(self, load: Load, channel: int, cold: bool, touch_s: float) -> _Process:
-        cost = self._load_cost(self._workload.visits[load.visit], cold)
+        visit, began_s = self._workload.visits[load.visit], self._env.now
+        cost = self._load_cost(visit, cold)
         if touch_s:
             cost = replace(cost, fixed_s=cost.fixed_s + touch_s)
         yield from self._perform(_Activity(is_load=True), cost, float(self._load_noise[load.visit]))
@@ -194,10 +210,12 @@ class Engine:
         self._idle_channels.append(channel)
         if self.recorder:
             self.recorder.load_finished(self._env.now, f"loader.{channel}", released)
+        if self._online:
+            self._online.load_finished(visit, cold, began_s, self._env.now)
         self._request_dispatch()
 
     def _execute(self, visit: Visit) -> _Process:
-        cost = self._execute_cost(visit)
+        cost, began_s = self._execute_cost(visit), self._env.now
         yield from self._perform(_Activity(is_load=False), cost, float(self._execute_noise[visit.number]))
         released = self.schedule.finish_visit(visit)
         if self.recorder:
@@ -211,8 +229,20 @@ class Engine:
         if self.schedule.is_done:
             self.finished_s = self._env.now
             self._done.succeed()
-        else:
-            self._request_dispatch()
+            return
+        if self._online:
+            self._online.visit_finished(visit, began_s, self._env.now)
+            self._take_plan(self._online.replanned(self.schedule))
+        self._request_dispatch()
+
+    def _take_plan(self, plan: Plan | None) -> None:
+        if plan is None:
+            return
+        released = self.schedule.go_on_with(plan)
+        if self.recorder:
+            retained = len(self.schedule.retained_weights)
+            self.recorder.event(self._env.now, "replanned", policy=plan.policy, retained=retained)
+            self.recorder.unloaded(self._env.now, released)
 
     def _change_limit(self, at_s: float, limit_bytes: int) -> _Process:
         yield self._env.timeout(at_s)

@@ -20,7 +20,7 @@ from cidl_sim.models.config import (
     OPENSORA_V1_2,
     Dtype,
     OpenSoraSizes,
-    Partition,
+    canonical_partition,
 )
 
 
@@ -29,7 +29,9 @@ def model_build(
     size: Annotated[str, Optional("--size", help="full, small or tiny.")] = "small",
     seed: Annotated[int, Optional("--random", help="Seed of the random weights.")] = 0,
     dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
-    partition: Annotated[str, Optional("--partition", help="reference or fine; see docs/techniques.md.")] = "reference",
+    partition: Annotated[
+        str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
+    ] = "reference",
     as_json: AsJson = False,
 ) -> None:
     """Build a block store with seeded random weights; an interrupted build goes on where it stopped."""
@@ -49,7 +51,9 @@ def model_import(
     vae: Annotated[Path, Optional("--vae", help="Folder of hpcai-tech/OpenSora-VAE-v1.2.")],
     store: StoreOption,
     dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
-    partition: Annotated[str, Optional("--partition", help="reference or fine; see docs/techniques.md.")] = "reference",
+    partition: Annotated[
+        str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
+    ] = "reference",
     size: Annotated[str, Optional("--size", help="full, small or tiny.")] = "full",
     as_json: AsJson = False,
 ) -> None:
@@ -96,7 +100,8 @@ def _dtype(dtype: str) -> Dtype:
     return cast(Dtype, dtype)
 
 
-def _partition(partition: str) -> Partition:
-    if partition not in get_args(Partition):
-        raise InputError(f"--partition {partition!r}: choose one of {', '.join(get_args(Partition))}")
-    return cast(Partition, partition)
+def _partition(partition: str) -> str:
+    try:
+        return canonical_partition(partition)
+    except ValueError as problem:
+        raise InputError(f"--partition: {problem}") from None

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.report.tables import devices_table, plan_tables
 from cidl_sim.workloads.catalog import find_workload
+
+if TYPE_CHECKING:
+    from cidl_sim.planner.partitions import ChosenPartition
 
 
 def plan_command(
@@ -33,6 +36,9 @@ def plan_command(
         float | None, Optional("--target-s", metavar="T", help="Also the least memory, bandwidth and compute for T.")
     ] = None,
     with_curve: Annotated[bool, Optional("--memory-curve", help="Also the makespan against the memory limit.")] = False,
+    partition: Annotated[
+        str | None, Optional("--partition", metavar="auto", help="Also choose the cut into blocks.")
+    ] = None,
     plot: Annotated[Path | None, Optional("--plot", help="Draw the memory curve (of one device).")] = None,
     rounds_plot: Annotated[
         Path | None, Optional("--rounds-plot", help="Draw three rounds beside on_device_sora's (of one device).")
@@ -49,7 +55,9 @@ def plan_command(
         raise InputError("--plot draws the memory curve: give --memory-curve and one device")
     if rounds_plot is not None and len(device_names) > 1:
         raise InputError("--rounds-plot draws the rounds of one device")
-    workload = find_workload(workload_name)
+    if partition not in (None, "auto"):
+        raise InputError(f"--partition {partition!r}: write auto; a fixed one is part of the workload's name (...-fine)")
+    given = find_workload(workload_name)
     devices = [device_with(name, settings) for name in device_names]
     labels = _labels(devices)
     results: list[dict[str, Any]] = []
@@ -58,7 +66,9 @@ def plan_command(
         with progress(fleeting=True) as shown:
             step = _naming(label, shown)
             try:
-                figures = _planned(workload, device, policy, time_limit_s, target, rounds_plot, step)
+                chosen = _partitioned(given, device, policy, time_limit_s, step) if partition else None
+                workload = chosen.cut.workload if chosen else given
+                figures = _planned(workload, device, policy, time_limit_s, target, rounds_plot, step, chosen)
                 if target_s is not None:
                     from cidl_sim.planner.inverse import least_for
 
@@ -69,7 +79,7 @@ def plan_command(
             except InfeasibleError as problem:
                 if len(devices) == 1:
                     raise
-                figures = _infeasible(workload, device, problem)
+                figures = _infeasible(given, device, problem)
         results.append(figures)
     if all(figures["makespan_s"] is None for figures in results):
         reasons = (f"{label}: {figures['infeasible']}" for label, figures in zip(labels, results, strict=True))
@@ -113,6 +123,15 @@ def _tables(labels: list[str], results: list[dict[str, Any]]) -> list[Any]:
     return tables if len(results) == 1 else [*tables, devices_table(labels, results)]
 
 
+def _partitioned(
+    workload: Workload, device: DeviceProfile, policy: str | None, time_limit_s: float, step: Any
+) -> ChosenPartition:
+    from cidl_sim.planner.partitions import best_partition
+
+    observe = partial(step, "cut")
+    return best_partition(workload, device, policy=policy, time_limit_s=time_limit_s, on_step=observe)
+
+
 def _planned(
     workload: Workload,
     device: DeviceProfile,
@@ -121,12 +140,17 @@ def _planned(
     file: Path | None,
     rounds_plot: Path | None,
     step: Any,
+    chosen: ChosenPartition | None,
 ) -> dict[str, Any]:
     from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
     from cidl_sim.planner.explain import explain
+    from cidl_sim.planner.partitions import check_fits
     from cidl_sim.planner.planner import best_plan
 
-    if policy is not None:
+    check_fits(workload, device)
+    if chosen is not None:
+        plan, trace, baselines = chosen.planned.plan, chosen.planned.trace, chosen.planned.baselines
+    elif policy is not None:
         plan, trace = evaluated_plan(policy, workload, device)
         baselines = baseline_makespans(workload, device)
     else:
@@ -152,6 +176,7 @@ def _planned(
         "fall_backs": list(trace.header.fall_backs),
         "file": str(file) if file else None,
         "explanation": explain(workload, device, plan, trace, baselines),
+        **(chosen.figures() if chosen else {}),
     }
 
 

@@ -8,6 +8,9 @@ A measurement of the block's kind replaces the formula. Kinds are dotted paths: 
 another size than the measured one scales it by the ratio of the formulas. A cold load adds the measured
 cold difference, scaled in the same way. Figures whose quotient is no usable number of seconds are an error that
 names the kind.
+
+Where a block says what it is `like`, measurements of those blocks come before the formula: their loads and executions
+are added, the latency and the launch counted once, and the rest scaled by bytes and arithmetic.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ LONGEST_S = 1e300
 class Cost:
     """`fixed_s` passes whatever else happens; `work_s` is stretched by contention, sharing and heat.
 
-    `measured` is False where the kind has no measurement and the formula stood in for it.
+    `measured` is False where the kind has no measurement and the formula stood in for it, `derived` True where the
+    costs of the blocks that it is like did.
     """
 
     fixed_s: float
     work_s: float
     measured: bool
+    derived: bool = False
 
     @property
     def seconds(self) -> float:
@@ -91,6 +96,9 @@ def _load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:
     formula = transfer_s(block.weight_bytes, device)
     measured = measurement_of(block.kind, device)
     if measured is None or measured.load_s is None:
+        likened = _load_like(block, device, cold=cold)
+        if likened is not None:
+            return likened
         if formula is None:
             raise DeviceError(
                 f"{device.name}: no load cost for kind {block.kind!r}: neither measured.{block.kind}.load_s "
@@ -108,6 +116,43 @@ def _load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:
             difference = max(0.0, measured.cold_load_s - measured.load_s) * _size_ratio(measured, block, device)
         return Cost(warm.fixed_s, warm.work_s + difference, warm.measured)
     return warm
+
+
+def _load_like(block: Block, device: DeviceProfile, *, cold: bool) -> Cost | None:
+    """The cost of the loads of the blocks that this one is like; None if none of them was measured."""
+    if not any(_is_measured(other, device, "load_s") for other in block.like):
+        return None
+    costs = [_load_cost(other, device, cold=cold) for other in block.like]
+    ratio = _share(block.weight_bytes, sum(other.weight_bytes for other in block.like))
+    return Cost(
+        max(cost.fixed_s for cost in costs),
+        ratio * sum(cost.work_s for cost in costs),
+        measured=all(cost.measured for cost in costs),
+        derived=True,
+    )
+
+
+def _execute_like(block: Block, device: DeviceProfile) -> Cost | None:
+    """The cost of the executions of the blocks that this one is like; None if none of them was measured."""
+    if not any(_is_measured(other, device, "exec_s") for other in block.like):
+        return None
+    costs = [_execute_cost(other, device) for other in block.like]
+    # A measured execution contains the driver's launch, and so does the formula's.
+    launch = min(device.executor.launch_s, max(cost.seconds for cost in costs))
+    work = sum(max(0.0, cost.seconds - launch) for cost in costs)
+    flops = sum(other.flops for other in block.like)
+    moved = sum(other.bytes_moved for other in block.like)
+    ratio = _share(block.flops, flops) if flops else _share(block.bytes_moved, moved)
+    return Cost(0.0, launch + ratio * work, measured=all(cost.measured for cost in costs), derived=True)
+
+
+def _is_measured(block: Block, device: DeviceProfile, cost: str) -> bool:
+    measured = measurement_of(block.kind, device)
+    return measured is not None and getattr(measured, cost) is not None
+
+
+def _share(own: float, whole: float) -> float:
+    return own / whole if whole else 1.0
 
 
 def _size_ratio(measured: Measured, block: Block, device: DeviceProfile) -> float:
@@ -130,6 +175,9 @@ def _execute_cost(block: Block, device: DeviceProfile) -> Cost:
     formula = roofline_s(block.flops, block.bytes_moved, device)
     measured = measurement_of(block.kind, device)
     if measured is None or measured.exec_s is None:
+        likened = _execute_like(block, device)
+        if likened is not None:
+            return likened
         if formula is None or not _describes_execution(device):
             raise DeviceError(
                 f"{device.name}: no execution cost for kind {block.kind!r}: neither measured.{block.kind}.exec_s "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cidl_sim.core.errors import WorkloadError
 from cidl_sim.core.files import Record, canonical_json, read_json, sha256_of, validated, write_text
@@ -22,7 +24,9 @@ class Block(Record):
 
     `kind` names what shares costs (it includes dtype, token count and variant). `weights` is the
     identity of the parameters: blocks that share it (a merged-token variant and its plain twin)
-    share residency. `workspace_bytes` is everything beyond weights that is live while it runs.
+    share residency. `workspace_bytes` is everything beyond weights that is live while it runs. `like`: blocks
+    whose costs together, scaled by bytes and arithmetic, stand in where `kind` has no measurement: the parts of
+    blocks that were joined, the whole of which this one is half.
     """
 
     name: str = Field(min_length=1)
@@ -32,12 +36,21 @@ class Block(Record):
     workspace_bytes: int = Field(default=0, ge=0, le=MAX_BYTES)
     flops: float = Field(default=0, ge=0)
     bytes_moved: float = Field(default=0, ge=0)
+    like: tuple[Block, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _weights_default_to_the_name(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.get("weights"):
             return {**data, "weights": data.get("name", "")}
+        return data
+
+    @model_serializer(mode="wrap")
+    def _without_empty_like(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Files and hashes of workloads without such blocks stay what they were.
+        data: dict[str, Any] = handler(self)
+        if not self.like:
+            data.pop("like", None)
         return data
 
 
@@ -158,6 +171,12 @@ class Workload(Record):
     def write(self, path: Path) -> None:
         """Write the workload file in one step."""
         write_text(path, self.to_json())
+
+
+def joined_kind(kinds: Sequence[str]) -> str:
+    """The kind of a block that was joined from blocks of these kinds, in this order."""
+    runs = [(kind, len(list(run))) for kind, run in groupby(kinds)]
+    return "joined." + "+".join(kind if count == 1 else f"{count}*{kind}" for kind, count in runs)
 
 
 def read_workload(path: Path) -> Workload:

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
-Partition = Literal["reference", "fine"]  # the reference app's block boundaries, or every half block apart
+# The letters that name a group in a partition, and what stands for half blocks.
+_GROUPS = {"t": "text_encoder", "d": "denoiser", "v": "decoder"}
+_PARTITION = re.compile(r"(?:t(?P<t>fine|[1-9]\d?))?\.?(?:d(?P<d>fine|[1-9]\d?))?\.?(?:v(?P<v>[1-9]\d?))?")
+HALVES = 0
+
+
+def cuts_of(partition: str) -> dict[str, int]:
+    """How many blocks of the reference app make one block, by group; `HALVES`: each makes two.
+
+    "reference": 1 everywhere. "fine": halves in the text encoder and the denoiser. "t2.d4.v3", "tfine.d2", "d4": 2 in
+    the text encoder, 4 in the denoiser, 3 in the decoder; what is not named is 1. ValueError for anything else.
+    """
+    named = {"reference": "t1.d1.v1", "fine": "tfine.dfine"}.get(partition, partition)
+    match = _PARTITION.fullmatch(named)
+    if match is None or ".".join(f"{k}{v}" for k, v in match.groupdict().items() if v) != named or not named:
+        raise ValueError(f"{partition!r} is no partition: write reference, fine, or cuts by group such as t2.d4.v2")
+    values = {group: match[letter] or "1" for letter, group in _GROUPS.items()}
+    return {group: HALVES if value == "fine" else int(value) for group, value in values.items()}
+
+
+def partition_name(cuts: Mapping[str, int]) -> str:
+    """The one name of a partition; groups that are not given are cut as in the reference app."""
+    parts = [
+        letter + ("fine" if cuts[group] == HALVES else str(cuts[group]))
+        for letter, group in _GROUPS.items()
+        if cuts.get(group, 1) != 1
+    ]
+    name = ".".join(parts) or "reference"
+    return "fine" if name == "tfine.dfine" else name
+
+
+def canonical_partition(partition: str) -> str:
+    """A partition by its one name. ValueError if it is none."""
+    return partition_name(cuts_of(partition))
+
+
+Partition = Annotated[str, AfterValidator(canonical_partition)]
 
 LPL_RULES = ("paper", "reference-python", "reference-app")  # the stopping rules of dynamic LPL, by name
 MICRO_FRAMES = 17  # frames that the temporal decoder takes at a time (Open-Sora v1.2: micro_frame_size)

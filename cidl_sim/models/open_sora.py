@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from cidl_sim.core.workload import joined_kind
 from cidl_sim.models import stdit3, t5, vae
-from cidl_sim.models.config import OpenSoraSizes, VideoSettings, spatial_chunks, temporal_chunks
+from cidl_sim.models.config import (
+    HALVES,
+    OpenSoraSizes,
+    VideoSettings,
+    cuts_of,
+    spatial_chunks,
+    temporal_chunks,
+)
+from cidl_sim.models.joined import Joined
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,7 +32,7 @@ class BlockDefinition:
     of the shapes that the block meets in a run. `checkpoint` ("t5", "stdit" or "vae") and `published` say where
     its tensors are in the published checkpoints: the beginning of a name in the block, and what stands there
     instead. `rows`: the block is one table of so many rows, and a run reads only those that its input names
-    (at most the second number).
+    (at most the second number). `like`: see `cidl_sim.core.workload.Block`.
     """
 
     name: str
@@ -34,6 +43,7 @@ class BlockDefinition:
     checkpoint: str
     published: dict[str, str]
     rows: tuple[int, int] | None = None
+    like: tuple[BlockDefinition, ...] = ()
 
     def loaded_bytes(self, weight_bytes: int) -> int:
         """What a run loads at most of a block that weighs `weight_bytes`."""
@@ -64,7 +74,8 @@ def stage_definitions(sizes: OpenSoraSizes, settings: VideoSettings, text_tokens
     "reference": those of the reference app. Text encoder: embedding, blocks, final norm. Denoiser: part 1, pairs,
     part 2, in a merged and a plain stage. Decoder: temporal and spatial parts, each with a stage for whole pieces
     and one for the rest. "fine": also a T5 block's attention and feed-forward, and a pair's spatial and temporal
-    block, each on its own.
+    block, each on its own. Numbers (see `cuts_of`): so many neighbouring T5 blocks, pairs or parts are one block;
+    embedding and final norm, part 1 and part 2 stay as they are.
     `text_tokens` is the number of unpadded tokens that the denoiser attends to. With several prompts the stages of the
     later ones have the same blocks and names of their own.
     """
@@ -92,6 +103,25 @@ def _stages_of_one_prompt(sizes: OpenSoraSizes, settings: VideoSettings, text_to
         name = f"decoder.spatial.{chunk.frames}f"
         stages.append(StageDefinition(name, "decoder", chunk.rounds, _spatial_blocks(sizes, settings, chunk.frames)))
     return stages
+
+
+def _joined(blocks: Sequence[BlockDefinition], count: int) -> Iterator[BlockDefinition]:
+    """The blocks, `count` neighbours as one."""
+    for start in range(0, len(blocks), count):
+        parts = tuple(blocks[start : start + count])
+        if len(parts) == 1:
+            yield parts[0]
+            continue
+        name = f"{parts[0].name}..{parts[-1].name}"
+        yield replace(
+            parts[0],
+            name=name,
+            kind=joined_kind([part.kind for part in parts]),
+            weights=name,
+            build=partial(Joined.of, [part.build for part in parts]),
+            published={f"parts.{i}.{local}": key for i, p in enumerate(parts) for local, key in p.published.items()},
+            like=parts,
+        )
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -134,20 +164,22 @@ def _t5_blocks(sizes: OpenSoraSizes, settings: VideoSettings) -> tuple[BlockDefi
             ("feed_forward", ("t5.feed_forward", t5.T5FeedForward, hidden), 1),
         ):
             published = {"layer.": f"encoder.block.{i}.layer.{layer}."}
-            yield define(f"t5.{i:02}.{half}", kind, build, example, published)
+            # All feed-forwards are of one kind, so they have one stand-in.
+            like = (whole(i if half == "attention" else 1),)
+            yield replace(define(f"t5.{i:02}.{half}", kind, build, example, published), like=like)
 
-    def whole(i: int) -> Iterator[BlockDefinition]:
+    def whole(i: int) -> BlockDefinition:
         published = {"block.": f"encoder.block.{i}."}
         if i == 0:
-            yield define("t5.00", "t5.first_block", t5.T5FirstBlock, first, published)
-        else:
-            yield define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later, published)
+            return define("t5.00", "t5.first_block", t5.T5FirstBlock, first, published)
+        return define(f"t5.{i:02}", "t5.block", t5.T5LaterBlock, later, published)
 
-    cut = halves if settings.partition == "fine" else whole
+    layers, cut = range(sizes.t5.layers), cuts_of(settings.partition)["text_encoder"]
+    blocks = (half for i in layers for half in halves(i)) if cut == HALVES else _joined([whole(i) for i in layers], cut)
     rows = (sizes.t5.vocabulary, min(sizes.t5.vocabulary, tokens * settings.prompts))
     return (
         replace(define("t5.embedding", "t5.embedding", t5.T5Embedding, ids, {"": ""}), rows=rows),
-        *(block for i in range(sizes.t5.layers) for block in cut(i)),
+        *blocks,
         define("t5.final_norm", "t5.final_norm", t5.T5FinalNorm, hidden, {"": "encoder."}),
     )
 
@@ -194,26 +226,27 @@ def _stdit_blocks(
         for half in ("spatial", "temporal"):
             build = partial(stdit3.STDiT3Single, sizes.stdit, geometry, temporal=half == "temporal", merged=merged)
             published = {"block.": f"{half}_blocks.{i}."}
-            yield define(f"stdit.{i:02}.{half}", f"stdit.{half}{suffix_of_variant}", build, pair, published)
+            single = define(f"stdit.{i:02}.{half}", f"stdit.{half}{suffix_of_variant}", build, pair, published)
+            yield replace(single, like=(whole(i),))
 
-    def whole(i: int) -> Iterator[BlockDefinition]:
+    def whole(i: int) -> BlockDefinition:
         published = {"spatial.": f"spatial_blocks.{i}.", "temporal.": f"temporal_blocks.{i}."}
-        yield define(f"stdit.{i:02}", f"stdit.pair{suffix_of_variant}", build_pair, pair, published)
+        return define(f"stdit.{i:02}", f"stdit.pair{suffix_of_variant}", build_pair, pair, published)
 
-    cut = singles if settings.partition == "fine" else whole
+    pairs, cut = range(sizes.stdit.depth), cuts_of(settings.partition)["denoiser"]
+    blocks = (half for i in pairs for half in singles(i)) if cut == HALVES else _joined([whole(i) for i in pairs], cut)
     return (
         define("stdit.part1", "stdit.part1", build_part1, part1, {"": ""}),
-        *(block for i in range(sizes.stdit.depth) for block in cut(i)),
+        *blocks,
         define("stdit.part2", "stdit.part2", build_part2, part2, {"": ""}),
     )
 
 
 def _temporal_blocks(sizes: OpenSoraSizes, settings: VideoSettings, latent_frames: int) -> tuple[BlockDefinition, ...]:
-    dtype = TORCH_DTYPES[settings.dtype]
     _, height, width = settings.latent_shape
     example = _meta(1, vae.LATENT_CHANNELS, latent_frames, height, width, dtype=torch.float32)
     suffix = f"{settings.dtype}.{latent_frames}x{height}x{width}"
-    return _chain(vae.temporal_parts(sizes.vae), example, suffix, dtype)
+    return _chain(vae.temporal_parts(sizes.vae), example, suffix, settings)
 
 
 def _spatial_blocks(sizes: OpenSoraSizes, settings: VideoSettings, frames: int) -> tuple[BlockDefinition, ...]:
@@ -221,10 +254,10 @@ def _spatial_blocks(sizes: OpenSoraSizes, settings: VideoSettings, frames: int) 
     _, height, width = settings.latent_shape
     example = _meta(frames, vae.LATENT_CHANNELS, height, width, dtype=dtype)
     suffix = f"{settings.dtype}.{frames}x{height}x{width}"
-    return _chain(vae.spatial_parts(sizes.vae), example, suffix, dtype)
+    return _chain(vae.spatial_parts(sizes.vae), example, suffix, settings)
 
 
-def _chain(parts: list[vae.Part], example: Tensor, suffix: str, dtype: torch.dtype) -> tuple[BlockDefinition, ...]:
+def _chain(parts: list[vae.Part], example: Tensor, suffix: str, settings: VideoSettings) -> tuple[BlockDefinition, ...]:
     """Blocks that feed each other one tensor; each example is what the part before it gives."""
     blocks = []
     for part in parts:
@@ -241,8 +274,8 @@ def _chain(parts: list[vae.Part], example: Tensor, suffix: str, dtype: torch.dty
             )
         )
         with torch.device("meta"):
-            example = part.build().to(dtype)(example)
-    return tuple(blocks)
+            example = part.build().to(TORCH_DTYPES[settings.dtype])(example)
+    return tuple(_joined(blocks, cuts_of(settings.partition)["decoder"]))
 
 
 def state_bytes(sizes: OpenSoraSizes, settings: VideoSettings, group: str) -> int:

@@ -148,9 +148,26 @@ def plan_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def partition_tables(figures: dict[str, Any]) -> list[Any]:
+    """The cuts that were looked at, and how to build a store for the chosen one; nothing if the cut was given."""
+    if "partitions" not in figures:
+        return []
+    table = Table(title=f"cuts into blocks: {figures['partition']} is chosen", title_justify="left")
+    headings = ("partition", "blocks", "largest (MB)", "makespan (s)", "lower bound (s)", "kinds derived", "")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("partition", "") else "right")
+    for row in figures["partitions"]:
+        name = f"[bold]{row['partition']}[/bold]" if row["chosen"] else row["partition"]
+        seconds, bound = (_figure(row[key], ".2f") for key in ("makespan_s", "lower_bound_s"))
+        largest, derived = f"{row['largest_block_bytes'] / 1e6:,.1f}", str(len(row["derived_kinds"]))
+        table.add_row(name, str(row["blocks"]), largest, seconds, bound, derived, row["remark"])
+    command = figures["store_command"]
+    return [table, *([f"a store for it: {command}"] if command else [])]
+
+
 def plan_tables(figures: dict[str, Any]) -> list[Any]:
     """The table of a plan, and what was asked beside it (the figures of `cidl plan`)."""
-    parts: list[Any] = [plan_table(figures)]
+    parts: list[Any] = [*partition_tables(figures), plan_table(figures)]
     parts += [f"- {sentence}" for sentence in figures["explanation"]]
     parts += [f"- {row['sentence']}" for row in figures.get("least", ())]
     if "memory_curve" in figures:

@@ -10,13 +10,17 @@ import re
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from cidl_sim.core.errors import WorkloadError
 from cidl_sim.core.files import first_problem
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
-from cidl_sim.models.config import SIZES, OpenSoraSizes, VideoSettings
+from cidl_sim.models.config import SIZES, Dtype, OpenSoraSizes, VideoSettings
+
+if TYPE_CHECKING:
+    from cidl_sim.models.open_sora import BlockDefinition
 
 DEFAULTS = {
     "opensora-v1.2": VideoSettings(),
@@ -43,7 +47,7 @@ _PART = {
     "steps": re.compile(r"(?P<steps>\d+)s"),
     "dtype": re.compile(r"(?P<dtype>fp32|bf16|fp16)"),
     "lpl": re.compile(r"lpl(?P<lpl>off|dynamic|\d+)"),
-    "partition": re.compile(r"(?P<partition>fine|reference)"),
+    "partition": re.compile(r"(?P<partition>fine|reference|[tdv](?:fine|\d+)(?:\.[dv](?:fine|\d+))*)"),
     "tdtm": re.compile(r"tdtm(?P<tdtm>\d+)"),
     "prompts": re.compile(r"(?P<prompts>\d+)p"),
 }
@@ -109,39 +113,55 @@ def measure_workload(sizes: OpenSoraSizes, settings: VideoSettings) -> Workload:
     Arithmetic is counted at the model's nominal number of text tokens, workspace at the largest. Of the token
     embedding only the rows of one prompt count, since no more is ever loaded.
     """
-    import torch
-
-    from cidl_sim.models.open_sora import TORCH_DTYPES, stage_definitions, state_bytes
-    from cidl_sim.workloads.layer_graph import measure_module
+    from cidl_sim.models.open_sora import stage_definitions, state_bytes
 
     nominal = stage_definitions(sizes, settings, sizes.nominal_text_tokens)
     longest = stage_definitions(sizes, settings, sizes.stdit.max_text_tokens)
-    by_kind: dict[str, tuple[int, int, int, int]] = {}
+    by_kind = _kinds_of(sizes, settings.model_copy(update={"partition": "reference"}))
     stages = []
     for stage, stage_at_longest in zip(nominal, longest, strict=True):
         blocks = []
         for definition, at_longest in zip(stage.blocks, stage_at_longest.blocks, strict=True):
-            if definition.kind not in by_kind:
-                with torch.device("meta"):
-                    module = definition.build().to(TORCH_DTYPES[settings.dtype])
-                m, peak = measure_module(module, definition.example()), measure_module(module, at_longest.example())
-                loaded = definition.loaded_bytes(m.weight_bytes)
-                by_kind[definition.kind] = (loaded, m.flops, m.bytes_moved, peak.workspace_bytes)
-            weight_bytes, flops, bytes_moved, workspace_bytes = by_kind[definition.kind]
-            blocks.append(
-                Block(
-                    name=definition.name,
-                    kind=definition.kind,
-                    weights=definition.weights,
-                    weight_bytes=weight_bytes,
-                    workspace_bytes=workspace_bytes + state_bytes(sizes, settings, stage.group),
-                    flops=flops,
-                    bytes_moved=bytes_moved,
-                )
-            )
+            state = state_bytes(sizes, settings, stage.group)
+            blocks.append(_measured(definition, at_longest, settings.dtype, state, by_kind))
         stages.append(Stage(name=stage.name, group=stage.group, rounds=stage.rounds, blocks=tuple(blocks)))
     return Workload(
         name=canonical_name(sizes.name, settings),
         settings={"model": sizes.name, **settings.model_dump()},
         stages=tuple(stages),
     )
+
+
+@cache
+def _kinds_of(sizes: OpenSoraSizes, settings: VideoSettings) -> dict[str, Block]:
+    """The kinds measured so far: the partitions of one pipeline have most of them in common."""
+    return {}
+
+
+def _measured(
+    definition: BlockDefinition, at_longest: BlockDefinition, dtype: Dtype, state_bytes: int, by_kind: dict[str, Block]
+) -> Block:
+    """A block with its figures; `by_kind` holds what was measured already, and gains what was not."""
+    import torch
+
+    from cidl_sim.models.open_sora import TORCH_DTYPES
+    from cidl_sim.workloads.layer_graph import measure_module
+
+    if definition.kind not in by_kind:
+        with torch.device("meta"):
+            module = definition.build().to(TORCH_DTYPES[dtype])
+        m, peak = measure_module(module, definition.example()), measure_module(module, at_longest.example())
+        by_kind[definition.kind] = Block(
+            name=definition.name,
+            kind=definition.kind,
+            weight_bytes=definition.loaded_bytes(m.weight_bytes),
+            workspace_bytes=peak.workspace_bytes + state_bytes,
+            flops=m.flops,
+            bytes_moved=m.bytes_moved,
+        )
+    like = tuple(
+        _measured(other, other_at_longest, dtype, state_bytes, by_kind)
+        for other, other_at_longest in zip(definition.like, at_longest.like, strict=True)
+    )
+    own = {"name": definition.name, "weights": definition.weights, "like": like}
+    return by_kind[definition.kind].model_copy(update=own)

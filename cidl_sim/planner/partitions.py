@@ -1,8 +1,8 @@
 """The cut of a model into blocks, chosen together with the plan.
 
 Every group of stages (text encoder, denoiser, decoder) may be cut in its own way. Few policies and the lower bound
-judge each cut; the planner then spends its time on the best ones. A cut whose bound is above a makespan found is out,
-proven.
+judge each cut, then an even spread of retained blocks those that may still win; the planner spends its time on the best
+ones. A cut whose bound is above a makespan found is out, proven.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ AS_GIVEN = "as given"
 JOINED = (2, 4)
 # Policies that need no search of their own.
 QUICK_POLICIES = ("sequential", "next_block", "on_device_sora", "lru")
+# Usually the best policy, but one that tries many numbers; for as much of the time that is left as this.
+SLOW_POLICY = "spread"
+SLOW_SHARE = 0.4
 # So many cuts get the planner's time.
 FINALISTS = 2
 
@@ -114,6 +117,7 @@ def best_partition(
     tried.look_at_all()
     deadline_s = max(deadline_s, time.monotonic() + time_limit_s / 2)
     if policy is None:
+        tried.look_closer(time.monotonic() + SLOW_SHARE * (deadline_s - time.monotonic()))
         chosen, planned = _searched(tried, deadline_s, on_step)
     else:
         chosen = tried.ranked()[0]
@@ -269,6 +273,16 @@ class _Tried:
         if not self.ranked():
             check_fits(self.own.workload, self.device)
             raise InfeasibleError(f"no policy has a plan for any cut of {self.own.workload.name} on {self.device.name}")
+
+    def look_closer(self, deadline_s: float) -> None:
+        """The slow policy for the workload's own cut, and until the deadline for those that their bounds leave in."""
+        ranked = self.ranked()
+        for cut in sorted(ranked, key=lambda cut: cut is not self.own):
+            best_s = self.ranked()[0].makespan_s
+            if cut is self.own or (time.monotonic() < deadline_s and _bound(cut) < (best_s or 0.0)):
+                self._on_step(len(self.cuts), _count(self._family), f"{SLOW_POLICY} for partition {cut.partition}")
+                found = (cut.makespan_s, _policy_s(SLOW_POLICY, cut.workload, self.device))
+                cut.makespan_s = min((s for s in found if s is not None), default=None)
 
     def ranked(self) -> list[Cut]:
         """Those that fit and can be compared with the workload's own, fastest first, of equals least changed."""

@@ -468,6 +468,35 @@ def test_progress_names_the_device(workload, device, monkeypatch):
     assert {name.split()[-1] for name in names} == {"analytic", "analytic-2"}
 
 
+def test_plan_chooses_the_partition_and_writes_the_workload_beside_the_plan(workload, tmp_path):
+    device, file = tmp_path / "slow.toml", tmp_path / "plan.json"
+    analytic_device(60, loader=Loader(bandwidth_bytes_per_s=1.0, latency_s=30.0)).write(device)
+    figures = answer_of("plan", workload, device, "--partition", "auto", "--time-limit", "0", "-o", file)
+    rows = {row["partition"]: row for row in figures["partitions"]}
+    assert next(iter(rows)) == "as given"
+    assert [name for name, row in rows.items() if row["chosen"]] == [figures["partition"]] != ["as given"]
+    chosen = rows[figures["partition"]]
+    assert chosen["makespan_s"] == figures["makespan_s"] < rows["as given"]["makespan_s"]
+    assert chosen["largest_block_bytes"] > rows["as given"]["largest_block_bytes"]
+    assert chosen["lower_bound_s"] == figures["lower_bound_s"]
+    written = tmp_path / "plan.workload.json"
+    assert answer_of("simulate", written, device, "--plan", file)["makespan_s"] == figures["makespan_s"]
+    shown = call_cidl("plan", workload, device, "--partition", "auto", "--time-limit", "0").out
+    assert f"{figures['partition']} is chosen" in shown
+
+
+def test_a_partition_that_is_no_partition_is_refused(workload, device):
+    assert_refused(call_cidl("plan", workload, device, "--partition", "fine"), 2, "--partition 'fine'", "auto")
+    assert_refused(call_cidl("model", "build", "--store", "s", "--partition", "d0"), 2, "--partition", "'d0'")
+
+
+def test_a_device_too_small_for_the_blocks_leaves_with_3_and_says_what_cut_would_fit():
+    small = "memory_limit_bytes=200000"
+    assert_refused(
+        call_cidl("plan", TINY, "iphone-15-pro", "--set", small), 3, "needs", "no cut fits", "partition fine"
+    )
+
+
 # Making, running, measuring
 
 
@@ -484,6 +513,17 @@ def test_model_build_writes_a_store_that_depends_on_its_seed_alone(tmp_path):
     assert first["blocks"] != other["blocks"]
     assert answers[0]["blocks"] == len(first["blocks"])
     assert answers[0]["bytes"] == sum(entry["data_bytes"] for entry in first["blocks"].values())
+
+
+def test_a_store_of_the_chosen_partition_runs_its_plan(roomy_device, tmp_path):
+    plan, store = tmp_path / "plan.json", tmp_path / "store"
+    planned = answer_of("plan", TINY, roomy_device, "--partition", "auto", "--time-limit", 0, "-o", plan)
+    command = planned["store_command"].replace("DIR", str(store)).split()
+    assert command[0] == "cidl"
+    answer_of(*command[1:])
+    assert BlockStore.open(store).index.partition == planned["partition"] != "reference"
+    result = answer_of("run", "--plan", plan, "--store", store, "--prompt", "a fox", "-o", tmp_path / "v.mp4")
+    assert result["evaluations"] == 2
 
 
 def test_run_makes_the_video_of_a_plan_and_trace_show_reads_its_trace(tiny_store, roomy_device, tmp_path):

@@ -56,7 +56,9 @@ def plan_command(
     if rounds_plot is not None and len(device_names) > 1:
         raise InputError("--rounds-plot draws the rounds of one device")
     if partition not in (None, "auto"):
-        raise InputError(f"--partition {partition!r}: write auto; a fixed one is part of the workload's name (...-fine)")
+        raise InputError(
+            f"--partition {partition!r}: write auto; a fixed one is part of the workload's name (...-fine)"
+        )
     given = find_workload(workload_name)
     devices = [device_with(name, settings) for name in device_names]
     labels = _labels(devices)
@@ -159,6 +161,8 @@ def _planned(
         plan, trace, baselines = found.plan, found.trace, found.baselines
     if file is not None:
         plan.write(file)
+        if chosen and chosen.is_unnamed:
+            workload.write(file.with_suffix(".workload.json"))
     if rounds_plot is not None:
         _draw_rounds(workload, device, plan, trace, rounds_plot)
     return {

@@ -76,6 +76,11 @@ class ChosenPartition:
     cuts: list[Cut]
     store_command: str | None
 
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether its workload can neither be named nor is the one that was given: a plan needs its file beside."""
+        return self.store_command is None and self.cut.partition != AS_GIVEN
+
     def figures(self) -> dict[str, object]:
         """`partition`, `partitions` (a row for each cut) and `store_command`, as plain figures."""
         rows = [

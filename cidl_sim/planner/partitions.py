@@ -17,7 +17,7 @@ from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError
 from cidl_sim.core.plan import check_any_plan_fits, largest_need
-from cidl_sim.core.workload import Block, Stage, Workload, joined_kind
+from cidl_sim.core.workload import Block, Workload
 from cidl_sim.models.config import HALVES, SIZES, OpenSoraSizes, VideoSettings, cuts_of, partition_name
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, evaluated_plan
@@ -25,6 +25,7 @@ from cidl_sim.planner.planner import OnStep, Planned, best_plan
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s
 from cidl_sim.workloads.catalog import workload_of
+from cidl_sim.workloads.partition import joined_workload
 
 AS_GIVEN = "as given"
 # So many blocks of the reference app as one; beyond, few cuts fit beside a workspace.
@@ -209,41 +210,6 @@ def _family_of_blocks(workload: Workload) -> Family:
         own=dict.fromkeys(groups, 1),
         cut=cut,
         store_command=lambda chosen: None,
-    )
-
-
-def joined_workload(workload: Workload, cuts: Cuts, partition: str) -> Workload:
-    """`workload` with so many neighbouring blocks as one, by group.
-
-    Bytes and arithmetic are sums (weights that occur twice in a block count once). The workspace is the largest of the
-    parts': each counts what is live beside its weights, hence what passes between them.
-    """
-    return workload.model_copy(
-        update={
-            "name": f"{workload.name} {partition}",
-            "settings": {"workload": workload.name, "partition": partition},
-            "stages": tuple(_joined_stage(stage, cuts[stage.group]) for stage in workload.stages),
-        }
-    )
-
-
-def _joined_stage(stage: Stage, count: int) -> Stage:
-    parts = [stage.blocks[start : start + count] for start in range(0, len(stage.blocks), count)]
-    blocks = tuple(_joined_block(part) if len(part) > 1 else part[0] for part in parts)
-    return stage.model_copy(update={"blocks": blocks})
-
-
-def _joined_block(parts: tuple[Block, ...]) -> Block:
-    sizes = {part.weights: part.weight_bytes for part in parts}
-    return Block(
-        name=f"{parts[0].name}..{parts[-1].name}",
-        kind=joined_kind([part.kind for part in parts]),
-        weights="+".join(sizes),
-        weight_bytes=sum(sizes.values()),
-        workspace_bytes=max(part.workspace_bytes for part in parts),
-        flops=sum(part.flops for part in parts),
-        bytes_moved=sum(part.bytes_moved for part in parts),
-        like=parts,
     )
 
 

@@ -1,11 +1,13 @@
-"""Cutting a layer graph into blocks: what is loaded, executed and dropped as one."""
+"""Cutting a layer graph into blocks (what is loaded, executed and dropped as one), and joining blocks."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import networkx as nx
 
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.workload import Block, Stage, Workload
+from cidl_sim.core.workload import Block, Stage, Workload, joined_kind
 
 
 def partition(graph: nx.DiGraph[int], limit_bytes: int | None = None) -> list[range]:
@@ -91,3 +93,38 @@ def workload_of_graph(graph: nx.DiGraph[int], blocks: list[range], *, name: str,
             )
         )
     return Workload(name=name, stages=(Stage(name="main", rounds=rounds, blocks=tuple(stage)),))
+
+
+def joined_workload(workload: Workload, cuts: Mapping[str, int], partition: str) -> Workload:
+    """`workload` with so many neighbouring blocks as one, by group.
+
+    Bytes and arithmetic are sums (weights that occur twice in a block count once). The workspace is the largest of the
+    parts': each counts what is live beside its weights, hence what passes between them.
+    """
+    return workload.model_copy(
+        update={
+            "name": f"{workload.name} {partition}",
+            "settings": {"workload": workload.name, "partition": partition},
+            "stages": tuple(_joined_stage(stage, cuts[stage.group]) for stage in workload.stages),
+        }
+    )
+
+
+def _joined_stage(stage: Stage, count: int) -> Stage:
+    parts = [stage.blocks[start : start + count] for start in range(0, len(stage.blocks), count)]
+    blocks = tuple(_joined_block(part) if len(part) > 1 else part[0] for part in parts)
+    return stage.model_copy(update={"blocks": blocks})
+
+
+def _joined_block(parts: tuple[Block, ...]) -> Block:
+    sizes = {part.weights: part.weight_bytes for part in parts}
+    return Block(
+        name=f"{parts[0].name}..{parts[-1].name}",
+        kind=joined_kind([part.kind for part in parts]),
+        weights="+".join(sizes),
+        weight_bytes=sum(sizes.values()),
+        workspace_bytes=max(part.workspace_bytes for part in parts),
+        flops=sum(part.flops for part in parts),
+        bytes_moved=sum(part.bytes_moved for part in parts),
+        like=parts,
+    )

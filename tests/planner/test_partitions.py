@@ -11,9 +11,10 @@ from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.workload import Block
 from cidl_sim.models.config import HALVES, canonical_partition, cuts_of, partition_name
 from cidl_sim.planner.evaluate import baseline_makespans
-from cidl_sim.planner.partitions import AS_GIVEN, best_partition, check_fits, family_of, joined_workload
+from cidl_sim.planner.partitions import AS_GIVEN, best_partition, check_fits, family_of
 from cidl_sim.simulator.engine import makespan_s
 from cidl_sim.workloads.catalog import find_workload
+from cidl_sim.workloads.partition import joined_workload
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 

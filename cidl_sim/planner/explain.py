@@ -16,9 +16,8 @@ from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text
 from cidl_sim.planner.break_points import PAYS
-from cidl_sim.planner.search import positions_of
 from cidl_sim.planner.slots import deep_makespan_s, fewest_slots
-from cidl_sim.policies.build import repeated_positions, repeating_groups
+from cidl_sim.policies.build import positions_of, repeated_positions, repeating_groups
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.policies.retained import even_positions, first_positions
 

@@ -26,18 +26,21 @@ from cidl_sim.planner.exact import (
     whole_units_s,
 )
 from cidl_sim.planner.relaxation import SOLVED_ROUNDS, columns_with, relaxed_bound_s, shortened, steady_bound_s
-from cidl_sim.planner.search import positions_of, search
+from cidl_sim.planner.search import search
 from cidl_sim.policies.catalog import make_plan
 
 # Up to so many columns the interval model is solved within seconds; up to so many visits the constraint model.
 INTERVAL_COLUMNS = 30_000
 CONSTRAINT_VISITS = 40
-# In how many pieces the relaxation cuts each visit, and up to how many columns: some 5 seconds.
-PIECES_TRIED = (1, 2, 4)
+# In how many pieces the bounds cut each visit, one after another: of a few rounds that stand for all, whose prices come
+# from those rounds or from one that repeats for ever, and of the whole workload. Up to so many columns: some 5 seconds.
+FEW_ROUNDS = partial(relaxed_bound_s, most_rounds=SOLVED_ROUNDS)
+BOUNDS_OF_FEW = ((steady_bound_s, 1), (FEW_ROUNDS, 1), (FEW_ROUNDS, 2), (steady_bound_s, 2), (steady_bound_s, 8))
+BOUNDS_OF_ALL = ((relaxed_bound_s, 1), (relaxed_bound_s, 2), (relaxed_bound_s, 4))
 RELAXATION_COLUMNS = 120_000
 # Of the time that is left: for bounds from a few rounds, and for the first search.
-RELAXATION_SHARE = 0.4
-SEARCH_SHARE = 0.4
+RELAXATION_SHARE = 0.6
+SEARCH_SHARE = 0.6
 OnStep = Callable[[int, int, str], None]  # done, total, what
 
 
@@ -100,16 +103,15 @@ class _Planning:
     def relax(self, seconds: float, *, whole: bool = False) -> None:
         """Bounds from prices: of a few rounds that stand for the others, or of the `whole` workload."""
         deadline_s = time.monotonic() + min(seconds, self.left_s())
-        short = self._workload if whole else shortened(self._workload, SOLVED_ROUNDS)
-        bounds = (relaxed_bound_s,) if whole else (steady_bound_s, partial(relaxed_bound_s, most_rounds=SOLVED_ROUNDS))
-        if not self._in_one_line or (whole and short.visits == shortened(short, SOLVED_ROUNDS).visits):
+        has_few_rounds = all(stage.rounds <= SOLVED_ROUNDS for stage in self._workload.stages)
+        if not self._in_one_line or (whole and has_few_rounds):
             return
-        for pieces in PIECES_TRIED:
-            if columns_with(short, self._device, pieces) > RELAXATION_COLUMNS:
-                return
-            for bound_s in bounds:
-                if self.left_s() > 0 and time.monotonic() < deadline_s:
-                    self._note(Solved(bound_s(self._workload, self._device, pieces=pieces, deadline_s=deadline_s)))
+        solved = self._workload if whole else shortened(self._workload, SOLVED_ROUNDS)
+        for bound_s, pieces in BOUNDS_OF_ALL if whole or has_few_rounds else BOUNDS_OF_FEW:
+            # Of a repeating round the ends are solved in two pieces at most.
+            columns = columns_with(solved, self._device, min(2, pieces) if bound_s is steady_bound_s else pieces)
+            if self.left_s() > 0 and time.monotonic() < deadline_s and columns <= RELAXATION_COLUMNS:
+                self._note(Solved(bound_s(self._workload, self._device, pieces=pieces, deadline_s=deadline_s)))
 
     def solve(self, seconds: float) -> None:
         """The exact model that suits the case, if one does."""
@@ -124,14 +126,14 @@ class _Planning:
             self._note(solve_by_constraints(self._workload, self._device, time_limit_s=seconds, known=self.plan))
 
     def search(self, seconds: float) -> None:
-        """Local search, from the plan known and from the even spread; each time with other chances."""
+        """Annealing from the plan known, an even spread, and one that rotates; each time with other chances."""
         if seconds <= 0:
             return
-        plans = [self.plan, make_plan("spread", self._workload, self._device)]
+        spreads = [make_plan(policy, self._workload, self._device) for policy in ("spread", "rotating")]
         found, found_s = search(
             self._workload,
             self._device,
-            [positions_of(plan, self._workload) for plan in plans],
+            [self.plan, *spreads],
             known_s=self.best_s,
             deadline_s=time.monotonic() + seconds,
             bound_s=self.bound_s,

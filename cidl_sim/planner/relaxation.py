@@ -41,14 +41,23 @@ def relaxed_bound_s(
 
 
 def steady_bound_s(workload: Workload, device: DeviceProfile, *, pieces: int, deadline_s: float) -> float:
-    """The lower bound in s from prices of repeating rounds and of ends that suit them; see `relaxed_bound_s`."""
-    short = shortened(workload, SOLVED_ROUNDS)
+    """The lower bound in s from prices of repeating rounds and of ends that suit them; see `relaxed_bound_s`.
+
+    One round is cheap, so its visits are cut into `pieces`, an even number or 1, those of the ends in two at most.
+    """
+    short, at_ends = shortened(workload, SOLVED_ROUNDS), min(2, pieces)
     known: list[Prices | None] = []
     for stage in workload.stages:
         is_long = stage.rounds > SOLVED_ROUNDS
         known.append(_repeating_prices(stage, workload, device, pieces, deadline_s) if is_long else None)
-    prices = _Program(short, device, pieces, _in_the_middle(short, known, pieces)).solved(deadline_s)
-    return 0.0 if prices is None else price_bound_s(workload, device, _extended(prices, short, workload))
+    middle = _in_the_middle(short, known, pieces)
+    ends = _Program(short, device, at_ends, _coarser(middle, at_ends)).solved(deadline_s)
+    if ends is None:
+        return 0.0
+    finer = Prices(*(np.repeat(prices, pieces // at_ends, axis=1) for prices in (ends.memory, ends.loader)))
+    is_known = ~np.isnan(middle.memory)
+    prices = Prices(np.where(is_known, middle.memory, finer.memory), np.where(is_known, middle.loader, finer.loader))
+    return price_bound_s(workload, device, _extended(prices, short, workload))
 
 
 def columns_with(workload: Workload, device: DeviceProfile, pieces: int) -> int:
@@ -93,6 +102,12 @@ def _in_the_middle(short: Workload, known: list[Prices | None], pieces: int) -> 
             middle = slice(first + SOLVED_ROUNDS // 2 * count, first + (SOLVED_ROUNDS // 2 + 1) * count)
             free[:, middle] = prices.memory, prices.loader
     return Prices(free[0], free[1])
+
+
+def _coarser(prices: Prices, pieces: int) -> Prices:
+    """Means over so many equal pieces of each visit."""
+    visits = len(prices.memory)
+    return Prices(*(found.reshape(visits, pieces, -1).mean(axis=2) for found in (prices.memory, prices.loader)))
 
 
 def _extended(prices: Prices, short: Workload, workload: Workload) -> Prices:

@@ -11,8 +11,7 @@ from cidl_sim.core.plan import Plan, resident_need
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import smallest_limit
 from cidl_sim.planner.break_points import PAYS
-from cidl_sim.planner.search import Positions
-from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
+from cidl_sim.policies.build import Positions, deep_prefetch, keep_positions, repeated_positions, repeating_groups
 from cidl_sim.policies.retained import even_positions
 from cidl_sim.simulator.engine import makespan_s, simulate
 

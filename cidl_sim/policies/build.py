@@ -8,6 +8,8 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.workload import Workload
 
+Positions = dict[str, frozenset[int]]  # of the blocks that each group retains
+
 
 def build_plan(
     policy: str, workload: Workload, device: DeviceProfile, loads: Sequence[Load], keep: Iterable[int]
@@ -69,6 +71,20 @@ def keep_positions(workload: Workload, positions_of_group: dict[str, set[int]]) 
         if workload.stages[workload.visits[following].stage].group == group:
             keep.add(visit.number)
     return keep
+
+
+def positions_of(plan: Plan, workload: Workload) -> Positions:
+    """The blocks of each group that a plan retains in most of the rounds in which it could."""
+    could: dict[tuple[str, int], int] = {}
+    does: dict[tuple[str, int], int] = {}
+    keep = set(plan.keep)
+    for visit in workload.visits:
+        if workload.next_same_weights[visit.number] is not None:
+            place = workload.stages[visit.stage].group, visit.position
+            could[place] = could.get(place, 0) + 1
+            does[place] = does.get(place, 0) + (visit.number in keep)
+    groups = repeating_groups(workload)
+    return {g: frozenset(p for (group, p), n in could.items() if group == g and 2 * does[group, p] > n) for g in groups}
 
 
 def _repeats(workload: Workload, stage: int) -> bool:

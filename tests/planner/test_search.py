@@ -1,15 +1,25 @@
-"""Local search over retained sets."""
+"""Annealing over who keeps weights, and what the engine makes of it."""
 
 from __future__ import annotations
 
 import time
 
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cidl_sim.core.device import Executor, Loader
+from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.plan import Load
 from cidl_sim.core.workload import Block, Stage, Workload
-from cidl_sim.planner.search import positions_of, search
+from cidl_sim.planner import annealing
+from cidl_sim.planner.search import search
+from cidl_sim.policies.build import build_plan, positions_of
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s
 from tests.conftest import analytic_device, uniform_device, uniform_workload
+from tests.planner.test_exact import small_cases
 
 
 def mixed_workload(rounds: int = 6) -> Workload:
@@ -19,14 +29,14 @@ def mixed_workload(rounds: int = 6) -> Workload:
 
 
 def soon() -> float:
-    return time.monotonic() + 2.0
+    return time.monotonic() + 5.0
 
 
 def test_blocks_of_mixed_sizes_are_retained_better_than_by_any_policy():
     workload, device = mixed_workload(), analytic_device(40)
-    spread = make_plan("spread", workload, device)
+    plans = [make_plan(policy, workload, device) for policy in ("spread", "rotating")]
     known_s = min(makespan_s(workload, device, make_plan(p, workload, device)) for p in ("spread", "prefix", "lru"))
-    plan, found_s = search(workload, device, [positions_of(spread, workload)], known_s=known_s, deadline_s=soon())
+    plan, found_s = search(workload, device, plans, known_s=known_s, deadline_s=soon())
     assert found_s < known_s
     assert makespan_s(workload, device, plan) == found_s
     plan.check(workload, device)
@@ -34,14 +44,15 @@ def test_blocks_of_mixed_sizes_are_retained_better_than_by_any_policy():
 
 def test_without_time_nothing_is_found():
     workload, device = mixed_workload(), analytic_device(40)
-    assert search(workload, device, [], known_s=100.0, deadline_s=0.0) == (None, 100.0)
+    plans = [make_plan("spread", workload, device)]
+    assert search(workload, device, plans, known_s=100.0, deadline_s=0.0) == (None, 100.0)
 
 
 def test_what_cannot_be_retained_leaves_nothing_to_search():
-    workload = uniform_workload(4, 1)
+    workload, device = uniform_workload(4, 1), uniform_device(2, 1, 1)
     began = time.monotonic()
-    plan, _ = search(workload, uniform_device(2, 1, 1), [{}], known_s=1.0, deadline_s=began + 60)
-    assert plan is None
+    plans = [make_plan("sequential", workload, device)]
+    assert search(workload, device, plans, known_s=1.0, deadline_s=began + 60) == (None, 1.0)
     assert time.monotonic() - began < 30
 
 
@@ -59,6 +70,38 @@ def test_strong_contention_can_call_for_a_shorter_lookahead():
         executor=Executor(flops_per_s=1.0, slowdown_while_loading=3.0),
     )
     workload = uniform_workload(6, 3, weight_bytes=4, flops=4)
-    deep = makespan_s(workload, device, make_plan("prefix:0", workload, device))
-    _, found_s = search(workload, device, [{"denoiser": frozenset()}], known_s=deep, deadline_s=soon())
-    assert found_s < deep
+    deep = make_plan("prefix:0", workload, device)
+    deep_s = makespan_s(workload, device, deep)
+    _, found_s = search(workload, device, [deep], known_s=deep_s, deadline_s=soon())
+    assert found_s < deep_s
+
+
+@settings(max_examples=200)
+@given(small_cases(workspaces=True), st.integers(0, 2**32 - 1))
+def test_the_walk_judges_plans_as_the_engine_does(case, seed):
+    workload, device = case
+    chance = np.random.default_rng(seed)
+    visits = annealing.visits_of(workload, device)
+    keep = chance.integers(0, 2, len(visits.following)).astype(bool)
+    order = np.argsort(np.arange(len(keep)) + chance.uniform(0, 1.5, len(keep)))
+    previous, following = workload.previous_same_weights, workload.next_same_weights
+    kept = {v for v in range(len(keep)) if keep[v] and following[v] is not None}
+    loads = [Load(visit=int(v)) for v in order if previous[v] not in kept]
+    plan = build_plan("tried", workload, device, loads, kept)
+    try:
+        expected = makespan_s(workload, device, plan)
+    except InfeasibleError:
+        expected = float("inf")
+    assert annealing.makespan_s(visits, keep, order) == pytest.approx(expected)
+
+
+def test_a_walk_is_repeatable_and_never_ends_worse_than_it_began():
+    workload, device = mixed_workload(), analytic_device(40)
+    visits = annealing.visits_of(workload, device)
+    keep, order = np.zeros(len(visits.following), bool), np.arange(len(visits.following))
+    began_s = annealing.makespan_s(visits, keep, order)
+    first, again = (annealing.anneal(visits, keep, order, 500, 1.0, 0.1, True, 7) for _ in range(2))
+    assert first[0] < began_s
+    assert first[0] == again[0] == annealing.makespan_s(visits, first[1], first[2])
+    assert (first[1] == again[1]).all()
+    assert sorted(first[2]) == list(order)

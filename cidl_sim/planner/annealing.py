@@ -1,0 +1,160 @@
+"""Simulated annealing over who keeps weights and in which order the others are loaded, compiled.
+
+Candidates are judged as if nothing slowed anything down: one loader, no contention, first touch or heat. Then starting
+everything as early as possible is a recurrence over the loads, some microseconds for a run of thirty rounds, where the
+engine takes tens of milliseconds. Import this module only where something is searched: it brings numba along.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.workload import Workload
+from cidl_sim.planner.bounds import execution_s, loading_s
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+    Bools = NDArray[np.bool_]
+
+
+class Visits(NamedTuple):
+    """A workload on a device: arrays by visit, seconds and bytes. -1 stands for no visit of the same weights."""
+
+    execute_s: Floats
+    load_s: Floats
+    weight_bytes: Ints
+    workspace_bytes: Ints
+    previous: Ints
+    following: Ints
+    room_bytes: int
+
+
+def visits_of(workload: Workload, device: DeviceProfile) -> Visits:
+    """The arrays of a workload on a device, with durations as short as they can be."""
+    return Visits(
+        execute_s=execution_s(workload, device),
+        load_s=loading_s(workload, device),
+        weight_bytes=np.array([visit.block.weight_bytes for visit in workload.visits]),
+        workspace_bytes=np.array([visit.block.workspace_bytes for visit in workload.visits]),
+        previous=np.array([-1 if v is None else v for v in workload.previous_same_weights]),
+        following=np.array([-1 if v is None else v for v in workload.next_same_weights]),
+        room_bytes=device.memory_limit_bytes - device.baseline_bytes,
+    )
+
+
+@njit(cache=True)
+def makespan_s(visits: Visits, keep: Bools, order: Ints) -> float:
+    """The makespan in s if the visits in `keep` keep their weights and the others' are loaded in `order`.
+
+    `order` has every visit; those whose weights are kept for them are passed over. Infinite where the plan does not
+    finish. No load starts before the one ahead of it in the order.
+    """
+    count = len(keep)
+    ready = np.full(count, np.inf)  # when the weights of a visit are there; those that are kept are at once
+    for v in range(count):
+        if keep[v] and visits.following[v] >= 0:
+            ready[visits.following[v]] = 0.0
+    ended, ended_s, loader_s, held = 0, 0.0, 0.0, 0
+    for v in order:
+        before = visits.previous[v]
+        if before >= 0 and keep[before]:
+            continue
+        while True:
+            workspace = 0
+            for w in range(ended, v + 1):
+                workspace = max(workspace, visits.workspace_bytes[w])
+            if before < ended and held + visits.weight_bytes[v] + workspace <= visits.room_bytes:
+                break
+            # Memory, or the same weights, come free with the end of the next visit.
+            if ended >= count or ended >= v or ready[ended] == np.inf:
+                return np.inf
+            ended_s = max(ended_s, ready[ended]) + visits.execute_s[ended]
+            if not (keep[ended] and visits.following[ended] >= 0):
+                held -= visits.weight_bytes[ended]
+            ended += 1
+        loader_s = max(loader_s, ended_s) + visits.load_s[v]
+        ready[v] = loader_s
+        held += visits.weight_bytes[v]
+    while ended < count:
+        if held + visits.workspace_bytes[ended] > visits.room_bytes:
+            return np.inf
+        ended_s = max(ended_s, ready[ended]) + visits.execute_s[ended]
+        if not (keep[ended] and visits.following[ended] >= 0):
+            held -= visits.weight_bytes[ended]
+        ended += 1
+    return ended_s
+
+
+@njit(cache=True)
+def anneal(
+    visits: Visits, keep: Bools, order: Ints, steps: int, hot_s: float, cold_s: float, reorders: bool, seed: int
+) -> tuple[float, Bools, Ints]:
+    """The best makespan met on a random walk of so many `steps` from a plan, with its `keep` and `order`.
+
+    A change that costs x seconds is made with probability exp(-x / t), t falling from `hot_s` to `cold_s`. One change:
+    a visit's keep is flipped, or changes places with another one near it, in one round or in several that follow one
+    another; where it `reorders`, also a load moves in the order.
+    """
+    np.random.seed(seed)
+    revisited = np.flatnonzero(visits.following >= 0)
+    keep, order = keep.copy(), order.copy()
+    here_s = makespan_s(visits, keep, order)
+    best_s, best_keep, best_order = here_s, keep.copy(), order.copy()
+    if len(revisited) == 0:
+        return best_s, best_keep, best_order
+    new_keep, new_order = keep.copy(), order.copy()
+    for step in range(steps):
+        temperature_s = hot_s * (cold_s / hot_s) ** (step / steps)
+        if reorders and np.random.random() < 0.3:
+            _move_load(new_order)
+        else:
+            _change_keeps(visits, new_keep, revisited)
+        new_s = makespan_s(visits, new_keep, new_order)
+        if new_s <= here_s or np.random.random() < np.exp((here_s - new_s) / temperature_s):
+            keep[:], order[:], here_s = new_keep, new_order, new_s
+            if here_s < best_s:
+                best_s, best_keep, best_order = here_s, keep.copy(), order.copy()
+        else:
+            new_keep[:], new_order[:] = keep, order
+    return best_s, best_keep, best_order
+
+
+@njit(cache=True)
+def _move_load(order: Ints) -> None:
+    """One load a few places later or earlier."""
+    count = len(order)
+    place = np.random.randint(count)
+    other = min(count - 1, max(0, place + np.random.randint(-3, 4)))
+    moved = order[place]
+    if other > place:
+        order[place:other] = order[place + 1 : other + 1]
+    else:
+        order[other + 1 : place + 1] = order[other:place].copy()
+    order[other] = moved
+
+
+@njit(cache=True)
+def _change_keeps(visits: Visits, keep: Bools, revisited: Ints) -> None:
+    """Flip a visit's keep, or exchange it with a neighbour's, along the visits of the same weights that follow."""
+    v = revisited[np.random.randint(len(revisited))]
+    rounds = 1 if np.random.random() < 0.5 else np.random.randint(1, len(keep))
+    flips = np.random.random() < 0.3
+    furthest = 3 if np.random.random() < 0.7 else 14
+    offset = np.random.randint(1, furthest + 1)
+    if np.random.random() < 0.5:
+        offset = -offset
+    value = not keep[v]
+    while rounds > 0 and visits.following[v] >= 0:
+        if flips:
+            keep[v] = value
+        elif 0 <= v + offset < len(keep) and visits.following[v + offset] >= 0:
+            keep[v], keep[v + offset] = keep[v + offset], keep[v]
+        v = visits.following[v]
+        rounds -= 1

@@ -22,55 +22,51 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import Factors
 from cidl_sim.simulator.noise import noise_factors, run_factor
 
+_RATES = ("slowdown_while_executing", "slowdown_while_loading", "first_touch_bytes_per_s")
+
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-class Costs(NamedTuple):
-    """Workload and device as the compiled code reads them: arrays by visit, seconds and bytes.
+# What the compiled code reads, in seconds and bytes. Weights are numbered; `following` is the next visit of the same
+# weights or -1; loads cost what a cold one does for the first visit of its weights.
+_VISIT = np.dtype(
+    [(name, np.int64) for name in ("weights", "weight_bytes", "workspace_bytes", "following")]
+    + [(name, np.float64) for name in ("load_fixed_s", "load_work_s", "execute_s")]
+)
+# `available_bytes` is the limit less the baseline; memory without a cost of its first touch has the rate 0.
+_DEVICE = np.dtype(
+    [(name, np.int64) for name in ("available_bytes", "channels", "is_fluid", "weights_count")]
+    + [(name, np.float64) for name in _RATES]
+)
+_THERMAL = np.dtype([("after_s", np.float64), ("factor", np.float64)])
+# A load waits for a progress: 2v once visit v is the current one, 2v + 1 once it runs; 0 is no gate.
+_LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
 
-    Weights are numbered; `following` is the next visit of the same weights or -1. `load_fixed_s` and `load_work_s` are
-    those of a cold load for the first visit of its weights. `available_bytes` is the limit less the baseline.
-    """
 
-    weights: Ints
-    weights_count: int
-    weight_bytes: Ints
-    workspace_bytes: Ints
-    following: Ints
-    load_fixed_s: Floats
-    load_work_s: Floats
-    execute_s: Floats
-    available_bytes: int
-    channels: int
-    is_fluid: bool
-    slowdown_while_executing: float
-    slowdown_while_loading: float
-    first_touch_bytes_per_s: float
-    thermal_after_s: Floats
-    thermal_factor: Floats
+class Arrays(NamedTuple):
+    """A workload on a device as the compiled code reads it: one record, then records by visit and by thermal step."""
+
+    device: NDArray[np.void]
+    visits: NDArray[np.void]
+    thermal: NDArray[np.void]
 
 
 @dataclass(frozen=True)
 class Case:
     """A workload on a device. `unknown` holds the visits whose load the profile has no cost for, with the reason."""
 
-    costs: Costs
+    arrays: Arrays
     baseline_bytes: int
     noise: Noise
     unknown: dict[int, DeviceError] = field(default_factory=dict)
 
 
 class Decisions(NamedTuple):
-    """A plan as arrays: the loads' visits in start order, the progress that each waits for, and who keeps.
+    """A plan as arrays: its loads in start order, and for each visit whether its weights stay."""
 
-    Progress is 2v once visit v is the current one and 2v + 1 once it runs; 0 is no gate. `keep` has one entry per
-    visit.
-    """
-
-    loads: Ints
-    gates: Ints
+    loads: NDArray[np.void]
     keep: Bools
 
 
@@ -86,36 +82,42 @@ class Evaluation:
 
 def compile_case(workload: Workload, device: DeviceProfile) -> Case:
     """The arrays for `evaluate` and `makespans`. DeviceError if the profile has no cost for an execution."""
-    visits, loader = workload.visits, device.loader
+    loader, loads, unknown = device.loader, *_load_costs(workload, device)
+    blocks = {id(visit.block): visit.block for visit in workload.visits}
+    execute_s = {key: execute_cost(block, device).seconds for key, block in blocks.items()}
     numbers: dict[str, int] = {}
-    weights = [numbers.setdefault(visit.block.weights, len(numbers)) for visit in visits]
-    loads, unknown = _load_costs(workload, device)
-    of_block = {id(visit.block): visit.block for visit in visits}
-    execute_s = {key: execute_cost(block, device).seconds for key, block in of_block.items()}
-    costs = Costs(
-        weights=np.array(weights, np.int64),
-        weights_count=len(numbers),
-        weight_bytes=np.array([visit.block.weight_bytes for visit in visits], np.int64),
-        workspace_bytes=np.array([visit.block.workspace_bytes for visit in visits], np.int64),
-        following=np.array([-1 if v is None else v for v in workload.next_same_weights], np.int64),
-        load_fixed_s=np.array([cost.fixed_s for cost in loads]),
-        load_work_s=np.array([cost.work_s for cost in loads]),
-        execute_s=np.array([execute_s[id(visit.block)] for visit in visits]),
-        available_bytes=device.memory_limit_bytes - device.baseline_bytes,
-        channels=loader.channels,
-        is_fluid=(
-            loader.slowdown_while_executing != 1
-            or device.executor.slowdown_while_loading != 1
-            or loader.channels > 1
-            or bool(device.thermal)
-        ),
-        slowdown_while_executing=loader.slowdown_while_executing,
-        slowdown_while_loading=device.executor.slowdown_while_loading,
-        first_touch_bytes_per_s=loader.first_touch_bytes_per_s or 0.0,
-        thermal_after_s=np.array([step.after_s for step in device.thermal]),
-        thermal_factor=np.array([step.factor for step in device.thermal]),
+    visits = np.array(
+        [
+            (
+                numbers.setdefault(visit.block.weights, len(numbers)),
+                visit.block.weight_bytes,
+                visit.block.workspace_bytes,
+                -1 if following is None else following,
+                cost.fixed_s,
+                cost.work_s,
+                execute_s[id(visit.block)],
+            )
+            for visit, following, cost in zip(workload.visits, workload.next_same_weights, loads, strict=True)
+        ],
+        _VISIT,
     )
-    return Case(costs, device.baseline_bytes, device.noise, unknown)
+    is_fluid = (
+        loader.slowdown_while_executing != 1
+        or device.executor.slowdown_while_loading != 1
+        or loader.channels > 1
+        or bool(device.thermal)
+    )
+    figures = (
+        device.memory_limit_bytes - device.baseline_bytes,
+        loader.channels,
+        is_fluid,
+        len(numbers),
+        loader.slowdown_while_executing,
+        device.executor.slowdown_while_loading,
+        loader.first_touch_bytes_per_s or 0.0,
+    )
+    thermal = np.array([(step.after_s, step.factor) for step in device.thermal], _THERMAL)
+    return Case(Arrays(np.array([figures], _DEVICE), visits, thermal), device.baseline_bytes, device.noise, unknown)
 
 
 def _load_costs(workload: Workload, device: DeviceProfile) -> tuple[list[Cost], dict[int, DeviceError]]:
@@ -138,15 +140,14 @@ def _load_costs(workload: Workload, device: DeviceProfile) -> tuple[list[Cost], 
 
 def encode(case: Case, plan: Plan) -> Decisions:
     """`plan` as arrays. PlanError where it names visits that the workload does not have."""
-    count = len(case.costs.weights)
+    count = len(case.arrays.visits)
     named = [load.visit for load in plan.loads] + [load.gate.visit for load in plan.loads if load.gate]
     beyond = [number for number in (*named, *plan.keep) if number >= count]
     if beyond:
         raise PlanError(f"visit {beyond[0]}: the workload has only {count} visits")
     keep = np.zeros(count, np.bool_)
     keep[list(plan.keep)] = True
-    loads = np.array([load.visit for load in plan.loads], np.int64)
-    return Decisions(loads, np.array([_progress(load.gate) for load in plan.loads], np.int64), keep)
+    return Decisions(np.array([(load.visit, _progress(load.gate)) for load in plan.loads], _LOAD), keep)
 
 
 def _progress(gate: Gate | None) -> int:
@@ -163,8 +164,8 @@ def evaluate(case: Case, plan: Plan, *, seed: int | None = None, factors: Factor
     from cidl_sim.simulator import compiled  # numba takes a while to import
 
     decisions = encode(case, plan)
-    _check_known(case, decisions.loads)
-    makespan_s, peak, loader_s, executor_s = compiled.evaluate(case.costs, decisions, _noise(case, seed, factors))
+    _check_known(case, decisions.loads["visit"])
+    makespan_s, peak, loader_s, executor_s = compiled.evaluate(*case.arrays, *decisions, *_noise(case, seed, factors))
     return Evaluation(makespan_s, case.baseline_bytes + peak, loader_s, executor_s)
 
 
@@ -182,7 +183,7 @@ def _check_known(case: Case, loads: Iterable[int]) -> None:
 
 def _noise(case: Case, seed: int | None, factors: Factors | None = None) -> Factors:
     """The factors of loads and executions, formed as the engine forms them."""
-    count, noise = len(case.costs.weights), case.noise if seed is not None else Noise()
+    count, noise = len(case.arrays.visits), case.noise if seed is not None else Noise()
     load = noise_factors(seed or 0, count, "load", noise.load)
     load *= run_factor(seed or 0, "load_drift", noise.load_drift)
     execute = noise_factors(seed or 0, count, "execute", noise.execute)

@@ -1,13 +1,16 @@
 """Many plans on one device, without a trace: compiled, and equal to the engine.
 
 `compile_case` turns a workload and a device into arrays once; after that a plan costs microseconds instead of
-milliseconds. Every feature of the engine is there but early ends of stages and limits that change during a run. A plan
-that cannot finish within the memory has the makespan inf.
+milliseconds: `evaluate` and `makespan_s` take any plan, `makespans` any number of policies as a matrix. Every feature
+of the engine is there but early ends of stages and limits that change during a run. A plan that cannot finish within
+the memory has the makespan inf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +25,9 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import Factors
 from cidl_sim.simulator.noise import noise_factors, run_factor
 
+# Policies that a core takes at a time; memory for them is that of their rows.
+_CHUNK = 256
+
 _RATES = ("slowdown_while_executing", "slowdown_while_loading", "first_touch_bytes_per_s")
 
 Bools = NDArray[np.bool_]
@@ -29,10 +35,10 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-# What the compiled code reads, in seconds and bytes. Weights are numbered; `following` is the next visit of the same
-# weights or -1; loads cost what a cold one does for the first visit of its weights.
+# What the compiled code reads, in seconds and bytes. Weights are numbered; `previous` and `following` are the visits of
+# the same weights before and after, or -1; loads cost what a cold one does for the first visit of its weights.
 _VISIT = np.dtype(
-    [(name, np.int64) for name in ("weights", "weight_bytes", "workspace_bytes", "following")]
+    [(name, np.int64) for name in ("weights", "weight_bytes", "workspace_bytes", "previous", "following")]
     + [(name, np.float64) for name in ("load_fixed_s", "load_work_s", "execute_s")]
 )
 # `available_bytes` is the limit less the baseline; memory without a cost of its first touch has the rate 0.
@@ -41,6 +47,13 @@ _DEVICE = np.dtype(
     + [(name, np.float64) for name in _RATES]
 )
 _THERMAL = np.dtype([("after_s", np.float64), ("factor", np.float64)])
+# One channel without contention, heat and first touch: whole durations, noise in them. From `alike_from` on, costs and
+# what is visited again are those of the round before.
+_PLAIN_VISIT = np.dtype(
+    [(name, np.int64) for name in ("weight_bytes", "workspace_bytes", "previous")]
+    + [(name, np.float64) for name in ("load_s", "execute_s")]
+)
+_STAGE = np.dtype([(name, np.int64) for name in ("first", "end", "blocks", "alike_from")])
 # A load waits for a progress: 2v once visit v is the current one, 2v + 1 once it runs; 0 is no gate.
 _LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
 
@@ -58,6 +71,7 @@ class Case:
     """A workload on a device. `unknown` holds the visits whose load the profile has no cost for, with the reason."""
 
     arrays: Arrays
+    stages: tuple[tuple[int, int, int], ...]  # first visit, one past the last visit, blocks
     baseline_bytes: int
     noise: Noise
     unknown: dict[int, DeviceError] = field(default_factory=dict)
@@ -92,12 +106,15 @@ def compile_case(workload: Workload, device: DeviceProfile) -> Case:
                 numbers.setdefault(visit.block.weights, len(numbers)),
                 visit.block.weight_bytes,
                 visit.block.workspace_bytes,
+                -1 if previous is None else previous,
                 -1 if following is None else following,
                 cost.fixed_s,
                 cost.work_s,
                 execute_s[id(visit.block)],
             )
-            for visit, following, cost in zip(workload.visits, workload.next_same_weights, loads, strict=True)
+            for visit, previous, following, cost in zip(
+                workload.visits, workload.previous_same_weights, workload.next_same_weights, loads, strict=True
+            )
         ],
         _VISIT,
     )
@@ -117,7 +134,10 @@ def compile_case(workload: Workload, device: DeviceProfile) -> Case:
         loader.first_touch_bytes_per_s or 0.0,
     )
     thermal = np.array([(step.after_s, step.factor) for step in device.thermal], _THERMAL)
-    return Case(Arrays(np.array([figures], _DEVICE), visits, thermal), device.baseline_bytes, device.noise, unknown)
+    arrays = Arrays(np.array([figures], _DEVICE), visits, thermal)
+    firsts = workload.first_visit_of_stage
+    stages = tuple((firsts[s], firsts[s + 1], len(stage.blocks)) for s, stage in enumerate(workload.stages))
+    return Case(arrays, stages, device.baseline_bytes, device.noise, unknown)
 
 
 def _load_costs(workload: Workload, device: DeviceProfile) -> tuple[list[Cost], dict[int, DeviceError]]:
@@ -189,3 +209,100 @@ def _noise(case: Case, seed: int | None, factors: Factors | None = None) -> Fact
     execute = noise_factors(seed or 0, count, "execute", noise.execute)
     execute *= run_factor(seed or 0, "execute_drift", noise.execute_drift)
     return (load, execute) if factors is None else (load * factors[0], execute * factors[1])
+
+
+def keep_matrix(workload: Workload, patterns: Bools) -> Bools:
+    """Patterns (policies, period, positions) as rows for `makespans`: round r of a stage retains pattern r % period.
+
+    Weights stay from round to round and from stage to stage of a group, as in `policies.build.keep_positions`.
+    """
+    group = [workload.stages[visit.stage].group for visit in workload.visits]
+    stays = np.array([v is not None and group[v] == g for v, g in zip(workload.next_same_weights, group, strict=True)])
+    turn = np.array([visit.round for visit in workload.visits]) % patterns.shape[1]
+    position = np.array([visit.position for visit in workload.visits])
+    stays &= position < patterns.shape[2]
+    keep: Bools = patterns[:, turn, np.minimum(position, patterns.shape[2] - 1)] & stays
+    return keep
+
+
+def makespans(
+    case: Case, keep: Bools, lookahead: Ints | int | None = None, seeds: Sequence[int] | None = None
+) -> Floats:
+    """Makespans in s, inf where a policy cannot finish, of the policies with deep prefetch that `keep` stands for.
+
+    `keep` (policies, visits) says after which visits weights stay; loads are in order of execution, as early as memory
+    allows. With a lookahead of n, for all policies or for each, a load also waits for the start of the visit n before
+    its own, with 0 for the end of the visit before. The result has the shape (policies,), with seeds (policies, seeds).
+
+    All cores are used. DeviceError where a policy needs a load of unknown cost.
+    """
+    count = len(case.arrays.visits)
+    ahead = np.full(len(keep), count, np.int64) if lookahead is None else np.broadcast_to(lookahead, len(keep))
+    ahead = np.ascontiguousarray(ahead, np.int64)
+    keep = _kept_for_something(case, np.ascontiguousarray(keep))
+    if case.unknown:
+        loaded = ~keep[:, case.arrays.visits["previous"]] | (case.arrays.visits["previous"] < 0)
+        _check_known(case, np.flatnonzero(loaded.any(axis=0)))
+    factors = [_noise(case, seed) for seed in ([None] if seeds is None else seeds)]
+    result = np.empty((len(keep), len(factors)))
+    run = _plain_run(case, factors) if _is_plain(case) else _general_run(case, factors)
+    chunks = [slice(first, first + _CHUNK) for first in range(0, len(keep), _CHUNK)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda chunk: run(keep[chunk], ahead[chunk], result[chunk]), chunks))
+    return result[:, 0] if seeds is None else result
+
+
+def _kept_for_something(case: Case, keep: Bools) -> Bools:
+    """Without the keeps of weights that are not visited again, which mean nothing."""
+    never = case.arrays.visits["following"] < 0
+    return keep & ~never if keep[:, never].any() else keep
+
+
+_Run = Callable[[Bools, Ints, Floats], None]
+
+
+def _is_plain(case: Case) -> bool:
+    device = case.arrays.device[0]
+    return not device["is_fluid"] and not device["first_touch_bytes_per_s"]
+
+
+def _general_run(case: Case, factors: Sequence[Factors]) -> _Run:
+    from cidl_sim.simulator import compiled
+
+    load, execute = (np.array([pair[side] for pair in factors]) for side in (0, 1))
+    return lambda keep, ahead, result: compiled.makespans(*case.arrays, keep, ahead, load, execute, result)
+
+
+def _plain_run(case: Case, factors: Sequence[Factors]) -> _Run:
+    from cidl_sim.simulator import compiled_plain
+
+    available_bytes = int(case.arrays.device[0]["available_bytes"])
+    tables = [_plain_tables(case, *pair) for pair in factors]
+
+    def run(keep: Bools, ahead: Ints, result: Floats) -> None:
+        for number, (visits, stages) in enumerate(tables):
+            compiled_plain.makespans(available_bytes, visits, stages, keep.view(np.uint8), ahead, result[:, number])
+
+    return run
+
+
+def _plain_tables(case: Case, load_factors: Floats, execute_factors: Floats) -> tuple[NDArray[np.void], ...]:
+    visits = case.arrays.visits
+    plain = np.empty(len(visits), _PLAIN_VISIT)
+    for name in ("weight_bytes", "workspace_bytes", "previous"):
+        plain[name] = visits[name]
+    plain["load_s"] = (visits["load_fixed_s"] + visits["load_work_s"]) * load_factors
+    plain["execute_s"] = visits["execute_s"] * execute_factors
+    stages = [(first, end, blocks, _alike_from(plain, first, end, blocks)) for first, end, blocks in case.stages]
+    return plain, np.array(stages, _STAGE)
+
+
+def _alike_from(visits: NDArray[np.void], first: int, end: int, blocks: int) -> int:
+    """The first visit of a round from which on every round of the stage has the costs of the one before it."""
+    later, earlier = visits[first + blocks : end], visits[first : end - blocks]
+    alike = later["previous"] == earlier["previous"] + blocks
+    for name in ("weight_bytes", "workspace_bytes", "load_s", "execute_s"):
+        alike &= later[name] == earlier[name]
+    unlike = np.flatnonzero(~alike)
+    rounds = 1 if not len(unlike) else 2 + int(unlike[-1]) // blocks
+    return first + rounds * blocks

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 if TYPE_CHECKING:
-    from cidl_sim.simulator.batch import Bools, Floats
+    from cidl_sim.simulator.batch import Bools, Floats, Ints
 
     Record = Any  # one element of an array of one of the types below
     Records = Any
@@ -42,6 +42,7 @@ _WEIGHTS = np.dtype([("resident_for", np.int64), ("loaded", np.int64)])
 # Counting references to arrays at every call would take ten times as long as the calls: what allocates nothing does
 # without. The callers hold the arrays. Quotients may be inf as in numpy, not an exception.
 _kernel = njit(cache=True, error_model="numpy", _nrt=False)
+_LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
 _inlined = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 
 
@@ -59,11 +60,68 @@ def evaluate(
     device, runs = devices[0], np.zeros(1, _RUN)
     weights = np.zeros(device.weights_count, _WEIGHTS)
     activities = np.zeros(device.channels + 1, _ACTIVITY)
-    run = runs[0]
     makespan_s = _makespan_s(
-        device, visits, thermal, loads, keep, load_factors, execute_factors, run, weights, activities
+        device, visits, thermal, loads, keep, load_factors, execute_factors, runs[0], weights, activities
     )
-    return makespan_s, run.peak, run.loader_busy_s, run.executor_busy_s
+    # A record does not hold its array, so the array is what is kept until here.
+    return makespan_s, runs[0].peak, runs[0].loader_busy_s, runs[0].executor_busy_s
+
+
+@njit(cache=True, nogil=True)
+def makespans(
+    devices: Records,
+    visits: Records,
+    thermal: Records,
+    keep: Bools,
+    lookahead: Ints,
+    load_factors: Floats,
+    execute_factors: Floats,
+    result: Floats,
+) -> None:
+    """Fill `result` (policies, runs) for policies that load in order of execution (see `batch.makespans`).
+
+    Factors have a row for each run.
+    """
+    device, runs = devices[0], np.zeros(1, _RUN)
+    weights = np.zeros(device.weights_count, _WEIGHTS)
+    activities = np.zeros(device.channels + 1, _ACTIVITY)
+    loads, nothing = np.zeros(len(visits), _LOAD), np.zeros(1, _RUN)
+    for policy in range(len(keep)):
+        count = _list_loads(visits, keep[policy], lookahead[policy], loads)
+        for number in range(len(load_factors)):
+            runs[0] = nothing[0]
+            for row in range(len(activities)):
+                activities[row].phase = _IDLE
+            result[policy, number] = _makespan_s(
+                device,
+                visits,
+                thermal,
+                loads[:count],
+                keep[policy],
+                load_factors[number],
+                execute_factors[number],
+                runs[0],
+                weights,
+                activities,
+            )
+
+
+@_kernel
+def _list_loads(visits: Records, keep: Bools, lookahead: int, loads: Records) -> int:
+    count = 0
+    for number in range(len(visits)):
+        previous = visits[number].previous
+        if previous < 0 or not keep[previous]:
+            loads[count].visit = number
+            loads[count].gate = _gate(number, lookahead)
+            count += 1
+    return count
+
+
+@_inlined
+def _gate(number: int, lookahead: int) -> int:
+    """The progress that a load waits for: the end of the visit before, or the start of one further ahead."""
+    return 2 * (number - lookahead) + (1 if lookahead else 0)
 
 
 @_kernel
@@ -81,7 +139,7 @@ def _makespan_s(
 ) -> float:
     run.heat, run.widest = 1.0, -1
     for number in range(len(weights)):
-        weights[number].resident_for = -1
+        weights[number].resident_for, weights[number].loaded = -1, 0
     now, step = 0.0, 0
     while run.current < len(visits):
         _start_visit(device, visits, execute_factors, now, run, weights, activities)

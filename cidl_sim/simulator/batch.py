@@ -47,10 +47,10 @@ _DEVICE = np.dtype(
     + [(name, np.float64) for name in _RATES]
 )
 _THERMAL = np.dtype([("after_s", np.float64), ("factor", np.float64)])
-# One channel without contention, heat and first touch: whole durations, noise in them. From `alike_from` on, costs and
-# what is visited again are those of the round before.
+# One channel without contention, heat and first touch: whole durations, noise in them, and the room for weights beside
+# the workspace. From `alike_from` on, costs and what is visited again are those of the round before.
 _PLAIN_VISIT = np.dtype(
-    [(name, np.int64) for name in ("weight_bytes", "workspace_bytes", "previous")]
+    [(name, np.int64) for name in ("weight_bytes", "room_bytes", "previous")]
     + [(name, np.float64) for name in ("load_s", "execute_s")]
 )
 _STAGE = np.dtype([(name, np.int64) for name in ("first", "end", "blocks", "alike_from")])
@@ -68,10 +68,15 @@ class Arrays(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A workload on a device. `unknown` holds the visits whose load the profile has no cost for, with the reason."""
+    """A workload on a device.
+
+    `stays`: after which visits weights may stay for the next visit in the same group. `unknown`: the visits whose load
+    the profile has no cost for, with the reason.
+    """
 
     arrays: Arrays
-    stages: tuple[tuple[int, int, int], ...]  # first visit, one past the last visit, blocks
+    stages: NDArray[np.void]
+    stays: Bools
     baseline_bytes: int
     noise: Noise
     unknown: dict[int, DeviceError] = field(default_factory=dict)
@@ -135,9 +140,19 @@ def compile_case(workload: Workload, device: DeviceProfile) -> Case:
     )
     thermal = np.array([(step.after_s, step.factor) for step in device.thermal], _THERMAL)
     arrays = Arrays(np.array([figures], _DEVICE), visits, thermal)
+    return Case(arrays, _stages(workload), _staying(workload), device.baseline_bytes, device.noise, unknown)
+
+
+def _staying(workload: Workload) -> Bools:
+    group = [workload.stages[visit.stage].group for visit in workload.visits]
+    following = zip(workload.next_same_weights, group, strict=True)
+    return np.array([v is not None and group[v] == ours for v, ours in following])
+
+
+def _stages(workload: Workload) -> NDArray[np.void]:
     firsts = workload.first_visit_of_stage
-    stages = tuple((firsts[s], firsts[s + 1], len(stage.blocks)) for s, stage in enumerate(workload.stages))
-    return Case(arrays, stages, device.baseline_bytes, device.noise, unknown)
+    rows = [(firsts[s], firsts[s + 1], len(stage.blocks), 0) for s, stage in enumerate(workload.stages)]
+    return np.array(rows, _STAGE)
 
 
 def _load_costs(workload: Workload, device: DeviceProfile) -> tuple[list[Cost], dict[int, DeviceError]]:
@@ -211,18 +226,16 @@ def _noise(case: Case, seed: int | None, factors: Factors | None = None) -> Fact
     return (load, execute) if factors is None else (load * factors[0], execute * factors[1])
 
 
-def keep_matrix(workload: Workload, patterns: Bools) -> Bools:
+def keep_matrix(case: Case, patterns: Bools) -> Bools:
     """Patterns (policies, period, positions) as rows for `makespans`: round r of a stage retains pattern r % period.
 
     Weights stay from round to round and from stage to stage of a group, as in `policies.build.keep_positions`.
     """
-    group = [workload.stages[visit.stage].group for visit in workload.visits]
-    stays = np.array([v is not None and group[v] == g for v, g in zip(workload.next_same_weights, group, strict=True)])
-    turn = np.array([visit.round for visit in workload.visits]) % patterns.shape[1]
-    position = np.array([visit.position for visit in workload.visits])
-    stays &= position < patterns.shape[2]
-    keep: Bools = patterns[:, turn, np.minimum(position, patterns.shape[2] - 1)] & stays
-    return keep
+    from cidl_sim.simulator import compiled_plain
+
+    keep = np.empty((len(patterns), len(case.stays)), np.uint8)
+    compiled_plain.fill_keep(case.stages, case.stays.view(np.uint8), patterns.view(np.uint8), keep)
+    return keep.view(np.bool_)
 
 
 def makespans(
@@ -236,19 +249,40 @@ def makespans(
 
     All cores are used. DeviceError where a policy needs a load of unknown cost.
     """
+    keep = np.ascontiguousarray(keep)
+    return _makespans(case, len(keep), lambda chunk: _kept_for_something(case, keep[chunk]), lookahead, seeds)
+
+
+def pattern_makespans(
+    case: Case, patterns: Bools, lookahead: Ints | int | None = None, seeds: Sequence[int] | None = None
+) -> Floats:
+    """`makespans` of `keep_matrix(case, patterns)`, of which only a part exists at a time."""
+    return _makespans(case, len(patterns), lambda chunk: keep_matrix(case, patterns[chunk]), lookahead, seeds)
+
+
+def _makespans(
+    case: Case,
+    policies: int,
+    rows: Callable[[slice], Bools],
+    lookahead: Ints | int | None,
+    seeds: Sequence[int] | None,
+) -> Floats:
     count = len(case.arrays.visits)
-    ahead = np.full(len(keep), count, np.int64) if lookahead is None else np.broadcast_to(lookahead, len(keep))
-    ahead = np.ascontiguousarray(ahead, np.int64)
-    keep = _kept_for_something(case, np.ascontiguousarray(keep))
-    if case.unknown:
-        loaded = ~keep[:, case.arrays.visits["previous"]] | (case.arrays.visits["previous"] < 0)
-        _check_known(case, np.flatnonzero(loaded.any(axis=0)))
+    ahead = np.ascontiguousarray(np.broadcast_to(count if lookahead is None else lookahead, policies), np.int64)
     factors = [_noise(case, seed) for seed in ([None] if seeds is None else seeds)]
-    result = np.empty((len(keep), len(factors)))
+    result = np.empty((policies, len(factors)))
     run = _plain_run(case, factors) if _is_plain(case) else _general_run(case, factors)
-    chunks = [slice(first, first + _CHUNK) for first in range(0, len(keep), _CHUNK)]
+
+    def evaluate_chunk(first: int) -> None:
+        chunk = slice(first, first + _CHUNK)
+        keep = rows(chunk)
+        if case.unknown:
+            previous = case.arrays.visits["previous"]
+            _check_known(case, np.flatnonzero((~keep[:, previous] | (previous < 0)).any(axis=0)))
+        run(keep, ahead[chunk], result[chunk])
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda chunk: run(keep[chunk], ahead[chunk], result[chunk]), chunks))
+        list(pool.map(evaluate_chunk, range(0, policies, _CHUNK)))
     return result[:, 0] if seeds is None else result
 
 
@@ -276,12 +310,11 @@ def _general_run(case: Case, factors: Sequence[Factors]) -> _Run:
 def _plain_run(case: Case, factors: Sequence[Factors]) -> _Run:
     from cidl_sim.simulator import compiled_plain
 
-    available_bytes = int(case.arrays.device[0]["available_bytes"])
     tables = [_plain_tables(case, *pair) for pair in factors]
 
     def run(keep: Bools, ahead: Ints, result: Floats) -> None:
         for number, (visits, stages) in enumerate(tables):
-            compiled_plain.makespans(available_bytes, visits, stages, keep.view(np.uint8), ahead, result[:, number])
+            compiled_plain.makespans(visits, stages, keep.view(np.uint8), ahead, result[:, number])
 
     return run
 
@@ -289,19 +322,24 @@ def _plain_run(case: Case, factors: Sequence[Factors]) -> _Run:
 def _plain_tables(case: Case, load_factors: Floats, execute_factors: Floats) -> tuple[NDArray[np.void], ...]:
     visits = case.arrays.visits
     plain = np.empty(len(visits), _PLAIN_VISIT)
-    for name in ("weight_bytes", "workspace_bytes", "previous"):
-        plain[name] = visits[name]
+    plain["weight_bytes"], plain["previous"] = visits["weight_bytes"], visits["previous"]
+    # Without room there is no makespan; how little there is does not matter, and might overflow.
+    available_bytes, workspace_bytes = case.arrays.device[0]["available_bytes"], visits["workspace_bytes"]
+    plain["room_bytes"] = np.where(workspace_bytes <= available_bytes, available_bytes - workspace_bytes, -1)
     plain["load_s"] = (visits["load_fixed_s"] + visits["load_work_s"]) * load_factors
     plain["execute_s"] = visits["execute_s"] * execute_factors
-    stages = [(first, end, blocks, _alike_from(plain, first, end, blocks)) for first, end, blocks in case.stages]
-    return plain, np.array(stages, _STAGE)
+    stages = case.stages.copy()
+    stages["alike_from"] = [
+        _alike_from(plain, *(int(stage[n]) for n in ("first", "end", "blocks"))) for stage in stages
+    ]
+    return plain, stages
 
 
 def _alike_from(visits: NDArray[np.void], first: int, end: int, blocks: int) -> int:
     """The first visit of a round from which on every round of the stage has the costs of the one before it."""
     later, earlier = visits[first + blocks : end], visits[first : end - blocks]
     alike = later["previous"] == earlier["previous"] + blocks
-    for name in ("weight_bytes", "workspace_bytes", "load_s", "execute_s"):
+    for name in ("load_s", "execute_s"):
         alike &= later[name] == earlier[name]
     unlike = np.flatnonzero(~alike)
     rounds = 1 if not len(unlike) else 2 + int(unlike[-1]) // blocks

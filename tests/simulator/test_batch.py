@@ -17,10 +17,10 @@ from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.build import build_plan, deep_prefetch, keep_positions
 from cidl_sim.simulator import engine
-from cidl_sim.simulator.batch import compile_case, evaluate, keep_matrix, makespan_s, makespans
+from cidl_sim.simulator.batch import compile_case, evaluate, keep_matrix, makespan_s, makespans, pattern_makespans
 from cidl_sim.simulator.engine import simulate
 from tests.conftest import analytic_device, uniform_device, uniform_workload
-from tests.core.strategies import cases, workloads
+from tests.core.strategies import cases
 
 EXACT = 1e-9
 SEEDS = st.sampled_from([None, 0, 3, 2**63])
@@ -167,26 +167,32 @@ def many_rounds(draw: st.DrawFn) -> tuple[Workload, DeviceProfile]:
 def test_rounds_that_come_back_are_skipped_without_a_difference(case, period, lookahead, chance):
     workload, device = case
     random = np.random.default_rng(chance)
-    keep = keep_matrix(workload, random.random((4, period, 6)) < random.random((4, 1, 1)) / 2)
+    compiled = compile_case(workload, device)
+    keep = keep_matrix(compiled, random.random((4, period, 6)) < random.random((4, 1, 1)) / 2)
     # A change of policy in the middle must be noticed.
     keep[3, int(random.integers(keep.shape[1])) :] = False
-    found = makespans(compile_case(workload, device), keep, lookahead)
+    found = makespans(compiled, keep, lookahead)
     expected = [engine_makespan_s(workload, device, plan_of(workload, device, row, lookahead)) for row in keep]
     assert found == pytest.approx(expected, rel=EXACT, abs=0)
 
 
-@given(workloads(), st.sets(st.integers(0, 4)))
-def test_a_pattern_of_one_round_retains_what_the_policies_retain(workload, positions):
-    pattern = np.array([[[p in positions for p in range(5)]]])
-    groups = {stage.group: positions for stage in workload.stages}
-    assert set(np.flatnonzero(keep_matrix(workload, pattern)[0])) == keep_positions(workload, groups)
+@given(cases(), st.sets(st.integers(0, 4)), st.integers(1, 5))
+def test_a_pattern_of_one_round_retains_what_the_policies_retain(case, positions, width):
+    workload, device, _ = case
+    pattern = np.array([[[p in positions for p in range(width)]]])
+    groups = {stage.group: {p for p in positions if p < width} for stage in workload.stages}
+    keep = keep_matrix(compile_case(workload, device), pattern)
+    assert set(np.flatnonzero(keep[0])) == keep_positions(workload, groups)
 
 
 def test_rotating_patterns_take_turns():
     workload = uniform_workload(2, 4)
-    keep = keep_matrix(workload, np.array([[[True, False], [False, True]]]))
+    case = compile_case(workload, uniform_device(3, 2.0, 1.0))
+    patterns = np.array([[[True, False], [False, True]]])
+    keep = keep_matrix(case, patterns)
     # The last round has nothing to keep for.
     assert np.flatnonzero(keep[0]).tolist() == [0, 3, 4]
+    assert pattern_makespans(case, patterns).tolist() == makespans(case, keep).tolist()
 
 
 def test_more_policies_than_a_core_takes_at_a_time_and_one_lookahead_for_each():

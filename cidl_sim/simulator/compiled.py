@@ -3,242 +3,354 @@
 There is no heap of events: each step looks for the next end among the few activities in progress and jumps there.
 Sums and quotients are formed in the engine's order, so that ends which coincide there coincide here. Import this
 module only where something is evaluated: it brings numba along.
+
+State is in records, which compiled code passes as pointers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
 
 if TYPE_CHECKING:
-    from cidl_sim.simulator.batch import Bools, Costs, Decisions, Floats, Ints
-    from cidl_sim.simulator.engine import Factors
+    from cidl_sim.simulator.batch import Bools, Floats, Ints
+
+    Record = Any  # one element of an array of one of the types below
+    Records = Any
 
 # What an activity is doing. Its fixed part passes at its own pace, its work at a rate.
 _IDLE, _FIXED, _WORKING = 0, 1, 2
 
-# Places in the integer state of a run. The widest visit is the one with the largest workspace from the current one to
-# the last one looked at.
-_CURRENT, _RUNNING, _NEXT_LOAD, _IN_FLIGHT, _HELD, _TOUCHED, _PEAK, _WIDEST, _LOOKED_AT = range(9)
+# `widest` is the visit with the largest workspace from the current one to `looked_at`.
+_RUN = np.dtype(
+    [
+        (name, np.int64)
+        for name in ("current", "running", "next_load", "in_flight", "held", "touched", "peak", "widest", "looked_at")
+    ]
+    + [(name, np.float64) for name in ("heat", "loader_busy_s", "executor_busy_s")]
+)
+# One for each channel, and the executor's at the end.
+_ACTIVITY = np.dtype(
+    [(name, np.int64) for name in ("phase", "visit")]
+    + [(name, np.float64) for name in ("end_s", "remaining_s", "began_s", "rate")]
+)
+# For which visit they are resident (-1: for none), and whether their load has ended.
+_WEIGHTS = np.dtype([("resident_for", np.int64), ("loaded", np.int64)])
 
-# Places in the activities' rows, one row per channel and the executor's at the end.
-_END_S, _REMAINING_S, _BEGAN_S, _RATE = range(4)
-
-
-class Run(NamedTuple):
-    """What changes during a run: the places above, weights by number, activities by row (`phases` and `visits` too)."""
-
-    state: Ints
-    resident_for: Ints
-    loaded: Bools
-    visits: Ints
-    phases: Ints
-    activities: Floats
+# Counting references to arrays at every call would take ten times as long as the calls: what allocates nothing does
+# without. The callers hold the arrays. Quotients may be inf as in numpy, not an exception.
+_kernel = njit(cache=True, error_model="numpy", _nrt=False)
+_LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
+_inlined = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 
 
 @njit(cache=True)
-def evaluate(costs: Costs, decisions: Decisions, factors: Factors) -> tuple[float, int, float, float]:
+def evaluate(
+    devices: Records,
+    visits: Records,
+    thermal: Records,
+    loads: Records,
+    keep: Bools,
+    load_factors: Floats,
+    execute_factors: Floats,
+) -> tuple[float, int, float, float]:
     """Run a plan: makespan in s (inf where nothing can go on), peak in bytes beyond the baseline, busy times in s."""
-    rows = costs.channels + 1
-    run = Run(
-        np.zeros(9, np.int64),
-        np.full(costs.weights_count, -1, np.int64),
-        np.zeros(costs.weights_count, np.bool_),
-        np.zeros(rows, np.int64),
-        np.zeros(rows, np.int64),
-        np.zeros((rows, 4)),
+    device, runs = devices[0], np.zeros(1, _RUN)
+    weights = np.zeros(device.weights_count, _WEIGHTS)
+    activities = np.zeros(device.channels + 1, _ACTIVITY)
+    makespan_s = _makespan_s(
+        device, visits, thermal, loads, keep, load_factors, execute_factors, runs[0], weights, activities
     )
-    state, steps = run.state, len(costs.thermal_after_s)
-    state[_WIDEST] = -1
-    now, heat, step, loader_busy_s, executor_busy_s = 0.0, 1.0, 0, 0.0, 0.0
-    while state[_CURRENT] < len(costs.weights):
-        _dispatch(costs, decisions, factors, now, run)
-        _set_rates(costs, now, heat, run)
+    # A record does not hold its array, so the array is what is kept until here.
+    return makespan_s, runs[0].peak, runs[0].loader_busy_s, runs[0].executor_busy_s
+
+
+@njit(cache=True, nogil=True)
+def makespans(
+    devices: Records,
+    visits: Records,
+    thermal: Records,
+    keep: Bools,
+    lookahead: Ints,
+    load_factors: Floats,
+    execute_factors: Floats,
+    result: Floats,
+) -> None:
+    """Fill `result` (policies, runs) for policies that load in order of execution (see `batch.makespans`).
+
+    Factors have a row for each run.
+    """
+    device, runs = devices[0], np.zeros(1, _RUN)
+    weights = np.zeros(device.weights_count, _WEIGHTS)
+    activities = np.zeros(device.channels + 1, _ACTIVITY)
+    loads, nothing = np.zeros(len(visits), _LOAD), np.zeros(1, _RUN)
+    for policy in range(len(keep)):
+        count = _list_loads(visits, keep[policy], lookahead[policy], loads)
+        for number in range(len(load_factors)):
+            runs[0] = nothing[0]
+            for row in range(len(activities)):
+                activities[row].phase = _IDLE
+            result[policy, number] = _makespan_s(
+                device,
+                visits,
+                thermal,
+                loads[:count],
+                keep[policy],
+                load_factors[number],
+                execute_factors[number],
+                runs[0],
+                weights,
+                activities,
+            )
+
+
+@_kernel
+def _list_loads(visits: Records, keep: Bools, lookahead: int, loads: Records) -> int:
+    count = 0
+    for number in range(len(visits)):
+        previous = visits[number].previous
+        if previous < 0 or not keep[previous]:
+            loads[count].visit = number
+            loads[count].gate = _gate(number, lookahead)
+            count += 1
+    return count
+
+
+@_inlined
+def _gate(number: int, lookahead: int) -> int:
+    """The progress that a load waits for: the end of the visit before, or the start of one further ahead."""
+    return 2 * (number - lookahead) + (1 if lookahead else 0)
+
+
+@_kernel
+def _makespan_s(
+    device: Record,
+    visits: Records,
+    thermal: Records,
+    loads: Records,
+    keep: Bools,
+    load_factors: Floats,
+    execute_factors: Floats,
+    run: Record,
+    weights: Records,
+    activities: Records,
+) -> float:
+    run.heat, run.widest = 1.0, -1
+    for number in range(len(weights)):
+        weights[number].resident_for, weights[number].loaded = -1, 0
+    now, step = 0.0, 0
+    while run.current < len(visits):
+        _start_visit(device, visits, execute_factors, now, run, weights, activities)
+        _start_loads(device, visits, loads, load_factors, now, run, weights, activities)
         # Nothing is dispatched before everything that ends at this instant has ended.
         may_dispatch = False
         while not may_dispatch:
-            then = _next_end(run)
+            then = _next_end(activities)
             if then == np.inf:
-                return np.inf, state[_PEAK], loader_busy_s, executor_busy_s
-            if step < steps:
-                then = min(then, costs.thermal_after_s[step])
-            loader_busy_s += then - now if state[_IN_FLIGHT] else 0.0
-            executor_busy_s += then - now if state[_RUNNING] else 0.0
+                return np.inf
+            if step < len(thermal):
+                then = min(then, thermal[step].after_s)
+            if run.in_flight:
+                run.loader_busy_s += then - now
+            if run.running:
+                run.executor_busy_s += then - now
             now = then
-            while step < steps and costs.thermal_after_s[step] <= now:
-                heat = costs.thermal_factor[step]
+            while step < len(thermal) and thermal[step].after_s <= now:
+                run.heat = thermal[step].factor
                 step += 1
-            while True:
-                may_dispatch |= _end(costs, decisions.keep, factors, now, run)
-                _set_rates(costs, now, heat, run)
-                if _next_end(run) > now:
-                    break
-    return now, state[_PEAK], loader_busy_s, executor_busy_s
+            ends = True
+            while ends:
+                may_dispatch |= _end(device, visits, keep, load_factors, now, run, weights, activities)
+                ends = device.is_fluid and _next_end(activities) <= now
+    return now
 
 
-@njit(cache=True)
-def _next_end(run: Run) -> float:
+@_inlined
+def _next_end(activities: Records) -> float:
     end_s = np.inf
-    for row in range(len(run.phases)):
-        if run.phases[row] != _IDLE:
-            end_s = min(end_s, run.activities[row, _END_S])
+    for row in range(len(activities)):
+        if activities[row].phase != _IDLE and activities[row].end_s < end_s:
+            end_s = activities[row].end_s
     return end_s
 
 
-@njit(cache=True)
-def _set_rates(costs: Costs, now: float, heat: float, run: Run) -> None:
-    """Under contention work done until now went at the old rates; what remains goes on as who is active now allows."""
-    if not costs.is_fluid:
-        return
-    executor, state, phases = costs.channels, run.state, run.phases
+@_inlined
+def _set_rates(device: Record, now: float, run: Record, activities: Records) -> None:
+    """Work done until now went at the old rates; what remains goes on as who is active now allows."""
+    executor = device.channels
     sharing = 0
     for row in range(executor):
-        sharing += phases[row] == _WORKING
+        sharing += activities[row].phase == _WORKING
     for row in range(executor + 1):
-        if phases[row] != _WORKING:
+        activity = activities[row]
+        if activity.phase != _WORKING:
             continue
-        activity = run.activities[row]
-        activity[_REMAINING_S] -= (now - activity[_BEGAN_S]) * activity[_RATE]
-        activity[_BEGAN_S] = now
+        activity.remaining_s -= (now - activity.began_s) * activity.rate
+        activity.began_s = now
         if row == executor:
-            activity[_RATE] = heat / (costs.slowdown_while_loading if state[_IN_FLIGHT] else 1.0)
+            activity.rate = run.heat / (device.slowdown_while_loading if run.in_flight else 1.0)
         else:
-            activity[_RATE] = 1.0 / sharing / (costs.slowdown_while_executing if state[_RUNNING] else 1.0)
-        activity[_END_S] = now
-        if activity[_REMAINING_S] > 0:
-            activity[_END_S] = now + activity[_REMAINING_S] / activity[_RATE]
+            activity.rate = 1.0 / sharing / (device.slowdown_while_executing if run.running else 1.0)
+        activity.end_s = now
+        if activity.remaining_s > 0:
+            activity.end_s = now + activity.remaining_s / activity.rate
 
 
-@njit(cache=True)
-def _begin_work(costs: Costs, now: float, work_s: float, activity: Floats) -> None:
-    activity[_REMAINING_S], activity[_BEGAN_S], activity[_RATE] = work_s, now, 1.0
-    # Without contention this is the end; otherwise it only has to lie ahead until the rates are set.
-    activity[_END_S] = np.inf if costs.is_fluid and work_s > 0 else now + work_s
+@_inlined
+def _begin_work(now: float, work_s: float, activity: Record) -> None:
+    # Under contention the rates are set before anything else happens, and with them another end.
+    activity.remaining_s, activity.began_s, activity.rate, activity.end_s = work_s, now, 1.0, now + work_s
 
 
-@njit(cache=True)
-def _end(costs: Costs, keep: Bools, factors: Factors, now: float, run: Run) -> bool:
+@_inlined
+def _end(
+    device: Record,
+    visits: Records,
+    keep: Bools,
+    factors: Floats,
+    now: float,
+    run: Record,
+    weights: Records,
+    activities: Records,
+) -> bool:
     """End every activity, or its fixed part, that ends now; whether anything may be dispatched after that."""
     ended = False
-    executor = costs.channels
+    executor = device.channels
     for row in range(executor + 1):
-        if run.phases[row] == _IDLE or run.activities[row, _END_S] > now:
+        activity = activities[row]
+        if activity.phase == _IDLE or activity.end_s > now:
             continue
-        visit = run.visits[row]
-        if run.phases[row] == _FIXED:
-            run.phases[row] = _WORKING
-            _begin_work(costs, now, costs.load_work_s[visit] * factors[0][visit], run.activities[row])
+        visit = activity.visit
+        if activity.phase == _FIXED:
+            activity.phase = _WORKING
+            _begin_work(now, visits[visit].load_work_s * factors[visit], activity)
             continue
-        run.phases[row] = _IDLE
+        activity.phase = _IDLE
         ended = True
         if row == executor:
-            _end_visit(costs, keep, visit, run)
+            _end_visit(visits[visit], visit, keep[visit], run, weights)
         else:
-            run.loaded[costs.weights[visit]] = True
-            run.state[_IN_FLIGHT] -= 1
+            weights[visits[visit].weights].loaded = 1
+            run.in_flight -= 1
+    if device.is_fluid:
+        _set_rates(device, now, run, activities)
     return ended
 
 
-@njit(cache=True)
-def _end_visit(costs: Costs, keep: Bools, visit: int, run: Run) -> None:
-    weights = costs.weights[visit]
-    run.state[_RUNNING] = 0
-    run.state[_CURRENT] = visit + 1
-    if keep[visit] and costs.following[visit] >= 0:
-        run.resident_for[weights] = costs.following[visit]
+@_inlined
+def _end_visit(visit: Record, number: int, keeps: bool, run: Record, weights: Records) -> None:
+    run.running = 0
+    run.current = number + 1
+    if keeps and visit.following >= 0:
+        weights[visit.weights].resident_for = visit.following
     else:
-        run.resident_for[weights] = -1
-        run.loaded[weights] = False
-        run.state[_HELD] -= costs.weight_bytes[visit]
+        weights[visit.weights].resident_for = -1
+        weights[visit.weights].loaded = 0
+        run.held -= visit.weight_bytes
 
 
-@njit(cache=True)
-def _dispatch(costs: Costs, decisions: Decisions, factors: Factors, now: float, run: Run) -> None:
-    """Start the current visit and every load that may start."""
-    state, current, executor = run.state, run.state[_CURRENT], costs.channels
-    if not state[_RUNNING] and _visit_may_start(costs, current, run):
-        _trim(costs, current, state)
-        state[_RUNNING] = 1
-        _note_peak(costs, state)
-        run.visits[executor], run.phases[executor] = current, _WORKING
-        _begin_work(costs, now, costs.execute_s[current] * factors[1][current], run.activities[executor])
-    while state[_NEXT_LOAD] < len(decisions.loads) and state[_IN_FLIGHT] < executor:
-        visit = decisions.loads[state[_NEXT_LOAD]]
-        is_open = 2 * current + state[_RUNNING] >= decisions.gates[state[_NEXT_LOAD]]
-        if not is_open or run.resident_for[costs.weights[visit]] >= 0 or not _has_room(costs, visit, state):
+@_inlined
+def _start_visit(
+    device: Record, visits: Records, factors: Floats, now: float, run: Record, weights: Records, activities: Records
+) -> None:
+    current = run.current
+    entry = weights[visits[current].weights]
+    if run.running or not entry.loaded or entry.resident_for != current:
+        return
+    if visits[current].workspace_bytes > device.available_bytes - run.held:
+        return
+    _trim(device, visits, current, run)
+    run.running = 1
+    run.peak = max(run.peak, run.held + visits[current].workspace_bytes)
+    activity = activities[device.channels]
+    activity.visit, activity.phase = current, _WORKING
+    _begin_work(now, visits[current].execute_s * factors[current], activity)
+
+
+@_inlined
+def _start_loads(
+    device: Record,
+    visits: Records,
+    loads: Records,
+    factors: Floats,
+    now: float,
+    run: Record,
+    weights: Records,
+    activities: Records,
+) -> None:
+    """Start every load that may start, and set the rates of all that is active then."""
+    while run.next_load < len(loads) and run.in_flight < device.channels:
+        load = loads[run.next_load]
+        entry = weights[visits[load.visit].weights]
+        if 2 * run.current + run.running < load.gate or entry.resident_for >= 0:
             break
-        _start_load(costs, visit, now, factors[0][visit], run)
+        if not _has_room(device, visits, load.visit, run):
+            break
+        entry.resident_for = load.visit
+        _start_load(device, visits, load.visit, now, factors[load.visit], run, activities)
+    if device.is_fluid:
+        _set_rates(device, now, run, activities)
 
 
-@njit(cache=True)
-def _visit_may_start(costs: Costs, visit: int, run: Run) -> bool:
-    weights = costs.weights[visit]
-    is_here = run.loaded[weights] and run.resident_for[weights] == visit
-    return is_here and costs.workspace_bytes[visit] <= costs.available_bytes - run.state[_HELD]
-
-
-@njit(cache=True)
-def _has_room(costs: Costs, visit: int, state: Ints) -> bool:
+@_inlined
+def _has_room(device: Record, visits: Records, visit: int, run: Record) -> bool:
     # In an order of differences that no size can overflow.
-    free = costs.available_bytes - state[_HELD]
-    weight_bytes = costs.weight_bytes[visit]
-    return weight_bytes <= free and _largest_workspace(costs, visit, state) <= free - weight_bytes
+    free = device.available_bytes - run.held
+    weight_bytes = visits[visit].weight_bytes
+    return weight_bytes <= free and _largest_workspace(visits, visit, run) <= free - weight_bytes
 
 
-@njit(cache=True)
-def _start_load(costs: Costs, visit: int, now: float, factor: float, run: Run) -> None:
-    state, row = run.state, 0
-    state[_NEXT_LOAD] += 1
-    state[_IN_FLIGHT] += 1
-    state[_HELD] += costs.weight_bytes[visit]
-    run.resident_for[costs.weights[visit]] = visit
-    _note_peak(costs, state)
-    fixed_s = costs.load_fixed_s[visit] + _first_touch_s(costs, visit, state)
-    while run.phases[row] != _IDLE:
+@_inlined
+def _start_load(
+    device: Record, visits: Records, visit: int, now: float, factor: float, run: Record, activities: Records
+) -> None:
+    run.next_load += 1
+    run.in_flight += 1
+    run.held += visits[visit].weight_bytes
+    workspace = visits[run.current].workspace_bytes if run.running else 0
+    run.peak = max(run.peak, run.held + workspace)
+    fixed_s, work_s = visits[visit].load_fixed_s, visits[visit].load_work_s
+    if device.first_touch_bytes_per_s:
+        fixed_s += _first_touch_s(device, visits, visit, run)
+    row = 0
+    while activities[row].phase != _IDLE:
         row += 1
-    run.visits[row] = visit
-    if costs.is_fluid and fixed_s:
-        run.phases[row] = _FIXED
-        run.activities[row, _END_S] = now + fixed_s * factor
+    activity = activities[row]
+    activity.visit = visit
+    if device.is_fluid and fixed_s:
+        activity.phase = _FIXED
+        activity.end_s = now + fixed_s * factor
     else:
-        run.phases[row] = _WORKING
-        _begin_work(costs, now, (fixed_s + costs.load_work_s[visit]) * factor, run.activities[row])
+        activity.phase = _WORKING
+        _begin_work(now, (fixed_s + work_s) * factor, activity)
 
 
-@njit(cache=True)
-def _note_peak(costs: Costs, state: Ints) -> None:
-    workspace = costs.workspace_bytes[state[_CURRENT]] if state[_RUNNING] else 0
-    state[_PEAK] = max(state[_PEAK], state[_HELD] + workspace)
+@_inlined
+def _first_touch_s(device: Record, visits: Records, visit: int, run: Record) -> float:
+    _trim(device, visits, visit, run)
+    fresh = max(0, run.held - run.touched)
+    run.touched += fresh
+    return fresh / device.first_touch_bytes_per_s
 
 
-@njit(cache=True)
-def _first_touch_s(costs: Costs, visit: int, state: Ints) -> float:
-    if not costs.first_touch_bytes_per_s:
-        return 0.0
-    _trim(costs, visit, state)
-    fresh = max(0, state[_HELD] - state[_TOUCHED])
-    state[_TOUCHED] += fresh
-    return fresh / costs.first_touch_bytes_per_s
+@_inlined
+def _trim(device: Record, visits: Records, visit: int, run: Record) -> None:
+    if run.touched and run.current <= visit:
+        room = device.available_bytes - _largest_workspace(visits, visit, run)
+        run.touched = min(run.touched, max(room, run.held))
 
 
-@njit(cache=True)
-def _trim(costs: Costs, visit: int, state: Ints) -> None:
-    if state[_TOUCHED] and state[_CURRENT] <= visit:
-        room = costs.available_bytes - _largest_workspace(costs, visit, state)
-        state[_TOUCHED] = min(state[_TOUCHED], max(room, state[_HELD]))
-
-
-@njit(cache=True)
-def _largest_workspace(costs: Costs, until: int, state: Ints) -> int:
+@_inlined
+def _largest_workspace(visits: Records, until: int, run: Record) -> int:
     """From the current visit to `until`; both mostly grow, so what was looked at is not looked at again."""
-    if until < state[_CURRENT]:
+    if until < run.current:
         return 0
-    if not state[_CURRENT] <= state[_WIDEST] <= until:
-        state[_WIDEST] = state[_LOOKED_AT] = state[_CURRENT]
-    while state[_LOOKED_AT] < until:
-        state[_LOOKED_AT] += 1
-        if costs.workspace_bytes[state[_LOOKED_AT]] >= costs.workspace_bytes[state[_WIDEST]]:
-            state[_WIDEST] = state[_LOOKED_AT]
-    return costs.workspace_bytes[state[_WIDEST]]
+    if run.widest < run.current or run.widest > until:
+        run.widest = run.looked_at = run.current
+    while run.looked_at < until:
+        run.looked_at += 1
+        if visits[run.looked_at].workspace_bytes >= visits[run.widest].workspace_bytes:
+            run.widest = run.looked_at
+    return visits[run.widest].workspace_bytes

@@ -15,14 +15,25 @@ from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Nois
 from cidl_sim.core.errors import DeviceError, InfeasibleError, PlanError
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Block, Stage, Workload
-from cidl_sim.policies.build import build_plan, deep_prefetch
-from cidl_sim.simulator.batch import compile_case, evaluate, makespan_s
+from cidl_sim.policies.build import build_plan, deep_prefetch, keep_positions
+from cidl_sim.simulator import engine
+from cidl_sim.simulator.batch import compile_case, evaluate, keep_matrix, makespan_s, makespans, pattern_makespans
 from cidl_sim.simulator.engine import simulate
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 
 EXACT = 1e-9
 SEEDS = st.sampled_from([None, 0, 3, 2**63])
+
+
+def without_contention(device: DeviceProfile) -> DeviceProfile:
+    loader = {"channels": 1, "slowdown_while_executing": 1.0, "first_touch_bytes_per_s": None}
+    update = {
+        "loader": device.loader.model_copy(update=loader),
+        "executor": device.executor.model_copy(update={"slowdown_while_loading": 1.0}),
+        "thermal": (),
+    }
+    return device.model_copy(update=update)
 
 
 def assert_equals_engine(workload: Workload, device: DeviceProfile, plan: Plan, **circumstances: object) -> float:
@@ -78,6 +89,121 @@ def test_equals_the_engine_when_kinds_are_measured_with_cold_loads(case, data):
         for kind in sorted(kinds)
     }
     assert_equals_engine(workload, device.model_copy(update={"measured": measured}), plan)
+
+
+def plan_of(workload: Workload, device: DeviceProfile, keep: np.ndarray, lookahead: int | None) -> Plan:
+    """What a row of `makespans` stands for, as a plan."""
+    previous = workload.previous_same_weights
+
+    def gate(visit: int) -> Gate | None:
+        if lookahead is None or visit < max(1, lookahead):
+            return None
+        return Gate(visit=visit - lookahead, edge="start") if lookahead else Gate(visit=visit - 1, edge="end")
+
+    numbers = [v.number for v in workload.visits if previous[v.number] is None or not keep[previous[v.number]]]
+    kept = [int(v) for v in np.flatnonzero(keep) if workload.next_same_weights[v] is not None]
+    return build_plan("x", workload, device, [Load(visit=v, gate=gate(v)) for v in numbers], kept)
+
+
+def engine_makespan_s(workload: Workload, device: DeviceProfile, plan: Plan, seed: int | None = None) -> float:
+    try:
+        return engine.makespan_s(workload, device, plan, seed=seed)
+    except InfeasibleError:
+        return math.inf
+
+
+@given(cases(), st.booleans(), st.sampled_from([None, 0, 1, 2, 7]), st.integers(0, 99))
+def test_every_row_of_a_batch_equals_the_engine(case, plain, lookahead, chance):
+    workload, device, _ = case
+    if plain:
+        device = without_contention(device)
+    random = np.random.default_rng(chance)
+    keep = random.random((5, len(workload.visits))) < random.random((5, 1))
+    found = makespans(compile_case(workload, device), keep, lookahead)
+    expected = [engine_makespan_s(workload, device, plan_of(workload, device, row, lookahead)) for row in keep]
+    assert found == pytest.approx(expected, rel=EXACT, abs=0)
+
+
+@given(cases(), st.booleans(), st.integers(0, 99))
+def test_runs_of_a_batch_equal_the_engines_seeds(case, plain, chance):
+    workload, device, _ = case
+    if plain:
+        device = without_contention(device)
+    keep = np.random.default_rng(chance).random((3, len(workload.visits))) < 0.2
+    found = makespans(compile_case(workload, device), keep, seeds=[4, 5])
+    plans = [plan_of(workload, device, row, None) for row in keep]
+    expected = [[engine_makespan_s(workload, device, plan, seed) for seed in (4, 5)] for plan in plans]
+    assert found == pytest.approx(np.array(expected), rel=EXACT, abs=0)
+
+
+@st.composite
+def many_rounds(draw: st.DrawFn) -> tuple[Workload, DeviceProfile]:
+    """Up to two stages of up to 40 rounds on a device without contention."""
+    sizes, spaces = st.sampled_from([0, 1, 2, 3, 5]), st.sampled_from([0, 0, 1, 4])
+    stages: list[Stage] = []
+    for s in range(draw(st.integers(1, 2))):
+        blocks = [
+            Block(
+                name=f"s{s}.{i}",
+                kind=f"s{s}.{i}",
+                weights=f"w{i}" if s == 0 or i >= len(stages[0].blocks) else stages[0].blocks[i].weights,
+                weight_bytes=draw(sizes) if s == 0 or i >= len(stages[0].blocks) else stages[0].blocks[i].weight_bytes,
+                workspace_bytes=draw(spaces),
+                flops=draw(st.sampled_from([0.0, 0.7, 1.0, 2.0, 3.3])),
+            )
+            for i in range(draw(st.integers(1, 6)))
+        ]
+        stages.append(Stage(name=f"s{s}", group="g", rounds=draw(st.integers(1, 40)), blocks=blocks))
+    workload = Workload(name="many", stages=stages)
+    need = max(v.block.weight_bytes + v.block.workspace_bytes for v in workload.visits)
+    device = analytic_device(
+        max(1, need + draw(st.integers(0, 12))),
+        loader=Loader(bandwidth_bytes_per_s=draw(st.sampled_from([0.7, 1.0, 1.5])), latency_s=0.1),
+    )
+    return workload, device
+
+
+@given(many_rounds(), st.sampled_from([1, 2, 3, 5]), st.sampled_from([None, 0, 1, 3, 8, 30]), st.integers(0, 99))
+def test_rounds_that_come_back_are_skipped_without_a_difference(case, period, lookahead, chance):
+    workload, device = case
+    random = np.random.default_rng(chance)
+    compiled = compile_case(workload, device)
+    keep = keep_matrix(compiled, random.random((4, period, 6)) < random.random((4, 1, 1)) / 2)
+    # A change of policy in the middle must be noticed.
+    keep[3, int(random.integers(keep.shape[1])) :] = False
+    found = makespans(compiled, keep, lookahead)
+    expected = [engine_makespan_s(workload, device, plan_of(workload, device, row, lookahead)) for row in keep]
+    assert found == pytest.approx(expected, rel=EXACT, abs=0)
+
+
+@given(cases(), st.sets(st.integers(0, 4)), st.integers(1, 5))
+def test_a_pattern_of_one_round_retains_what_the_policies_retain(case, positions, width):
+    workload, device, _ = case
+    pattern = np.array([[[p in positions for p in range(width)]]])
+    groups = {stage.group: {p for p in positions if p < width} for stage in workload.stages}
+    keep = keep_matrix(compile_case(workload, device), pattern)
+    assert set(np.flatnonzero(keep[0])) == keep_positions(workload, groups)
+
+
+def test_rotating_patterns_take_turns():
+    workload = uniform_workload(2, 4)
+    case = compile_case(workload, uniform_device(3, 2.0, 1.0))
+    patterns = np.array([[[True, False], [False, True]]])
+    keep = keep_matrix(case, patterns)
+    # The last round has nothing to keep for.
+    assert np.flatnonzero(keep[0]).tolist() == [0, 3, 4]
+    assert pattern_makespans(case, patterns).tolist() == makespans(case, keep).tolist()
+
+
+def test_more_policies_than_a_core_takes_at_a_time_and_one_lookahead_for_each():
+    workload, device = uniform_workload(4, 3), uniform_device(3, 2.0, 1.5)
+    case = compile_case(workload, device)
+    keep = np.random.default_rng(0).random((600, 12)) < 0.2
+    lookahead = np.arange(600) % 4
+    found = makespans(case, keep, lookahead)
+    alone = [makespans(case, keep[i : i + 1], int(lookahead[i]))[0] for i in range(0, 600, 37)]
+    assert found[::37].tolist() == alone
+    assert makespans(case, keep[:0]).shape == (0,)
 
 
 def test_a_deadlock_takes_for_ever():
@@ -177,6 +303,9 @@ def test_only_a_plan_that_needs_a_load_of_unknown_cost_is_refused():
     assert assert_equals_engine(workload, device, deep_prefetch("x", workload, device, {0})) == 3.0
     with pytest.raises(DeviceError, match="no load cost for kind 'b'"):
         makespan_s(compile_case(workload, device), deep_prefetch("x", workload, device, set()))
+    assert makespans(compile_case(workload, device), np.array([[True, False]])).tolist() == [3.0]
+    with pytest.raises(DeviceError, match="no load cost for kind 'b'"):
+        makespans(compile_case(workload, device), np.array([[True, False], [False, False]]))
 
 
 def test_an_unknown_visit_is_named():

@@ -1,8 +1,8 @@
 """Simulated annealing over who keeps weights and in which order the others are loaded, compiled.
 
-Candidates are judged as if nothing slowed anything down: one loader, no contention, first touch or heat. Then starting
-everything as early as possible is a recurrence over the loads, some microseconds for a run of thirty rounds, where the
-engine takes tens of milliseconds. Import this module only where something is searched: it brings numba along.
+With one loader and nothing that slows anything down (contention, first touch, heat) starting everything as early as
+possible is a recurrence over the loads, some microseconds for a run of thirty rounds. Other devices take the compiled
+engine. Import this module only where something is searched: it brings numba along.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from numba import njit
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import execution_s, loading_s
+from cidl_sim.simulator import compiled
+from cidl_sim.simulator.batch import compile_case
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class Visits(NamedTuple):
-    """A workload on a device: arrays by visit, seconds and bytes. -1 stands for no visit of the same weights."""
+    """A workload on a device: arrays by visit, seconds and bytes. -1 stands for no visit of the same weights.
+
+    The last three are what the compiled engine reads.
+    """
 
     execute_s: Floats
     load_s: Floats
@@ -34,11 +39,22 @@ class Visits(NamedTuple):
     previous: Ints
     following: Ints
     room_bytes: int
+    is_plain: bool
+    devices: NDArray[np.void]
+    records: NDArray[np.void]
+    thermal: NDArray[np.void]
 
 
 def visits_of(workload: Workload, device: DeviceProfile) -> Visits:
     """The arrays of a workload on a device, with durations as short as they can be."""
+    case = compile_case(workload, device)
+    loader, executor = device.loader, device.executor
     return Visits(
+        is_plain=(
+            loader.slowdown_while_executing == executor.slowdown_while_loading == loader.channels == 1
+            and loader.first_touch_bytes_per_s is None
+            and not device.thermal
+        ),
         execute_s=execution_s(workload, device),
         load_s=loading_s(workload, device),
         weight_bytes=np.array([visit.block.weight_bytes for visit in workload.visits]),
@@ -46,6 +62,9 @@ def visits_of(workload: Workload, device: DeviceProfile) -> Visits:
         previous=np.array([-1 if v is None else v for v in workload.previous_same_weights]),
         following=np.array([-1 if v is None else v for v in workload.next_same_weights]),
         room_bytes=device.memory_limit_bytes - device.baseline_bytes,
+        devices=case.arrays.device,
+        records=case.arrays.visits,
+        thermal=case.arrays.thermal,
     )
 
 
@@ -56,6 +75,19 @@ def makespan_s(visits: Visits, keep: Bools, order: Ints) -> float:
     `order` has every visit; those whose weights are kept for them are passed over. Infinite where the plan does not
     finish. No load starts before the one ahead of it in the order.
     """
+    if visits.is_plain:
+        return _recurrence_s(visits, keep, order)
+    loads, nothing = np.zeros(len(order), compiled.LOAD), np.ones(len(order))
+    count = 0
+    for v in order:
+        if visits.previous[v] < 0 or not keep[visits.previous[v]]:
+            loads[count].visit = v
+            count += 1
+    return compiled.evaluate(visits.devices, visits.records, visits.thermal, loads[:count], keep, nothing, nothing)[0]
+
+
+@njit(cache=True)
+def _recurrence_s(visits: Visits, keep: Bools, order: Ints) -> float:
     count = len(keep)
     ready = np.full(count, np.inf)  # when the weights of a visit are there; those that are kept are at once
     for v in range(count):
@@ -73,7 +105,7 @@ def makespan_s(visits: Visits, keep: Bools, order: Ints) -> float:
             if before < ended and held + visits.weight_bytes[v] + workspace <= visits.room_bytes:
                 break
             # Memory, or the same weights, come free with the end of the next visit.
-            if ended >= count or ended >= v or ready[ended] == np.inf:
+            if ended >= v or ready[ended] == np.inf or held + visits.workspace_bytes[ended] > visits.room_bytes:
                 return np.inf
             ended_s = max(ended_s, ready[ended]) + visits.execute_s[ended]
             if not (keep[ended] and visits.following[ended] >= 0):

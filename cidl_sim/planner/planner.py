@@ -35,7 +35,7 @@ CONSTRAINT_VISITS = 40
 # In how many pieces the bounds cut each visit, one after another: of a few rounds that stand for all, whose prices come
 # from those rounds or from one that repeats for ever, and of the whole workload. Up to so many columns: some 5 seconds.
 FEW_ROUNDS = partial(relaxed_bound_s, most_rounds=SOLVED_ROUNDS)
-BOUNDS_OF_FEW = ((steady_bound_s, 1), (FEW_ROUNDS, 1), (FEW_ROUNDS, 2), (steady_bound_s, 2), (steady_bound_s, 8))
+BOUNDS_OF_FEW = ((steady_bound_s, 1), (FEW_ROUNDS, 2), (steady_bound_s, 8), (FEW_ROUNDS, 4))
 BOUNDS_OF_ALL = ((relaxed_bound_s, 1), (relaxed_bound_s, 2), (relaxed_bound_s, 4))
 RELAXATION_COLUMNS = 120_000
 # Of the time that is left: for bounds from a few rounds, and for the first search.
@@ -101,13 +101,13 @@ class _Planning:
         return 0.0 if proven else max(0.0, self._deadline_s - time.monotonic())
 
     def relax(self, seconds: float, *, whole: bool = False) -> None:
-        """Bounds from prices: of a few rounds that stand for the others, or of the `whole` workload."""
+        """Bounds from prices: of a few rounds that stand for the others, or of the whole workload."""
         deadline_s = time.monotonic() + min(seconds, self.left_s())
-        has_few_rounds = all(stage.rounds <= SOLVED_ROUNDS for stage in self._workload.stages)
-        if not self._in_one_line or (whole and has_few_rounds):
+        if not self._in_one_line:
             return
+        whole = whole or columns_with(self._workload, self._device, 2) <= RELAXATION_COLUMNS
         solved = self._workload if whole else shortened(self._workload, SOLVED_ROUNDS)
-        for bound_s, pieces in BOUNDS_OF_ALL if whole or has_few_rounds else BOUNDS_OF_FEW:
+        for bound_s, pieces in BOUNDS_OF_ALL if whole else BOUNDS_OF_FEW:
             # Of a repeating round the ends are solved in two pieces at most.
             columns = columns_with(solved, self._device, min(2, pieces) if bound_s is steady_bound_s else pieces)
             if self.left_s() > 0 and time.monotonic() < deadline_s and columns <= RELAXATION_COLUMNS:

@@ -43,9 +43,9 @@ def relaxed_bound_s(
 def steady_bound_s(workload: Workload, device: DeviceProfile, *, pieces: int, deadline_s: float) -> float:
     """The lower bound in s from prices of repeating rounds and of ends that suit them; see `relaxed_bound_s`.
 
-    One round is cheap, so its visits are cut into `pieces`, an even number or 1, those of the ends in two at most.
+    One round is cheap, so its visits are cut into `pieces`, those of the ends in two at most.
     """
-    short, at_ends = shortened(workload, SOLVED_ROUNDS), min(2, pieces)
+    short, at_ends = shortened(workload, SOLVED_ROUNDS), 1 if pieces % 2 else 2
     known: list[Prices | None] = []
     for stage in workload.stages:
         is_long = stage.rounds > SOLVED_ROUNDS

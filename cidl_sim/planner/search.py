@@ -1,7 +1,7 @@
 """Search for what is too large for the exact models: annealing from good plans, then the engine's word.
 
-A walk (`annealing`) judges plans as if nothing slowed anything down. What it finds is timed by the engine on the
-device as it is, and only that counts. Where loads and executions slow each other down, shorter lookaheads are tried.
+A walk (`annealing`) decides who keeps weights, and the order of loads where that matters. What it finds is timed by
+the engine, and only that counts. Where loads and executions slow each other down, shorter lookaheads are tried.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ _WEIGHTS = np.dtype([("resident_for", np.int64), ("loaded", np.int64)])
 # Counting references to arrays at every call would take ten times as long as the calls: what allocates nothing does
 # without. The callers hold the arrays. Quotients may be inf as in numpy, not an exception.
 _kernel = njit(cache=True, error_model="numpy", _nrt=False)
-_LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
+LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
 _inlined = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 
 
@@ -85,7 +85,7 @@ def makespans(
     device, runs = devices[0], np.zeros(1, _RUN)
     weights = np.zeros(device.weights_count, _WEIGHTS)
     activities = np.zeros(device.channels + 1, _ACTIVITY)
-    loads, nothing = np.zeros(len(visits), _LOAD), np.zeros(1, _RUN)
+    loads, nothing = np.zeros(len(visits), LOAD), np.zeros(1, _RUN)
     for policy in range(len(keep)):
         count = _list_loads(visits, keep[policy], lookahead[policy], loads)
         for number in range(len(load_factors)):

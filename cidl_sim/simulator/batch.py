@@ -2,8 +2,8 @@
 
 `compile_case` turns a workload and a device into arrays once; after that a plan costs microseconds instead of
 milliseconds: `evaluate` and `makespan_s` take any plan, `makespans` any number of policies as a matrix. Every feature
-of the engine is there but early ends of stages and limits that change during a run. A plan that cannot finish within
-the memory has the makespan inf.
+of the engine is there but what changes the plan or the limit during a run. A plan that cannot finish within the memory
+has the makespan inf.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ _THERMAL = np.dtype([("after_s", np.float64), ("factor", np.float64)])
 # One channel without contention, heat and first touch: whole durations, noise in them, and the room for weights beside
 # the workspace. From `alike_from` on, costs and what is visited again are those of the round before.
 _PLAIN_VISIT = np.dtype(
-    [(name, np.int64) for name in ("weight_bytes", "room_bytes", "previous")]
+    [(name, np.int64) for name in ("weight_bytes", "room_bytes", "previous", "narrows")]
     + [(name, np.float64) for name in ("load_s", "execute_s")]
 )
 _STAGE = np.dtype([(name, np.int64) for name in ("first", "end", "blocks", "alike_from")])
@@ -281,8 +282,9 @@ def _makespans(
             _check_known(case, np.flatnonzero((~keep[:, previous] | (previous < 0)).any(axis=0)))
         run(keep, ahead[chunk], result[chunk])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(evaluate_chunk, range(0, policies, _CHUNK)))
+    # A few policies are done before threads have started.
+    with ThreadPoolExecutor(os.cpu_count()) if policies > _CHUNK else nullcontext() as pool:
+        list((pool.map if pool else map)(evaluate_chunk, range(0, policies, _CHUNK)))
     return result[:, 0] if seeds is None else result
 
 
@@ -326,6 +328,8 @@ def _plain_tables(case: Case, load_factors: Floats, execute_factors: Floats) -> 
     # Without room there is no makespan; how little there is does not matter, and might overflow.
     available_bytes, workspace_bytes = case.arrays.device[0]["available_bytes"], visits["workspace_bytes"]
     plain["room_bytes"] = np.where(workspace_bytes <= available_bytes, available_bytes - workspace_bytes, -1)
+    plain["narrows"][:-1] = plain["room_bytes"][:-1] < plain["room_bytes"][1:]
+    plain["narrows"][-1:] = False
     plain["load_s"] = (visits["load_fixed_s"] + visits["load_work_s"]) * load_factors
     plain["execute_s"] = visits["execute_s"] * execute_factors
     stages = case.stages.copy()

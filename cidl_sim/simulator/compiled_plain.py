@@ -31,9 +31,11 @@ _LONGEST_PERIOD = 8
 # Of the time passed. Sums of some thousand durations differ by less, and what it hides stays below 1e-9.
 _SAME = 1e-13
 
+# Visits whose end makes room, in order: weights leave, or a larger workspace than the next visit's does.
+_LEAVING = np.dtype([("visit", np.int64), ("freed_bytes", np.int64)])
 # `pattern` tells rounds apart in which the policy keeps other visits (most of them: it is a hash).
 _STATE = np.dtype(
-    [(name, np.int64) for name in ("visit", "held", "retained", "ended", "narrowest", "pattern")]
+    [(name, np.int64) for name in ("visit", "held", "retained", "ended", "narrowest", "listed", "left", "pattern")]
     + [(name, np.float64) for name in ("loader_s", "executor_s")]
 )
 
@@ -43,10 +45,11 @@ def makespans(visits: Records, stages: Records, keep: Bytes, lookahead: Ints, re
     """Fill `result`, one makespan in s for each row of `keep` (see `batch.makespans`)."""
     count = len(visits)
     starts_s, ends_s = np.zeros(count), np.zeros(count + 1)  # the first end is that of no visit, at 0
+    leaving = np.zeros(count + 1, _LEAVING)
     now, history = np.zeros(1, _STATE), np.zeros(_LONGEST_PERIOD, _STATE)
     for policy in range(len(keep)):
         ahead = lookahead[policy] if lookahead[policy] < count else -1
-        result[policy] = _makespan_s(visits, stages, keep[policy], ahead, starts_s, ends_s, now[0], history)
+        result[policy] = _makespan_s(visits, stages, keep[policy], ahead, leaving, starts_s, ends_s, now[0], history)
 
 
 @njit(cache=True, nogil=True)
@@ -74,12 +77,14 @@ def _makespan_s(
     stages: Records,
     keep: Bytes,
     lookahead: int,
+    leaving: Records,
     starts_s: Floats,
     ends_s: Floats,
     state: Record,
     history: Records,
 ) -> float:
     """The makespan of one policy; a lookahead of -1 is none."""
+    state.listed = state.left = 0
     state.visit = state.held = state.retained = state.ended = state.narrowest = 0
     state.loader_s = state.executor_s = 0.0
     for number in range(len(stages)):
@@ -87,9 +92,9 @@ def _makespan_s(
         recorded = 0
         while state.visit < stage.end:
             if state.visit >= stage.alike_from - stage.blocks:
-                recorded = _skip(stage, keep, lookahead, starts_s, ends_s, state, history, recorded)
+                recorded = _skip(stage, keep, lookahead, leaving, starts_s, ends_s, state, history, recorded)
             is_left = state.visit < stage.end
-            if is_left and not _run_round(visits, keep, lookahead, starts_s, ends_s, state, stage.blocks):
+            if is_left and not _run_round(visits, keep, lookahead, leaving, starts_s, ends_s, state, stage.blocks):
                 return np.inf
     return state.executor_s
 
@@ -99,13 +104,19 @@ def _run_round(
     visits: Records,
     keep: Bytes,
     lookahead: int,
+    leaving: Records,
     starts_s: Floats,
     ends_s: Floats,
     state: Record,
     blocks: int,
 ) -> bool:
-    """The next `blocks` visits; False where memory lets one of them never run."""
+    """The next `blocks` visits; False where memory lets one of them never run.
+
+    Whether a visit loads or waits for memory is as good as random, so both are selected, not branched to, where that
+    is possible: the processor has met none of these policies before.
+    """
     held, retained, ended, narrowest = state.held, state.retained, state.ended, state.narrowest
+    listed, left = state.listed, state.left
     loader_s, executor_s = state.loader_s, state.executor_s
     first, pattern = state.visit, 0
     for number in range(first, first + blocks):
@@ -116,32 +127,41 @@ def _run_round(
         retained += weight_bytes
         if retained > visit.room_bytes:
             return False
-        pattern = (pattern << 1) ^ (pattern >> 62) ^ int(keep[number])
-        if not keep[number]:
-            retained -= visit.weight_bytes
+        stays = int(keep[number])
+        pattern = (pattern << 1) ^ (pattern >> 62) ^ stays
+        freed = 0 if stays else visit.weight_bytes
+        retained -= freed
+        leaving[listed].visit, leaving[listed].freed_bytes = number, freed
         if visit.room_bytes <= visits[narrowest].room_bytes:
             narrowest = number
         must_have_ended = visit.previous + 1 if is_loaded else 0
-        while ended < must_have_ended or weight_bytes > visits[narrowest].room_bytes - held:
-            if not keep[ended]:
-                held -= visits[ended].weight_bytes
-            ended += 1
+        has_to_wait = (ended < must_have_ended) | (weight_bytes > visits[narrowest].room_bytes - held)
+        held -= leaving[left].freed_bytes if has_to_wait else 0
+        ended = leaving[left].visit + 1 if has_to_wait else ended
+        left += 1 if has_to_wait else 0
+        listed += 1 if not stays or visit.narrows else 0
+        while True:
             if narrowest < ended:
                 narrowest = _narrowest(visits, ended, number)
+            if ended >= must_have_ended and weight_bytes <= visits[narrowest].room_bytes - held:
+                break
+            held -= leaving[left].freed_bytes
+            ended = leaving[left].visit + 1
+            left += 1
         held += weight_bytes
-        start_s = executor_s
-        if is_loaded:
-            loader_s = max(loader_s, ends_s[ended])
-            if lookahead == 0:
-                loader_s = max(loader_s, executor_s)
-            elif 0 < lookahead <= number:
-                loader_s = max(loader_s, starts_s[number - lookahead])
-            loader_s += visit.load_s
-            start_s = max(start_s, loader_s)
+        opens_s = max(loader_s, ends_s[ended])
+        if lookahead == 0:
+            opens_s = max(opens_s, executor_s)
+        elif 0 < lookahead <= number:
+            opens_s = max(opens_s, starts_s[number - lookahead])
+        opens_s += visit.load_s
+        loader_s = opens_s if is_loaded else loader_s
+        start_s = max(executor_s, opens_s if is_loaded else executor_s)
         executor_s = start_s + visit.execute_s
         starts_s[number], ends_s[number + 1] = start_s, executor_s
     state.visit = first + blocks
     state.held, state.retained, state.ended, state.narrowest = held, retained, ended, narrowest
+    state.listed, state.left = listed, left
     state.loader_s, state.executor_s, state.pattern = loader_s, executor_s, pattern
     return True
 
@@ -160,6 +180,7 @@ def _skip(
     stage: Record,
     keep: Bytes,
     lookahead: int,
+    leaving: Records,
     starts_s: Floats,
     ends_s: Floats,
     state: Record,
@@ -176,7 +197,7 @@ def _skip(
             continue
         times = _repeats(stage, keep, before, state)
         if times > 0:
-            _advance(times, lookahead, starts_s, ends_s, before, state)
+            _advance(times, lookahead, leaving, starts_s, ends_s, before, state)
             # The rounds that were skipped have left no states.
             recorded = 0
             break
@@ -234,7 +255,9 @@ def _differ(keep: Bytes, first: int, end: int, shift: int) -> bool:
 
 
 @_inlined
-def _advance(times: int, lookahead: int, starts_s: Floats, ends_s: Floats, before: Record, state: Record) -> None:
+def _advance(
+    times: int, lookahead: int, leaving: Records, starts_s: Floats, ends_s: Floats, before: Record, state: Record
+) -> None:
     shift = times * (state.visit - before.visit)
     later_s = times * (state.executor_s - before.executor_s)
     first = min(state.ended, state.visit - max(lookahead, 0))
@@ -242,6 +265,8 @@ def _advance(times: int, lookahead: int, starts_s: Floats, ends_s: Floats, befor
         ends_s[number + shift] = ends_s[number] + later_s
     for number in range(state.visit - 1, first - 1, -1):
         starts_s[number + shift] = starts_s[number] + later_s
+    for entry in range(state.left, state.listed):
+        leaving[entry].visit += shift
     state.visit += shift
     state.ended += shift
     state.narrowest += shift

@@ -70,7 +70,7 @@ def least_loading_s(workload: Workload, device: DeviceProfile) -> Seconds:
     reloads = [v for v in range(len(visits)) if previous[v] is not None]
     if not reloads:
         return np.cumsum(loads)
-    room = device.memory_limit_bytes - device.baseline_bytes
+    room = max(1, device.memory_limit_bytes - device.baseline_bytes)  # no block has weights where there is none
     # What is kept is a multiple of the sizes' common divisor: room for 2.3 blocks keeps 2.
     unit = math.gcd(*(visits[v].block.weight_bytes for v in reloads)) or 1
     beside = [room - visit.block.weight_bytes - visit.block.workspace_bytes for visit in visits]

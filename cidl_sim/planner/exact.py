@@ -98,7 +98,7 @@ def instance_of(workload: Workload, device: DeviceProfile, most_units: int = UNI
         sizes=tuple(block.weight_bytes for block in blocks),
         workspaces=tuple(block.workspace_bytes for block in blocks),
         previous=tuple(workload.previous_same_weights),
-        room=device.memory_limit_bytes - device.baseline_bytes,
+        room=max(1, device.memory_limit_bytes - device.baseline_bytes),  # no block has weights where there is none
     )
 
 

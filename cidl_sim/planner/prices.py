@@ -51,7 +51,8 @@ def price_bound_s(workload: Workload, device: DeviceProfile, prices: Prices) -> 
     starts = ends - executions
     stalls = 0.0
     for v, previous in enumerate(workload.previous_same_weights):
-        begin = 0.0 if previous is None else float(ends[previous])
+        # Of visits that follow one another the difference may be off by rounding.
+        begin = 0.0 if previous is None else min(float(ends[previous]), float(starts[v]))
         least = line.least_of_load(begin, float(starts[v]), float(loads[v]), float(shares[v]))
         if previous is not None:
             least = min(least, float(shares[v]) * line.memory_between(begin, float(starts[v])))
@@ -62,7 +63,7 @@ def price_bound_s(workload: Workload, device: DeviceProfile, prices: Prices) -> 
 
 def shares_of(workload: Workload, device: DeviceProfile) -> tuple[Floats, Floats]:
     """Of each visit, its weights in shares of the room, and what can lie beside it."""
-    room = device.memory_limit_bytes - device.baseline_bytes
+    room = max(1, device.memory_limit_bytes - device.baseline_bytes)  # no block has weights where there is none
     sizes = np.array([visit.block.weight_bytes for visit in workload.visits])
     beside = room - sizes - np.array([visit.block.workspace_bytes for visit in workload.visits])
     # What lies beside a visit is a multiple of the sizes' common divisor.

@@ -26,6 +26,12 @@ def test_the_plan_is_never_worse_than_a_policy_and_never_better_than_its_bound(c
     assert found.plan.proven_optimal == (found.plan.gap <= 1e-9)
 
 
+def test_blocks_without_weights_need_no_memory_at_all():
+    found = best_plan(uniform_workload(3, 2, weight_bytes=0, flops=1), analytic_device(1, baseline_bytes=1))
+    assert found.plan.makespan_s == 6
+    assert found.plan.proven_optimal
+
+
 def test_a_plan_that_no_policy_finds():
     # 8 blocks, 4 rounds, 4 slots: the best policy takes 255.
     found = best_plan(uniform_workload(8, 4), uniform_device(4, 10, 5))

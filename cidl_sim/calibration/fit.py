@@ -15,8 +15,8 @@ from cidl_sim.core.samples import Conditions, Sample, by_kind, samples_of
 from cidl_sim.core.trace import Operation
 from cidl_sim.core.workload import Block
 
-# On top of the largest excess seen in the calibration runs: what differs from run to run.
-BASELINE_MARGIN_BYTES = 8 << 20
+# On top of the largest excess seen in the calibration runs: what differs from run to run, up to 7 % in one validation.
+BASELINE_MARGIN_BYTES = 24 << 20
 # With fewer samples a spread says more about chance than about the machine.
 ENOUGH_FOR_SPREAD = 8
 FIRST_TOUCH_STEPS = 100

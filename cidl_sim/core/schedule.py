@@ -298,6 +298,13 @@ class Schedule:
         others = evenly_ordered([weights for weights in reversed(revisited) if weights not in planned])
         budgets = self._retained_bytes_of_the_plan()
         change = self.memory_limit_bytes - self._plan.memory_limit_bytes
+        if change == 0:
+            return ours  # a set that moves on has more of them than fit at once
+        for group in self._groups_that_rotate():
+            # What such a plan retains beside the running block, and that block as well, was counted.
+            budgets[group] -= max(
+                v.block.weight_bytes for v in remaining if self.workload.stages[v.stage].group == group
+            )
         chosen = []
         for weights in [*ours, *(others if change > 0 else ())]:
             visit = revisited[weights]
@@ -321,6 +328,17 @@ class Schedule:
                 held[group] = held.get(group, 0) + size
                 most[group] = max(most.get(group, 0), held[group])
         return {group: count + change for group, count in most.items()}
+
+    def _groups_that_rotate(self) -> set[str]:
+        """Where the plan retains more in turns than at once: under another limit what is retained stays."""
+        kept: dict[str, dict[str, int]] = {}
+        for number in self._plan.keep:
+            visit = self._visits[number]
+            sizes = kept.setdefault(self.workload.stages[visit.stage].group, {})
+            sizes[visit.block.weights] = visit.block.weight_bytes
+        change = self.memory_limit_bytes - self._plan.memory_limit_bytes
+        most = self._retained_bytes_of_the_plan() if change else {}
+        return {group for group, held in most.items() if sum(kept.get(group, {}).values()) > held - change}
 
     def _next_in_group(self, visit: Visit) -> int | None:
         following = self.workload.next_same_weights[visit.number]
@@ -356,11 +374,16 @@ class Schedule:
             if number in self._retained and weights not in retained
         ]
         planned = {self._visits[number].block.weights for number in self._plan.keep}
+        rotating = self._groups_that_rotate()
         self._keep = {
             visit.number
             for visit in self._visits[self._current :]
             if visit.block.weights in retained
-            and (visit.number in self._plan.keep or visit.block.weights not in planned)
+            and (
+                visit.number in self._plan.keep
+                or visit.block.weights not in planned
+                or self.workload.stages[visit.stage].group in rotating
+            )
             and self._next_in_group(visit) is not None
         }
         released += self._release_ahead()

@@ -29,6 +29,14 @@ def test_a_limit_that_shrinks_costs_time_and_one_that_grows_saves_it():
     assert simulate(WORKLOAD, device, plan, limit_changes=shrunk.limit_changes).makespan_s == shrunk.makespan_s
 
 
+def test_a_rotating_set_settles_where_the_limit_changes_and_more_memory_is_not_slower():
+    workload, device = uniform_workload(28, 12), uniform_device(16, 24, 8)
+    plan = make_plan("rotating", workload, device)
+    unchanged = simulate(workload, device, plan).makespan_s
+    shrunk, grown = (simulate(workload, device, plan, limit_changes=[(900.0, slots)]).makespan_s for slots in (14, 20))
+    assert grown < unchanged < shrunk < 1.15 * unchanged
+
+
 def test_after_a_change_memory_stays_below_the_new_limit():
     device = uniform_device(6, 1, 1)
     plan = make_plan("prefix", WORKLOAD, device)

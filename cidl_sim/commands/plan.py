@@ -150,15 +150,17 @@ def _planned(
     from cidl_sim.planner.planner import best_plan
 
     check_fits(workload, device)
+    notes: tuple[str, ...] = ()
     if chosen is not None:
-        plan, trace, baselines = chosen.planned.plan, chosen.planned.trace, chosen.planned.baselines
+        found = chosen.planned
+        plan, trace, baselines, notes = found.plan, found.trace, found.baselines, found.notes
     elif policy is not None:
         plan, trace = evaluated_plan(policy, workload, device)
         baselines = baseline_makespans(workload, device)
     else:
         observe = partial(step, "plan")
         found = best_plan(workload, device, time_limit_s=time_limit_s, on_step=observe)
-        plan, trace, baselines = found.plan, found.trace, found.baselines
+        plan, trace, baselines, notes = found.plan, found.trace, found.baselines, found.notes
     if file is not None:
         plan.write(file)
         if chosen and chosen.is_unnamed:
@@ -179,7 +181,7 @@ def _planned(
         "baselines": baselines,
         "fall_backs": list(trace.header.fall_backs),
         "file": str(file) if file else None,
-        "explanation": explain(workload, device, plan, trace, baselines),
+        "explanation": [*explain(workload, device, plan, trace, baselines), *notes],
         **(chosen.figures() if chosen else {}),
     }
 

@@ -46,11 +46,15 @@ OnStep = Callable[[int, int, str], None]  # done, total, what
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with its predictions, its simulation, and the makespans in s of the policies beside it."""
+    """A plan with its predictions, its simulation, and the makespans in s of the policies beside it.
+
+    `notes`: what was left out, a sentence each.
+    """
 
     plan: Plan
     trace: Trace
     baselines: dict[str, float | None]
+    notes: tuple[str, ...] = ()
 
 
 def best_plan(
@@ -75,7 +79,8 @@ def best_plan(
     planning.relax(planning.left_s(), whole=True)
     planning.search(planning.left_s())
     on_step(4, 4, "")
-    return Planned(*with_predictions(planning.plan, workload, device, planning.bound_s), planning.baselines)
+    found = with_predictions(planning.plan, workload, device, planning.bound_s)
+    return Planned(*found, planning.baselines, tuple(planning.notes))
 
 
 class _Planning:
@@ -86,6 +91,7 @@ class _Planning:
         self._device = device
         self._deadline_s = deadline_s
         self._searches = 0
+        self.notes: list[str] = []
         check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
         self.baselines = baseline_makespans(workload, device)
         best = min((s, policy) for policy, s in self.baselines.items() if s is not None)
@@ -103,10 +109,15 @@ class _Planning:
     def relax(self, seconds: float, *, whole: bool = False) -> None:
         """Bounds from prices: of a few rounds that stand for the others, or of the whole workload."""
         deadline_s = time.monotonic() + min(seconds, self.left_s())
+        if seconds <= 0:
+            return
         if not self._in_one_line:
+            self.notes = ["several channels and blocks that differ: only the simple bounds hold"]
             return
         whole = whole or columns_with(self._workload, self._device, 2) <= RELAXATION_COLUMNS
         solved = self._workload if whole else shortened(self._workload, SOLVED_ROUNDS)
+        if not whole and columns_with(solved, self._device, 1) > RELAXATION_COLUMNS:
+            self.notes = [f"{len(solved.visits)} visits in {SOLVED_ROUNDS} rounds: too many for the better bounds"]
         for bound_s, pieces in BOUNDS_OF_ALL if whole else BOUNDS_OF_FEW:
             # Of a repeating round the ends are solved in two pieces at most.
             columns = columns_with(solved, self._device, min(2, pieces) if bound_s is steady_bound_s else pieces)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
@@ -13,6 +16,13 @@ from cidl_sim.simulator.engine import makespan_s
 
 Positions = Callable[[int, int], set[int]]
 Keeps = Callable[[Workload, dict[str, int]], set[int]]  # visits that keep their weights, for numbers by group
+
+# Of a group with more blocks so many numbers are tried, evenly spaced.
+MOST_TRIED = 128
+# More simulated visits than these, a second's worth, are left to compiled code.
+ONE_BY_ONE_VISITS = 15_000
+# Makespans that differ by less are equal but for rounding.
+SAME = 1e-12
 
 
 def first_positions(d: int, n: int) -> set[int]:
@@ -107,21 +117,36 @@ def _plan(label: str, keeps: Keeps, workload: Workload, device: DeviceProfile, n
 
 
 def _best(name: str, keeps: Keeps, workload: Workload, device: DeviceProfile) -> Plan:
-    """Try every number in one group after the other; the groups hardly influence each other."""
+    """Try every number (or `MOST_TRIED`) in one group after the other; they hardly influence each other."""
     numbers = dict.fromkeys(repeating_groups(workload), 0)
-    best = _plan(f"{name}:{_label(numbers)}", keeps, workload, device, numbers)
-    best_s = makespan_s(workload, device, best)
-    for group in numbers:
-        for d in range(1, repeated_positions(workload, group) + 1):
-            tried = {**numbers, group: d}
-            plan = _plan(f"{name}:{_label(tried)}", keeps, workload, device, tried)
-            try:
-                seconds = makespan_s(workload, device, plan)
-            except InfeasibleError:
-                break  # a larger set needs more memory still
-            if seconds < best_s:
-                best, best_s, numbers = plan, seconds, tried
-    return best
+    (best_s,) = _makespans_s(workload, device, [keeps(workload, numbers)])
+    for group in tuple(numbers):
+        count = repeated_positions(workload, group)
+        tried = [{**numbers, group: int(d)} for d in np.unique(np.linspace(1, count, min(count, MOST_TRIED)).round())]
+        found_s = _makespans_s(workload, device, [keeps(workload, candidate) for candidate in tried])
+        for candidate, seconds in zip(tried, found_s, strict=True):
+            if seconds < best_s * (1 - SAME):
+                numbers, best_s = candidate, seconds
+    return _plan(f"{name}:{_label(numbers)}", keeps, workload, device, numbers)
+
+
+def _makespans_s(workload: Workload, device: DeviceProfile, keeps: Sequence[set[int]]) -> list[float]:
+    """With deep prefetch, by what is kept, ever more; infinite where that does not fit."""
+    if len(keeps) * len(workload.visits) > ONE_BY_ONE_VISITS:
+        # Imported here: numba takes a while, which small workloads need not wait for.
+        from cidl_sim.simulator.batch import compile_case, makespans
+
+        rows = np.zeros((len(keeps), len(workload.visits)), np.bool_)
+        for row, keep in zip(rows, keeps, strict=True):
+            row[list(keep)] = True
+        return [float(seconds) for seconds in makespans(compile_case(workload, device), rows)]
+    found: list[float] = []
+    for keep in keeps:
+        try:
+            found.append(makespan_s(workload, device, deep_prefetch("tried", workload, device, keep)))
+        except InfeasibleError:
+            break  # a larger set needs more memory still
+    return found + [math.inf] * (len(keeps) - len(found))
 
 
 def _label(numbers: dict[str, int]) -> str:

@@ -1,11 +1,9 @@
-"""Commands that run for real, and show what was recorded."""
+"""Commands that run for real."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
-
-import typer
 
 from cidl_sim.commands.console import (
     AsJson,
@@ -13,7 +11,6 @@ from cidl_sim.commands.console import (
     Optional,
     StoreOption,
     compute_device_named,
-    draw,
     messages,
     progress,
     show,
@@ -21,14 +18,10 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.errors import InputError, PlanError
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
-from cidl_sim.core.trace import read_trace
 from cidl_sim.models.config import (
     LPL_RULES,
 )
-from cidl_sim.report.tables import (
-    comparison_table,
-    summary_table,
-)
+from cidl_sim.report.tables import comparison_table
 
 
 def run(
@@ -109,18 +102,6 @@ def run(
             f"{describe_mode(result.enforced_by)}"
         ),
     )
-
-
-def trace_show(
-    file: Annotated[Path, typer.Argument(help="A trace file (.json or .json.gz).")],
-    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a trace: busy times, idle times by cause, memory."""
-    trace = read_trace(file)
-    if plot is not None:
-        draw([(f"{trace.header.origin}, {trace.header.policy}", trace)], plot, trace.header.workload_name)
-    show(trace.summary(), as_json, lambda: summary_table(str(file), trace))
 
 
 def demo(

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,7 @@ from cidl_sim.core.workload import Workload
 Origin = Literal["simulated", "torch-cpu", "torch-cuda", "torch-mps", "mil", "coreml", "imported"]
 EnforcedBy = Literal["none", "accounting", "cgroup-v1", "cgroup-v2", "systemd-scope"]
 Operation = Literal["load", "execute", "wait", "unload"]
+Label = TypeVar("Label", int, str)
 
 
 class Span(Record):
@@ -53,6 +54,14 @@ class Event(Record):
     values: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
 
 
+class Place(NamedTuple):
+    """Where a visit belongs: the stage by its number, the round, and the block's position in it, all from 0."""
+
+    stage: int
+    round: int
+    position: int
+
+
 class StageOutline(Record):
     """A stage as the trace needs it to name its visits."""
 
@@ -61,6 +70,12 @@ class StageOutline(Record):
     rounds: int = Field(ge=1)
     blocks: tuple[str, ...] = Field(min_length=1)
     kinds: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _every_block_has_a_kind(self) -> StageOutline:
+        if len(self.kinds) != len(self.blocks):
+            raise ValueError(f"stage {self.name!r}: {len(self.blocks)} blocks but {len(self.kinds)} kinds")
+        return self
 
 
 class Header(Record):
@@ -86,6 +101,16 @@ class Header(Record):
     date: str | None = None
     settings: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     stages: tuple[StageOutline, ...] = Field(min_length=1)
+
+    def place_of(self, visit: int) -> Place:
+        """Where a visit belongs. IndexError beyond the last visit."""
+        first = 0
+        for stage, outline in enumerate(self.stages):
+            count = outline.rounds * len(outline.blocks)
+            if visit < first + count:
+                return Place(stage, *divmod(visit - first, len(outline.blocks)))
+            first += count
+        raise IndexError(f"visit {visit} of {first}")
 
 
 class Trace(Record):
@@ -216,26 +241,32 @@ class Trace(Record):
     @cached_property
     def groups(self) -> dict[str, dict[str, float]]:
         """Per group: seconds until its last execution ended (`elapsed_s`, adding up to the makespan) and busy times."""
-        outlines = self.header.stages
-        group_of_visit = [o.group for o in outlines for _ in range(o.rounds * len(o.blocks))]
-        result = {o.group: {"elapsed_s": 0.0, "executor_busy_s": 0.0, "loader_busy_s": 0.0} for o in outlines}
+        return self._times_by([outline.group for outline in self.header.stages])
+
+    @cached_property
+    def stages(self) -> dict[int, dict[str, float]]:
+        """The same per stage, by its number."""
+        return self._times_by(list(range(len(self.header.stages))))
+
+    def _times_by(self, label_of_stage: list[Label]) -> dict[Label, dict[str, float]]:
+        result = {label: {"elapsed_s": 0.0, "executor_busy_s": 0.0, "loader_busy_s": 0.0} for label in label_of_stage}
         reached = 0.0
         for span in sorted(self.of("execute"), key=lambda s: s.visit):
-            row = result[group_of_visit[span.visit]]
+            row = result[label_of_stage[self.header.place_of(span.visit).stage]]
             row["executor_busy_s"] += span.end_s - span.start_s
             row["elapsed_s"] += span.end_s - reached
             reached = span.end_s
         for span in self.of("load"):
-            result[group_of_visit[span.visit]]["loader_busy_s"] += span.end_s - span.start_s
+            label = label_of_stage[self.header.place_of(span.visit).stage]
+            result[label]["loader_busy_s"] += span.end_s - span.start_s
         return result
 
     @cached_property
     def stage_rounds(self) -> dict[int, int]:
         """Per stage, the rounds that really ran; what a replay needs."""
         runs: dict[int, int] = dict.fromkeys(range(len(self.header.stages)), 0)
-        stage_of_visit = [s for s, o in enumerate(self.header.stages) for _ in range(o.rounds * len(o.blocks))]
         for span in self.of("execute"):
-            runs[stage_of_visit[span.visit]] += 1
+            runs[self.header.place_of(span.visit).stage] += 1
         return {s: runs[s] // len(outline.blocks) for s, outline in enumerate(self.header.stages)}
 
     @cached_property

@@ -342,5 +342,69 @@ def calibration_table(device: DeviceProfile) -> Table:
     return table
 
 
+def trace_difference_tables(figures: dict[str, Any]) -> list[Any]:
+    """What `cidl trace diff` found, as tables, or one line where the traces are the same."""
+    a, b = figures["a"], figures["b"]
+    headers = ", ".join(name.replace("_", " ") for name in figures["header_differences"])
+    if figures["identical"]:
+        return ["the traces are identical" + (f", except in their headers ({headers})" if headers else "")]
+    lines = [
+        f"{name}: {side['policy']} on {side['device_name']} ({side['origin']}), limit "
+        f"{side['memory_limit_bytes'] / 1e6:,.1f} MB, {side['makespan_s']:.3f} s"
+        for name, side in (("A", a), ("B", b))
+    ]
+    total = {"part": "makespan", "a_s": a["makespan_s"], "b_s": b["makespan_s"]}
+    total["difference_s"] = figures["makespan_difference_s"]
+    part_columns = {
+        "part": ("", ""),
+        "a_s": ("A (s)", ".3f"),
+        "b_s": ("B (s)", ".3f"),
+        "difference_s": ("B - A (s)", "+.3f"),
+    }
+    stage_columns = {
+        "stage": ("stage", ""),
+        "elapsed_a_s": ("A takes (s)", ".3f"),
+        "elapsed_b_s": ("B takes (s)", ".3f"),
+        "elapsed_difference_s": ("B - A (s)", "+.3f"),
+        "executing_difference_s": ("execute (s)", "+.3f"),
+        "loading_difference_s": ("load (s)", "+.3f"),
+        "spans_moved": ("moved", "d"),
+        "spans_in_both": ("of spans", "d"),
+        "largest_start_difference_s": ("by up to (s)", "+.3f"),
+        "loads_only_in_a": ("loads in A only", "d"),
+        "loads_only_in_b": ("in B only", "d"),
+    }
+    span_columns = {
+        "operation": ("", ""),
+        "stage": ("stage", ""),
+        "round": ("round", "d"),
+        "block": ("block", ""),
+        "start_a_s": ("A starts (s)", ".3f"),
+        "start_difference_s": ("later in B (s)", "+.3f"),
+        "duration_a_s": ("A takes (s)", ".3f"),
+        "duration_difference_s": ("longer in B (s)", "+.3f"),
+    }
+    parts: list[Any] = [*lines, f"compared: {figures['compared']}"]
+    parts.append(
+        _columns_table("executor: what the makespans are made of", part_columns, [*figures["makespan"], total])
+    )
+    parts.append(_columns_table("loader, all channels together", part_columns, figures["loader"]))
+    parts.append(_columns_table("stages", stage_columns, figures["stages"]))
+    for title, key in (("largest changes of duration", "duration"), ("largest changes of start", "start")):
+        if rows := figures[f"largest_by_{key}"]:
+            parts.append(_columns_table(title, span_columns, rows))
+    return parts
+
+
+def _columns_table(title: str, columns: dict[str, tuple[str, str]], rows: list[dict[str, Any]]) -> Table:
+    """A table of `rows`; `columns` gives each key its heading and its format, "" for words."""
+    table = Table(title=title, title_justify="left")
+    for heading, spec in columns.values():
+        table.add_column(heading, justify="right" if spec else "left", no_wrap=not spec)
+    for row in rows:
+        table.add_row(*(format(row[key], spec) for key, (_, spec) in columns.items()))
+    return table
+
+
 def _figure(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 
 from cidl_sim.core.errors import InfeasibleError, TraceError
-from cidl_sim.core.trace import Trace, read_trace
+from cidl_sim.core.trace import StageOutline, Trace, read_trace
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 from tests.conftest import uniform_device, uniform_workload
@@ -79,3 +79,16 @@ def test_the_rounds_that_ran_are_read_from_the_spans():
     trace = simulate(workload, device, plan, stage_rounds={0: 3})
     assert trace.stage_rounds == {0: 3}
     assert [event.kind for event in trace.events] == ["stage_ended_early"]
+
+
+def test_stages_add_up_to_the_makespan_and_a_visit_knows_its_place():
+    trace = small_trace()
+    assert trace.stages == {0: trace.groups["denoiser"]}
+    assert [tuple(trace.header.place_of(visit)) for visit in range(4)] == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)]
+    with pytest.raises(IndexError):
+        trace.header.place_of(4)
+
+
+def test_a_stage_outline_has_a_kind_for_each_block():
+    with pytest.raises(ValueError, match="2 blocks but 1 kinds"):
+        StageOutline(name="s", group="s", rounds=1, blocks=("a", "b"), kinds=("k",))

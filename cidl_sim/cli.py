@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from cidl_sim.commands import execute, lookup, make, measure, plan, simulate, traces, what_if
+from cidl_sim.commands import execute, lookup, make, measure, plan, simulate, sweep, traces, what_if
 from cidl_sim.core.errors import CidlError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for verb in (
     lookup.policies,
     simulate.simulate,
     what_if.whatif,
+    sweep.sweep,
     measure.calibrate,
     measure.validate,
     execute.run,

@@ -9,12 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from typer import Argument
+
 from cidl_sim.commands.console import (
     AsJson,
-    DeviceArgument,
     Optional,
     SetOption,
-    WorkloadArgument,
     device_with,
     draw,
     messages,
@@ -37,10 +37,13 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    workload_name: WorkloadArgument,
-    device_name: DeviceArgument,
+    workload_name: Annotated[str | None, Argument(metavar="[WORKLOAD", help="A named workload or a file.")] = None,
+    device_name: Annotated[str | None, Argument(metavar="DEVICE]", help="A named device or a device file.")] = None,
     policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
     plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
+    row: Annotated[
+        str | None, Optional("--row", metavar="RESULTS:INDEX", help="A row of a sweep again; also as JSON.")
+    ] = None,
     settings: SetOption = None,
     seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on; first seed of --runs.")] = None,
     runs: Annotated[int | None, Optional("--runs", min=1, help="Quantiles of the makespan over so many seeds.")] = None,
@@ -59,14 +62,14 @@ def simulate(
     """Simulate a policy or a plan on a device."""
     from cidl_sim.simulator.engine import simulate as run_simulation
 
-    workload, device = find_workload(workload_name), device_with(device_name, settings)
-    if (policy is None) == (plan_file is None):
-        raise InputError("give either --policy or --plan")
-    if plan_file is not None:
-        plan = read_plan(plan_file)
-        plan.check(workload, device)
+    if row is not None:
+        if workload_name or policy or plan_file or settings:
+            raise InputError("--row says workload, device and policy: give none of them beside it")
+        from cidl_sim.sweep.reproduce import case_of_row, read_row
+
+        workload, device, plan = case_of_row(read_row(row))
     else:
-        plan = make_plan(policy or "", workload, device)
+        workload, device, plan = _case(workload_name, device_name, policy, plan_file, settings)
     changes = [_limit_change(text) for text in limit_changes or ()]
     # Like a limit that changes, heat is a scenario: the plan was made without knowing of it.
     device = _heated(device, thermal_steps or ())
@@ -87,6 +90,26 @@ def simulate(
             *([] if spread is None else [quantiles_line(asdict(spread), runs or 0)]),
         ],
     )
+
+
+def _case(
+    workload_name: str | None,
+    device_name: str | None,
+    policy: str | None,
+    plan_file: Path | None,
+    settings: list[str] | None,
+) -> tuple[Workload, DeviceProfile, Plan]:
+    if workload_name is None or device_name is None:
+        raise InputError("name a workload and a device (see 'cidl workloads' and 'cidl devices'), or give --row")
+    if (policy is None) == (plan_file is None):
+        raise InputError("give either --policy or --plan")
+    workload, device = find_workload(workload_name), device_with(device_name, settings)
+    if plan_file is not None:
+        plan = read_plan(plan_file)
+        plan.check(workload, device)
+    else:
+        plan = make_plan(policy or "", workload, device)
+    return workload, device, plan
 
 
 def _limit_change(text: str) -> tuple[float, int]:

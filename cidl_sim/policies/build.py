@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.plan import Load, Plan
+from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Workload
 
 Positions = dict[str, frozenset[int]]  # of the blocks that each group retains
@@ -31,11 +31,26 @@ def build_plan(
     )
 
 
-def deep_prefetch(policy: str, workload: Workload, device: DeviceProfile, keep: set[int]) -> Plan:
-    """A plan that loads everything not kept, in order of execution, as early as memory allows."""
+def deep_prefetch(
+    policy: str, workload: Workload, device: DeviceProfile, keep: set[int], lookahead: int | None = None
+) -> Plan:
+    """A plan that loads everything not kept, in order of execution, as early as memory allows.
+
+    With a lookahead of n a load also waits for the start of the visit n before its own, with 0 for the end of the
+    visit before.
+    """
     previous = workload.previous_same_weights
-    loads = [Load(visit=v.number) for v in workload.visits if previous[v.number] not in keep]
+    missing = [v.number for v in workload.visits if previous[v.number] not in keep]
+    loads = [Load(visit=number, gate=_gate(number, lookahead)) for number in missing]
     return build_plan(policy, workload, device, loads, keep)
+
+
+def _gate(number: int, lookahead: int | None) -> Gate | None:
+    if lookahead is None or number < max(1, lookahead):
+        return None
+    if lookahead == 0:
+        return Gate(visit=number - 1, edge="end")
+    return Gate(visit=number - lookahead, edge="start")
 
 
 def repeated_positions(workload: Workload, group: str) -> int:

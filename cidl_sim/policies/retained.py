@@ -41,7 +41,7 @@ def prefix(workload: Workload, device: DeviceProfile, retained: int | dict[str, 
 
     Without a number: the best one per group, found by simulation. InfeasibleError if d does not fit.
     """
-    return _retained("prefix", _at(first_positions), workload, device, retained)
+    return _retained("prefix", workload, device, retained)
 
 
 def spread(workload: Workload, device: DeviceProfile, retained: int | dict[str, int] | None = None) -> Plan:
@@ -49,7 +49,7 @@ def spread(workload: Workload, device: DeviceProfile, retained: int | dict[str, 
 
     Without a number: the best one per group, found by simulation. InfeasibleError if d does not fit.
     """
-    return _retained("spread", _at(even_positions), workload, device, retained)
+    return _retained("spread", workload, device, retained)
 
 
 def rotating(workload: Workload, device: DeviceProfile, retained: int | dict[str, int] | None = None) -> Plan:
@@ -59,7 +59,7 @@ def rotating(workload: Workload, device: DeviceProfile, retained: int | dict[str
     set moves on from round to round, and a round has n (n - 1 - d) / (n - 1) loads: fewer than the n - d of any fixed
     set. Without a number: the best one per group, found by simulation. InfeasibleError if d does not fit.
     """
-    return _retained("rotating", _moving_on, workload, device, retained)
+    return _retained("rotating", workload, device, retained)
 
 
 def _at(positions: Positions) -> Keeps:
@@ -86,13 +86,17 @@ def _moving_on(workload: Workload, numbers: dict[str, int]) -> set[int]:
     return keep
 
 
+# By policy: the visits that keep their weights, for a workload and the number of blocks of each group.
+KEEPS: dict[str, Keeps] = {"prefix": _at(first_positions), "spread": _at(even_positions), "rotating": _moving_on}
+
+
 def _retained(
     name: str,
-    keeps: Keeps,
     workload: Workload,
     device: DeviceProfile,
     retained: int | dict[str, int] | None,
 ) -> Plan:
+    keeps = KEEPS[name]
     groups = repeating_groups(workload)
     if retained is None:
         return _best(name, keeps, workload, device)

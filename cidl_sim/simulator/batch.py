@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,11 @@ _PLAIN_VISIT = np.dtype(
     + [(name, np.float64) for name in ("load_s", "execute_s")]
 )
 _STAGE = np.dtype([(name, np.int64) for name in ("first", "end", "blocks", "alike_from")])
+# Of many policies, what `Evaluation` says of one.
+EVALUATION = np.dtype(
+    [("makespan_s", np.float64), ("peak_resident_bytes", np.int64)]
+    + [(name, np.float64) for name in ("loader_busy_s", "executor_busy_s")]
+)
 # A load waits for a progress: 2v once visit v is the current one, 2v + 1 once it runs; 0 is no gate.
 _LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
 
@@ -254,6 +259,21 @@ def makespans(
     return _makespans(case, len(keep), lambda chunk: _kept_for_something(case, keep[chunk]), lookahead, seeds)
 
 
+def evaluate_many(
+    case: Case, keep: Bools, lookahead: Ints | int | None = None, threads: int | None = None
+) -> NDArray[np.void]:
+    """Of the policies of `makespans` records with the fields of `Evaluation`; rounds that come back are not skipped.
+
+    `threads`: at the most so many, all cores if None.
+    """
+    keep = np.ascontiguousarray(keep)
+    result = np.zeros((len(keep), 1), EVALUATION)
+    run = _general_run(case, [_noise(case, None)])
+    _in_chunks(case, len(keep), lambda chunk: _kept_for_something(case, keep[chunk]), lookahead, result, run, threads)
+    result["peak_resident_bytes"] += case.baseline_bytes
+    return result[:, 0]
+
+
 def pattern_makespans(
     case: Case, patterns: Bools, lookahead: Ints | int | None = None, seeds: Sequence[int] | None = None
 ) -> Floats:
@@ -268,11 +288,24 @@ def _makespans(
     lookahead: Ints | int | None,
     seeds: Sequence[int] | None,
 ) -> Floats:
-    count = len(case.arrays.visits)
-    ahead = np.ascontiguousarray(np.broadcast_to(count if lookahead is None else lookahead, policies), np.int64)
     factors = [_noise(case, seed) for seed in ([None] if seeds is None else seeds)]
     result = np.empty((policies, len(factors)))
-    run = _plain_run(case, factors) if _is_plain(case) else _general_run(case, factors)
+    run = _plain_run(case, factors) if _is_plain(case) else _makespans_of(_general_run(case, factors))
+    _in_chunks(case, policies, rows, lookahead, result, run)
+    return result[:, 0] if seeds is None else result
+
+
+def _in_chunks(
+    case: Case,
+    policies: int,
+    rows: Callable[[slice], Bools],
+    lookahead: Ints | int | None,
+    result: NDArray[Any],
+    run: _Run,
+    threads: int | None = None,
+) -> None:
+    count = len(case.arrays.visits)
+    ahead = np.ascontiguousarray(np.broadcast_to(count if lookahead is None else lookahead, policies), np.int64)
 
     def evaluate_chunk(first: int) -> None:
         chunk = slice(first, first + _CHUNK)
@@ -283,9 +316,9 @@ def _makespans(
         run(keep, ahead[chunk], result[chunk])
 
     # A few policies are done before threads have started.
-    with ThreadPoolExecutor(os.cpu_count()) if policies > _CHUNK else nullcontext() as pool:
+    several = policies > _CHUNK and threads != 1
+    with ThreadPoolExecutor(threads or os.cpu_count()) if several else nullcontext() as pool:
         list((pool.map if pool else map)(evaluate_chunk, range(0, policies, _CHUNK)))
-    return result[:, 0] if seeds is None else result
 
 
 def _kept_for_something(case: Case, keep: Bools) -> Bools:
@@ -294,7 +327,7 @@ def _kept_for_something(case: Case, keep: Bools) -> Bools:
     return keep & ~never if keep[:, never].any() else keep
 
 
-_Run = Callable[[Bools, Ints, Floats], None]
+_Run = Callable[[Bools, Ints, NDArray[Any]], None]
 
 
 def _is_plain(case: Case) -> bool:
@@ -306,7 +339,16 @@ def _general_run(case: Case, factors: Sequence[Factors]) -> _Run:
     from cidl_sim.simulator import compiled
 
     load, execute = (np.array([pair[side] for pair in factors]) for side in (0, 1))
-    return lambda keep, ahead, result: compiled.makespans(*case.arrays, keep, ahead, load, execute, result)
+    return lambda keep, ahead, result: compiled.evaluate_many(*case.arrays, keep, ahead, load, execute, result)
+
+
+def _makespans_of(general: _Run) -> _Run:
+    def run(keep: Bools, ahead: Ints, result: Floats) -> None:
+        evaluations = np.zeros(result.shape, EVALUATION)
+        general(keep, ahead, evaluations)
+        result[:] = evaluations["makespan_s"]
+
+    return run
 
 
 def _plain_run(case: Case, factors: Sequence[Factors]) -> _Run:

@@ -68,7 +68,7 @@ def evaluate(
 
 
 @njit(cache=True, nogil=True)
-def makespans(
+def evaluate_many(
     devices: Records,
     visits: Records,
     thermal: Records,
@@ -76,11 +76,11 @@ def makespans(
     lookahead: Ints,
     load_factors: Floats,
     execute_factors: Floats,
-    result: Floats,
+    result: Records,
 ) -> None:
     """Fill `result` (policies, runs) for policies that load in order of execution (see `batch.makespans`).
 
-    Factors have a row for each run.
+    Factors have a row for each run. The peak is that beyond the baseline.
     """
     device, runs = devices[0], np.zeros(1, _RUN)
     weights = np.zeros(device.weights_count, _WEIGHTS)
@@ -92,7 +92,7 @@ def makespans(
             runs[0] = nothing[0]
             for row in range(len(activities)):
                 activities[row].phase = _IDLE
-            result[policy, number] = _makespan_s(
+            result[policy, number].makespan_s = _makespan_s(
                 device,
                 visits,
                 thermal,
@@ -104,6 +104,9 @@ def makespans(
                 weights,
                 activities,
             )
+            result[policy, number].peak_resident_bytes = runs[0].peak
+            result[policy, number].loader_busy_s = runs[0].loader_busy_s
+            result[policy, number].executor_busy_s = runs[0].executor_busy_s
 
 
 @_kernel

@@ -1,0 +1,51 @@
+"""Who keeps weights after which visit, for many retained patterns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cidl_sim.core.workload import Workload
+from cidl_sim.policies.build import keep_positions, repeated_positions, repeating_groups
+from cidl_sim.policies.retained import KEEPS
+from cidl_sim.sweep.points import Ints, hashed
+from cidl_sim.sweep.spec import RANDOM
+
+Bools = NDArray[np.bool_]
+
+
+def keep_rows(workload: Workload, policies: Sequence[str], retained: Ints, seeds: Ints) -> Bools:
+    """A row (visits,) for each pattern with its number of retained blocks, as `evaluate_many` takes them."""
+    rows = np.zeros((len(policies), len(workload.visits)), np.bool_)
+    fixed: dict[tuple[str, int], list[int]] = {}
+    for row, policy in enumerate(policies):
+        if policy != RANDOM:
+            fixed.setdefault((policy, int(retained[row])), []).append(row)
+    for (policy, number), places in fixed.items():
+        numbers = dict.fromkeys(repeating_groups(workload), number)
+        rows[np.ix_(places, sorted(KEEPS[policy](workload, numbers)))] = True
+    drawn = [row for row, policy in enumerate(policies) if policy == RANDOM]
+    if drawn:
+        rows[drawn] = _random_rows(workload, retained[drawn], seeds[drawn])
+    return rows
+
+
+def random_keep(workload: Workload, retained: int, seed: int) -> set[int]:
+    """The visits that keep their weights in the pattern random:`retained` of that seed."""
+    row = _random_rows(workload, np.array([retained]), np.array([seed]))[0]
+    return {int(number) for number in np.flatnonzero(row)}
+
+
+def _random_rows(workload: Workload, retained: Ints, seeds: Ints) -> Bools:
+    """Of each group the blocks that come first in a random order of their own for each seed, round after round."""
+    rows = np.zeros((len(retained), len(workload.visits)), np.bool_)
+    for number, group in enumerate(repeating_groups(workload)):
+        count = repeated_positions(workload, group)
+        positions = np.array([visit.position for visit in workload.visits])
+        stays = sorted(keep_positions(workload, {group: set(range(count))}))
+        scores = hashed(number, seeds[:, None], np.arange(count)[None, :])
+        ranks = scores.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+        rows[:, stays] = (ranks < retained[:, None])[:, positions[stays]]
+    return rows

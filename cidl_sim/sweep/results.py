@@ -1,0 +1,111 @@
+"""Results on disk: a folder of Parquet parts in the order of the rows, each whole or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cidl_sim.core.files import read_json, replacing, validated, write_text
+from cidl_sim.sweep.spec import Sweep, SweepError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SWEEP_FILE = "sweep.json"
+PART_KEY = b"cidl-sweep-part"
+
+
+def part_name(number: int) -> str:
+    """The file of a part; names are in the order of the rows."""
+    return f"part-{number:06d}.parquet"
+
+
+def encode_part(table: pa.Table, identity: str) -> bytes:
+    """A part as the bytes of its file, the same bytes for the same rows; `identity` says of what and where."""
+    table = table.replace_schema_metadata({PART_KEY: identity.encode()})
+    sink = pa.BufferOutputStream()
+    text = [column.name for column in table.schema if pa.types.is_string(column.type)]
+    pq.write_table(table, sink, compression="zstd", use_dictionary=text, write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def write_part(folder: Path, number: int, content: bytes) -> None:
+    """Write a part in one step."""
+    with replacing(folder / part_name(number)) as temporary:
+        temporary.write_bytes(content)
+
+
+def is_whole(path: Path, identity: str, rows: int) -> bool:
+    """Whether the file is there, undamaged (every page has a checksum), and that part with so many rows."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = file.schema_arrow.metadata or {}
+            if metadata.get(PART_KEY) != identity.encode() or file.metadata.num_rows != rows:
+                return False
+            return all(batch.num_rows for batch in file.iter_batches())
+    except (OSError, pa.ArrowException, ValueError):
+        return False
+
+
+def open_folder(folder: Path, sweep: Sweep, identity: str) -> None:
+    """Make the folder of a sweep, or go on in it. SweepError where another sweep's results are."""
+    if folder.exists() and not folder.is_dir():
+        raise SweepError(f"{folder}: is a file; results are a folder of parts")
+    described = {"identity": identity, "sweep": sweep.model_dump(mode="json")}
+    if (folder / SWEEP_FILE).is_file():
+        if read_json(folder / SWEEP_FILE, SweepError).get("identity") != identity:
+            raise SweepError(
+                f"{folder}: holds another sweep, or the same one of workloads and devices that have changed; "
+                "choose another -o or remove it"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise SweepError(f"{folder}: holds something else than results of a sweep; choose another -o")
+    write_text(folder / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep whose results are in `folder`. SweepError where there are none."""
+    if not (folder / SWEEP_FILE).is_file():
+        raise SweepError(f"{folder}: no results of a sweep (there is no {SWEEP_FILE})")
+    described = read_json(folder / SWEEP_FILE, SweepError)
+    return validated(Sweep, described.get("sweep"), str(folder / SWEEP_FILE), SweepError)
+
+
+def scan(folder: Path) -> pl.LazyFrame:
+    """The rows in order, read as they are needed. SweepError where there are none."""
+    import polars as pl
+
+    read_sweep(folder)
+    parts = sorted(folder.glob("part-*.parquet"))
+    if not parts:
+        raise SweepError(f"{folder}: no rows yet; 'cidl sweep' with the same axes goes on")
+    return pl.scan_parquet(parts)
+
+
+def row_at(folder: Path, index: int) -> dict[str, Any]:
+    """The row with that index. SweepError if there is none."""
+    import polars as pl
+
+    found = scan(folder).filter(pl.col("index") == index).collect()
+    if found.is_empty():
+        raise SweepError(f"{folder}: no row {index}")
+    row: dict[str, Any] = found.row(0, named=True)
+    return row
+
+
+def best_rows(folder: Path) -> list[dict[str, Any]]:
+    """Of each workload and device the row with the least makespan, with the number of its rows and what fits."""
+    import polars as pl
+
+    case = ["workload", "device", "settings"]
+    fits = pl.col("makespan_s").is_not_null()
+    wanted = ["policy", "lookahead", "makespan_s", "lower_bound_s", "peak_resident_bytes", "index"]
+    least = pl.col("makespan_s").arg_min()
+    rows = scan(folder).group_by(case).agg(pl.len().alias("rows"), fits.sum().alias("fit"), pl.col(wanted).get(least))
+    found: list[dict[str, Any]] = rows.sort(["workload", "makespan_s", "index"], nulls_last=True).collect().to_dicts()
+    return found

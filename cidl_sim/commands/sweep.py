@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,7 +65,7 @@ def sweep(
         "file": str(output),
         "best": best,
     }
-    show(summary, as_json, lambda: rows_table("the fastest on each device", best[:MOST_SHOWN]))
+    show(summary, as_json, lambda: rows_table("the fastest of each workload and device", _shown(best)))
     if not as_json:
         messages.print(f"{done.rows:,} rows in {output}; pictures: cidl report {output} -o report", markup=False)
 
@@ -78,3 +79,16 @@ def _axis(text: str) -> tuple[str, str]:
 
 def _rate(rows: int, total: int, began: float) -> str:
     return f"{rows:,} of {total:,} rows, {time.monotonic() - began:.0f} s"
+
+
+def _shown(best: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For people: what was set in short, and what would say the same in each row left out."""
+    rows = []
+    for row in best[:MOST_SHOWN]:
+        values = ", ".join(
+            f"{key.rpartition('.')[2]} {value:.4g}" for key, value in json.loads(row["settings"]).items()
+        )
+        shown = {**row, "settings": values}
+        rows.append({name: value for name, value in shown.items() if name not in {"lower_bound_s", "index"}})
+    same = [name for name in ("workload", "settings", "lookahead") if len({row[name] for row in rows}) == 1]
+    return [{name: value for name, value in row.items() if name not in same} for row in rows]

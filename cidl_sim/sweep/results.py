@@ -80,11 +80,15 @@ def scan(folder: Path) -> pl.LazyFrame:
     """The rows in order, read as they are needed. SweepError where there are none."""
     import polars as pl
 
+    return pl.scan_parquet(_parts(folder))
+
+
+def _parts(folder: Path) -> list[Path]:
     read_sweep(folder)
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise SweepError(f"{folder}: no rows yet; 'cidl sweep' with the same axes goes on")
-    return pl.scan_parquet(parts)
+    return parts
 
 
 def row_at(folder: Path, index: int) -> dict[str, Any]:
@@ -99,13 +103,25 @@ def row_at(folder: Path, index: int) -> dict[str, Any]:
 
 
 def best_rows(folder: Path) -> list[dict[str, Any]]:
-    """Of each workload and device the row with the least makespan, with the number of its rows and what fits."""
+    """Of each workload and device the row with the least makespan, with the number of its rows and of what fits."""
     import polars as pl
 
-    case = ["workload", "device", "settings"]
-    fits = pl.col("makespan_s").is_not_null()
-    wanted = ["policy", "lookahead", "makespan_s", "lower_bound_s", "peak_resident_bytes", "index"]
-    least = pl.col("makespan_s").arg_min()
-    rows = scan(folder).group_by(case).agg(pl.len().alias("rows"), fits.sum().alias("fit"), pl.col(wanted).get(least))
-    found: list[dict[str, Any]] = rows.sort(["workload", "makespan_s", "index"], nulls_last=True).collect().to_dicts()
-    return found
+    # Part by part: of millions of rows one group may have them all.
+    found = pl.concat([_best_of_part(pl.read_parquet(path)) for path in _parts(folder)])
+    rows = found.group_by(_CASE).agg(
+        pl.col("rows").sum(), pl.col("fit").sum(), pl.col(_BEST).get(pl.col("makespan_s").arg_min())
+    )
+    best: list[dict[str, Any]] = rows.sort(["workload", "makespan_s", "index"], nulls_last=True).to_dicts()
+    return best
+
+
+_CASE = ["workload", "device", "settings"]
+_BEST = ["policy", "lookahead", "makespan_s", "lower_bound_s", "peak_resident_bytes", "index"]
+
+
+def _best_of_part(rows: pl.DataFrame) -> pl.DataFrame:
+    import polars as pl
+
+    makespan_s = pl.col("makespan_s")
+    counted = pl.len().alias("rows"), makespan_s.is_not_null().sum().alias("fit")
+    return rows.group_by(_CASE).agg(*counted, pl.col(_BEST).get(makespan_s.arg_min()))

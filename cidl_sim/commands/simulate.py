@@ -100,7 +100,7 @@ def _case(
     settings: list[str] | None,
 ) -> tuple[Workload, DeviceProfile, Plan]:
     if workload_name is None or device_name is None:
-        raise InputError("name a workload and a device (see 'cidl workloads' and 'cidl devices'), or give --row")
+        raise InputError("WORKLOAD and DEVICE are missing (see 'cidl workloads' and 'cidl devices'), or give --row")
     if (policy is None) == (plan_file is None):
         raise InputError("give either --policy or --plan")
     workload, device = find_workload(workload_name), device_with(device_name, settings)

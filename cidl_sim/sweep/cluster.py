@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,18 @@ def on_cluster(
 
     Raises MachineError for a scheduler that cannot be reached, has no workers, or gives up on a part.
     """
+    # Connected at once, so that what cannot be reached is refused before anything else.
+    stack = ExitStack()
+    return _finished(stack, stack.enter_context(_client(workers, address)), inputs, identity, missing)
+
+
+def _finished(
+    stack: ExitStack, client: Client, inputs: Inputs, identity: str, missing: list[int]
+) -> Iterator[tuple[int, bytes]]:
     from distributed import KilledWorker, as_completed
 
     waiting = iter(missing)
-    with _client(workers, address) as client:
+    with stack:
         # As a task of its own it can be made again when the workers that hold it die.
         shared = client.submit(_same, inputs, key=f"cidl-sweep-inputs-{identity}")
         running: dict[str, int] = {}

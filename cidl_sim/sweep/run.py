@@ -57,8 +57,9 @@ def run_sweep(
     missing = [n for n, rows in sizes.items() if not is_whole(folder / part_name(n), _part_identity(identity, n), rows)]
     done = total - sum(sizes[n] for n in missing)
     resumed = done
+    parts = _evaluated(inputs, identity, missing, workers, cluster)
     on_rows(done, total)
-    for number, content in _evaluated(inputs, identity, missing, workers, cluster):
+    for number, content in parts:
         write_part(folder, number, content)
         done += sizes[number]
         on_rows(done, total)

@@ -79,6 +79,7 @@ def best_plan(
     planning.relax(planning.left_s(), whole=True)
     planning.search(planning.left_s())
     on_step(4, 4, "")
+    planning.say_what_was_left_out()
     found = with_predictions(planning.plan, workload, device, planning.bound_s)
     return Planned(*found, planning.baselines, tuple(planning.notes))
 
@@ -103,8 +104,11 @@ class _Planning:
 
     def left_s(self) -> float:
         """Seconds left; none once the plan is proven optimal."""
-        proven = self.best_s <= self.bound_s * (1 + TOLERANCE)
-        return 0.0 if proven else max(0.0, self._deadline_s - time.monotonic())
+        return 0.0 if self._is_proven else max(0.0, self._deadline_s - time.monotonic())
+
+    @property
+    def _is_proven(self) -> bool:
+        return self.best_s <= self.bound_s * (1 + TOLERANCE)
 
     def relax(self, seconds: float, *, whole: bool = False) -> None:
         """Bounds from prices: of a few rounds that stand for the others, or of the whole workload."""
@@ -153,6 +157,11 @@ class _Planning:
         self._searches += 1
         if found is not None:
             self.plan, self.best_s = found, found_s
+
+    def say_what_was_left_out(self) -> None:
+        """Add to the notes what a longer time limit would have tried."""
+        if not self._is_proven and not self._searches:
+            self.notes.append("the time limit was up before anything but the policies was tried")
 
     def _note(self, solved: Solved | None) -> None:
         if solved is None:

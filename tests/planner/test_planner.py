@@ -56,7 +56,15 @@ def test_without_time_the_best_policy_comes_back_at_once():
     )
     assert found.plan.makespan_s == 255
     assert not found.plan.proven_optimal
+    assert found.notes == ("the time limit was up before anything but the policies was tried",)
     assert (steps[0], steps[-1]) == ((0, 4, "policies"), (4, 4, ""))
+
+
+def test_thousands_of_blocks_fall_back_on_policies_and_say_so():
+    found = best_plan(uniform_workload(2500, 3), uniform_device(600, 3, 2), time_limit_s=0.5)
+    assert found.plan.makespan_s <= min(s for s in found.baselines.values() if s is not None) * (1 + 1e-9)
+    assert found.plan.lower_bound <= found.plan.makespan_s
+    assert found.plan.proven_optimal or found.notes
 
 
 def test_a_limit_below_one_block_names_the_block():

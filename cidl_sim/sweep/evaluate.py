@@ -18,9 +18,9 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.models.config import VideoSettings
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.batch import EVALUATION, Case, compile_case, evaluate, evaluate_many
-from cidl_sim.sweep.patterns import keep_rows
+from cidl_sim.simulator.engine import simulate
+from cidl_sim.sweep.patterns import keep_rows, plan_of
 from cidl_sim.sweep.points import NONE, Ints, Points, count_points, points
 from cidl_sim.sweep.spec import PATTERNS, Sweep, device_value, device_with_values
 from cidl_sim.workloads.catalog import find_workload
@@ -31,6 +31,8 @@ LEAST_ROWS_PER_PART = 256
 PARTS = 64
 # Of the matrix of who keeps weights after which visit, at a time.
 CELLS = 8_000_000
+# Simulating so many takes the engine as long as loading what numba compiled; compiling it takes ten times as long.
+FEW_VISITS = 30_000
 # Devices whose arrays and bounds are kept: a grid comes back to one within few parts, a sample never does.
 CASES = 64
 
@@ -100,10 +102,10 @@ def count_parts(sweep: Sweep) -> int:
 
 @dataclass
 class _Setup:
-    """One device with values set, and a workload on it."""
+    """One device with values set, and a workload on it; `case` None: too few rows for compiled code."""
 
     device: DeviceProfile
-    case: Case
+    case: Case | None
     bound_s: float | None
 
 
@@ -197,34 +199,42 @@ class Evaluator:
         if key not in self._setups:
             workload, device = self.workload(place[0]), device_with_values(self._device(place[1]), values)
             bound_s = lower_bound_s(workload, device) if self.inputs.sweep.bound else None
-            self._setups[key] = _Setup(device, compile_case(workload, device), bound_s)
+            few = count_points(self.inputs.sweep) * len(workload.visits) <= FEW_VISITS
+            self._setups[key] = _Setup(device, None if few else compile_case(workload, device), bound_s)
             if len(self._setups) > CASES:
                 self._setups.popitem(last=False)
         return self._setups[key]
 
     def _evaluated(self, workload: Workload, setup: _Setup, chosen: Points, rows: Ints) -> NDArray[np.void]:
         policies = self.inputs.sweep.policies
-        is_pattern = np.array([name in PATTERNS for name in policies])[chosen.policy[rows]]
-        several = rows[is_pattern]
-        keep = keep_rows(
-            workload,
-            [policies[p] for p in chosen.policy[several]],
-            chosen.retained[several],
-            chosen.pattern_seed[several],
-        )
-        ahead = np.where(chosen.lookahead[several] == NONE, len(workload.visits), chosen.lookahead[several])
-        found = evaluate_many(setup.case, keep, ahead, self.threads)
-        result = np.zeros(len(rows), found.dtype)
-        result[is_pattern] = found
-        for place in np.flatnonzero(~is_pattern):
-            try:
-                plan = make_plan(policies[chosen.policy[rows[place]]], workload, setup.device)
-            except InfeasibleError:
-                result[place]["makespan_s"] = np.inf
-                continue
-            one = evaluate(setup.case, plan)
-            result[place] = one.makespan_s, one.peak_resident_bytes, one.loader_busy_s, one.executor_busy_s
+        result = np.zeros(len(rows), EVALUATION)
+        at_once = np.zeros(len(rows), np.bool_)
+        if setup.case is not None:
+            at_once = np.array([name in PATTERNS for name in policies])[chosen.policy[rows]]
+            several = rows[at_once]
+            names = [policies[p] for p in chosen.policy[several]]
+            keep = keep_rows(workload, names, chosen.retained[several], chosen.pattern_seed[several])
+            ahead = np.where(chosen.lookahead[several] == NONE, len(workload.visits), chosen.lookahead[several])
+            result[at_once] = evaluate_many(setup.case, keep, ahead, self.threads)
+        for place in np.flatnonzero(~at_once):
+            row = rows[place]
+            numbers = (_none_or(column[row]) for column in (chosen.retained, chosen.lookahead, chosen.pattern_seed))
+            result[place] = _evaluated_alone(workload, setup, policies[chosen.policy[row]], *numbers)
         return result
+
+
+def _evaluated_alone(
+    workload: Workload, setup: _Setup, policy: str, retained: int | None, lookahead: int | None, seed: int | None
+) -> tuple[float, int, float, float]:
+    try:
+        plan = plan_of(workload, setup.device, policy, retained, lookahead, seed)
+    except InfeasibleError:
+        return np.inf, 0, 0.0, 0.0
+    if setup.case is not None:
+        one = evaluate(setup.case, plan)
+        return one.makespan_s, one.peak_resident_bytes, one.loader_busy_s, one.executor_busy_s
+    trace = simulate(workload, setup.device, plan)
+    return trace.makespan_s, trace.peak_resident_bytes, trace.loader_busy_s, trace.executor_busy_s
 
 
 def policy_name(policy: str, retained: int) -> str:
@@ -253,6 +263,10 @@ def _denoising(workload: Workload) -> tuple[int | None, int | None]:
     known = {name: value for name, value in workload.settings.items() if name in VideoSettings.model_fields}
     settings = VideoSettings.model_validate(known)
     return settings.evaluations, settings.merged_evaluations
+
+
+def _none_or(number: np.int64) -> int | None:
+    return None if number == NONE else int(number)
 
 
 def _unless_none(values: Ints) -> pa.Array:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.plan import Plan, check_any_plan_fits
 from cidl_sim.core.workload import Workload
-from cidl_sim.policies.build import keep_positions, repeated_positions, repeating_groups
+from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
+from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.retained import KEEPS
 from cidl_sim.sweep.points import Ints, hashed
-from cidl_sim.sweep.spec import RANDOM
+from cidl_sim.sweep.spec import PATTERNS, RANDOM
 
 Bools = NDArray[np.bool_]
 
@@ -32,10 +35,23 @@ def keep_rows(workload: Workload, policies: Sequence[str], retained: Ints, seeds
     return rows
 
 
-def random_keep(workload: Workload, retained: int, seed: int) -> set[int]:
-    """The visits that keep their weights in the pattern random:`retained` of that seed."""
-    row = _random_rows(workload, np.array([retained]), np.array([seed]))[0]
-    return {int(number) for number in np.flatnonzero(row)}
+def plan_of(
+    workload: Workload,
+    device: DeviceProfile,
+    policy: str,
+    retained: int | None,
+    lookahead: int | None = None,
+    seed: int | None = None,
+) -> Plan:
+    """The plan of one row. InfeasibleError where it does not fit, PolicyError for an unknown policy or number."""
+    if retained is None or policy not in PATTERNS:
+        return make_plan(policy if retained is None else f"{policy}:{retained}", workload, device)
+    check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
+    one = keep_rows(workload, [policy], np.array([retained]), np.array([seed or 0]))
+    keep = {int(number) for number in np.flatnonzero(one[0])}
+    plan = deep_prefetch(f"{policy}:{retained}", workload, device, keep, lookahead)
+    plan.check(workload, device)
+    return plan
 
 
 def _random_rows(workload: Workload, retained: Ints, seeds: Ints) -> Bools:

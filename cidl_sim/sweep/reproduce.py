@@ -12,12 +12,9 @@ from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.policies.build import deep_prefetch, repeating_groups
-from cidl_sim.policies.catalog import make_plan
-from cidl_sim.policies.retained import KEEPS
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.sweep.patterns import random_keep
-from cidl_sim.sweep.spec import RANDOM, SweepError, device_with_values
+from cidl_sim.sweep.patterns import plan_of
+from cidl_sim.sweep.spec import SweepError, device_with_values
 from cidl_sim.workloads.catalog import find_workload
 
 Row = Mapping[str, Any]
@@ -50,8 +47,8 @@ def case_of_row(row: Row) -> tuple[Workload, DeviceProfile, Plan]:
         expected = row.get(f"{what}_sha256")
         if expected is not None and expected != found.sha256:
             raise SweepError(f"--row: {what} {row[what]!r} is not what it was when the row was made (sha256 differs)")
-    plan = _plan(row, workload, device)
-    plan.check(workload, device)
+    retained, ahead, seed = (_number(row, column) for column in ("retained", "lookahead", "pattern_seed"))
+    plan = plan_of(workload, device, _text(row, "pattern"), retained, ahead, seed)
     return workload, device, plan
 
 
@@ -67,19 +64,6 @@ def _device(row: Row) -> DeviceProfile:
     except ValueError:
         raise SweepError(f"--row: settings: {settings!r} is not JSON") from None
     return device_with_values(find_device(_text(row, "device")), values)
-
-
-def _plan(row: Row, workload: Workload, device: DeviceProfile) -> Plan:
-    policy, retained, ahead = _text(row, "pattern"), _number(row, "retained"), _number(row, "lookahead")
-    if retained is None:
-        return make_plan(policy, workload, device)
-    if policy == RANDOM:
-        keep = random_keep(workload, retained, _number(row, "pattern_seed") or 0)
-    elif policy in KEEPS:
-        keep = KEEPS[policy](workload, dict.fromkeys(repeating_groups(workload), retained))
-    else:
-        raise SweepError(f"--row: policy {policy!r} takes no number of blocks")
-    return deep_prefetch(f"{policy}:{retained}", workload, device, keep, ahead)
 
 
 def _text(row: Row, column: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from cidl_sim.commands import execute, lookup, make, measure, plan, simulate, sweep, traces, what_if
+from cidl_sim.commands import execute, lookup, make, measure, plan, report, simulate, sweep, traces, what_if
 from cidl_sim.core.errors import CidlError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ for verb in (
     simulate.simulate,
     what_if.whatif,
     sweep.sweep,
+    report.report,
     measure.calibrate,
     measure.validate,
     execute.run,

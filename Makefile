@@ -6,7 +6,7 @@ OUT    ?= demo-out
 TORCH  ?= torch==2.13.0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: setup demo test test-slow test-full-size lint format clean
+.PHONY: setup demo test test-slow test-full-size test-browser lint format clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,9 @@ test-slow: setup
 
 test-full-size: setup
 	$(BIN)/python -m pytest -m full_size
+
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from cidl_sim.core.trace import Trace
 from cidl_sim.report.page import Chart, Json, Page, outline_of, timeline_of
-from cidl_sim.report.policy_styles import policy_style
 
-OWN_COLOR, BOUND_COLOR, BEST_BOUND_COLOR = "#0072B2", "#7F7F7F", "#D55E00"
+OWN_COLOR, POLICY_COLOR, BOUND_COLOR = "#0072B2", "#56B4E9", "#7F7F7F"
+# More fall-backs than these are only counted.
+LISTED = 3
 SHOWN = "shown"
 
 
@@ -37,7 +38,8 @@ def run_page(trace: Trace, comparison: Comparison, notes: Sequence[str]) -> Page
     if bound:
         facts.append(("above the bound", f"{100 * max(0.0, trace.makespan_s / bound - 1):.2f} % ({bound:,.3f} s)"))
     if header.fall_backs:
-        facts.append(("computed from the formula alone", "; ".join(header.fall_backs)))
+        more = f" and {len(header.fall_backs) - LISTED} more" if len(header.fall_backs) > LISTED else ""
+        facts.append(("fall-backs", "; ".join(header.fall_backs[:LISTED]) + more))
     charts = [_makespans(own, trace.makespan_s, comparison)] if comparison.bounds or comparison.baselines else []
     return Page(
         f"{header.workload_name} on {header.device_name}: {header.policy}",
@@ -55,7 +57,7 @@ def _makespans(own: str, makespan_s: float, comparison: Comparison) -> Chart:
     bars = [(own, makespan_s, OWN_COLOR, "")]
     bars += [(f"bound: {name}", s, BOUND_COLOR, "/") for name, s in comparison.bounds.items()]
     fitting = [(name, seconds) for name, seconds in comparison.baselines.items() if seconds is not None]
-    bars += [(name, seconds, policy_style("lru").color, "") for name, seconds in fitting]
+    bars += [(name, seconds, POLICY_COLOR, "") for name, seconds in fitting]
     bars.sort(key=lambda bar: -bar[1])
     trace: Json = {
         "type": "bar",
@@ -80,7 +82,7 @@ def _makespans(own: str, makespan_s: float, comparison: Comparison) -> Chart:
         "xaxis": {"title": {"text": "makespan (s)"}, "rangemode": "tozero"},
         "yaxis": {"automargin": True},
         "height": 110 + 26 * len(bars),
-        "margin": {"l": 62, "r": 80, "t": 12, "b": 48},
+        "margin": {"l": 62, "r": 80, "t": 30, "b": 48},
     }
     traces = [trace]
     bound = max(comparison.bounds.values(), default=None)
@@ -91,7 +93,7 @@ def _makespans(own: str, makespan_s: float, comparison: Comparison) -> Chart:
                 "mode": "lines",
                 "x": [bound] * 2,
                 "y": [bars[0][0], bars[-1][0]],
-                "line": {"color": BEST_BOUND_COLOR, "dash": "dash", "width": 1.5},
+                "line": {"color": "black", "dash": "dash", "width": 1.5},
                 "hoverinfo": "skip",
                 "showlegend": False,
             }

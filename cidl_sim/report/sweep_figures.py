@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +94,12 @@ def makespan_grid(heat_map: HeatMap) -> tuple[list[int | None], list[int], list[
     numbers = sorted({cell["retained"] for cell in heat_map.cells})
     cells = {(cell["retained"], cell["lookahead"]): cell for cell in heat_map.cells}
     return lookaheads, numbers, [[cells.get((number, ahead)) for ahead in lookaheads] for number in numbers]
+
+
+def settings_text(settings: str) -> str:
+    """Settings as they are written on the command line, nothing for none."""
+    values = json.loads(settings).items()
+    return ", ".join(f"{k}={v:g}" if isinstance(v, int | float) else f"{k}={json.dumps(v)}" for k, v in values)
 
 
 def lookahead_text(lookahead: int | None) -> str:

@@ -18,6 +18,7 @@ from cidl_sim.report.sweep_figures import (
     lookahead_text,
     makespan_grid,
     quality_levels,
+    settings_text,
     zero_stall_bytes,
 )
 from cidl_sim.report.timeline import LIMIT_COLOR
@@ -67,8 +68,8 @@ class SweepPage:
 def row_title(row: Row) -> str:
     """A row's policy, workload, device and settings in a line."""
     lookahead = "" if row["lookahead"] is None else f" with lookahead {row['lookahead']}"
-    settings = "" if row["settings"] == "{}" else f", {row['settings'].strip('{}').replace(chr(34), '')}"
-    return f"{row['policy']}{lookahead}, {row['workload']} on {row['device']}{settings}"
+    settings = settings_text(row["settings"])
+    return ", ".join(filter(None, [f"{row['policy']}{lookahead}", f"{row['workload']} on {row['device']}", settings]))
 
 
 def _key(row: Row) -> str:
@@ -134,7 +135,7 @@ def _fronts(fronts: Sequence[Front]) -> Chart:
             look = {"shape": "hv", "color": FRONT_COLOR, "width": 1.2, "dash": DASHES[place % len(DASHES)]}
             traces.append(_line(f"front, {level}", x, [row["makespan_s"] for row in rows], **look))
         for shown, marker, suffix in (
-            (front.others, {"size": 6, "opacity": 0.45}, ""),
+            (front.others, {"size": 8, "opacity": 0.5}, ""),
             (front.rows, {"size": 10, "line": {"width": 1, "color": "black"}}, ", on the front"),
         ):
             for pattern in sorted({row["pattern"] for row in shown}):
@@ -297,8 +298,8 @@ def _best(rows: Sequence[Row]) -> PickTable:
     for row in rows:
         size, unit = byte_unit([row["memory_limit_bytes"]])
         bound = "" if row["lower_bound_s"] is None else f"{row['lower_bound_s']:,.3f}"
-        memory = [f"{row[name] / size:.3f} {unit}" for name in ("peak_resident_bytes", "memory_limit_bytes")]
+        memory = [f"{row[name] / size:.4g} {unit}" for name in ("peak_resident_bytes", "memory_limit_bytes")]
         lookahead = lookahead_text(row["lookahead"])
-        names = [row["workload"], row["device"], row["settings"].strip("{}").replace('"', ""), row["policy"], lookahead]
+        names = [row["workload"], row["device"], settings_text(row["settings"]), row["policy"], lookahead]
         cells.append(([*names, f"{row['makespan_s']:,.3f}", bound, *memory], _key(row)))
     return PickTable("Best of each workload on each device", columns, cells)

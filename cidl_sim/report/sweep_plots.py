@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
@@ -70,7 +71,11 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     columns = min(count, 2)
     rows = -(-count // columns)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(9 if columns == 1 else 13, height * rows + 0.5), squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(9 if columns == 1 else 13, height * rows + 0.5),
+        squeeze=False,
+        layout=ConstrainedLayoutEngine(wspace=0.06),
     )
     axes = list(grid.flat)
     for unused in axes[count:]:
@@ -142,7 +147,9 @@ def _heat_maps(maps: Sequence[HeatMap]) -> Figure:
         if seconds.size <= NUMBERED_CELLS:
             _number_cells(axes, seconds)
         y, x = np.unravel_index(np.nanargmin(seconds), seconds.shape)
-        axes.add_patch(Rectangle((float(x), float(y)), 1, 1, fill=False, edgecolor=LIMIT_COLOR, linewidth=2.6))
+        axes.add_patch(
+            Rectangle((float(x), float(y)), 1, 1, fill=False, edgecolor=LIMIT_COLOR, linewidth=2.6, clip_on=False)
+        )
         axes.set_xticks(np.arange(len(lookaheads)) + 0.5, [lookahead_text(value) for value in lookaheads])
         axes.set_yticks(np.arange(len(numbers)) + 0.5, [str(value) for value in numbers])
         axes.set_xlabel("lookahead (blocks loaded ahead)")
@@ -193,16 +200,12 @@ def _curves(curves: Sequence[MemoryCurve], stalls_s: Mapping[int, float]) -> Fig
                 label="bound: no plan is faster",
             )
         zero = zero_stall_bytes(curve, stalls_s)
-        if zero is not None:
-            axes.axvline(
-                zero / size,
-                color=LIMIT_COLOR,
-                linestyle="--",
-                linewidth=1.4,
-                label=f"no stalls from {zero / size:.3g} {unit} on",
-            )
+        label = "no stalls: under no limit tried" if zero is None else f"no stalls from {zero / size:.3g} {unit} on"
+        look: dict[str, Any] = {"color": LIMIT_COLOR, "linestyle": "--", "linewidth": 1.4, "label": label}
+        if zero is None:
+            axes.plot([], [], **look)
         else:
-            axes.plot([], [], linestyle="none", label="stalls under every limit tried")
+            axes.axvline(zero / size, **look)
         axes.set_xlabel(f"memory limit ({unit})")
         axes.set_ylabel("makespan (s)")
         axes.set_ylim(bottom=0)

@@ -97,12 +97,14 @@ def regrets(rows: pl.LazyFrame) -> pl.DataFrame:
 
     A case is a workload on a device with some settings. `mean_regret` and `worst_regret` are shares of the best
     makespan over the cases in which the policy fits: `feasible_cases` of the `cases` it was tried in, null without.
+    Cases in which nothing fits do not count.
     """
     at_best = rows.group_by(*CASE, "pattern").agg(pl.col("makespan_s").min())
     optimum = pl.col("makespan_s").min().over(CASE)
     regret = pl.when(optimum > 0).then(pl.col("makespan_s") / optimum - 1).otherwise(pl.col("makespan_s") * 0)
     by_device = (
-        at_best.with_columns(regret=regret)
+        at_best.filter(optimum.is_not_null())
+        .with_columns(regret=regret)
         .group_by("device", "pattern")
         .agg(
             mean_regret=pl.col("regret").mean(),
@@ -237,9 +239,3 @@ def _sensitivity(rows: pl.LazyFrame, axis: str, context: Sequence[str]) -> dict[
         "share": between / (between + within) if between + within > ROUNDING else 0.0,
         "ratio": float(np.exp(np.average(spans["span"].to_numpy(), weights=spans["n"].to_numpy()))),
     }
-
-
-def settings_text(settings: str) -> str:
-    """Settings as they are written on the command line, nothing for none."""
-    values = json.loads(settings).items()
-    return ", ".join(f"{k}={v:g}" if isinstance(v, int | float) else f"{k}={json.dumps(v)}" for k, v in values)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.report.sweep_figures import Front, HeatMap, MemoryCurve, Row, SweepFigures, byte_unit
+from cidl_sim.report.sweep_figures import Front, HeatMap, MemoryCurve, Row, SweepFigures, byte_unit, settings_text
 from cidl_sim.sweep import analysis
 from cidl_sim.sweep.analysis import CASE, MEMORY, PRODUCT, SCENE
 
@@ -180,7 +180,7 @@ def _names(rows: pl.DataFrame) -> list[str]:
 
 
 def _title(workload: str, device: str, settings: str) -> str:
-    return ", ".join(filter(None, [f"{workload} on {device}", analysis.settings_text(settings)]))
+    return ", ".join(filter(None, [f"{workload} on {device}", settings_text(settings)]))
 
 
 def _product_title(product: Row) -> str:

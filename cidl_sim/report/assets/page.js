@@ -5,7 +5,7 @@
   const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   const LAYOUT = {
     font: { family: "system-ui, sans-serif", size: 12 },
-    margin: { l: 62, r: 18, t: 12, b: 48 },
+    margin: { l: 62, r: 18, t: 30, b: 48 },
     hovermode: "closest",
   };
   // With more bars than these, those narrower than a pixel are drawn together until one zooms in.
@@ -28,9 +28,13 @@
 
   // Charts and tables
 
+  // The grid of all sections decides how wide a chart may be, so they are all there before the first is drawn.
+  const addSection = (chart) => {
+    element("section", byId("charts")).id = chart.name;
+  };
+
   const drawChart = (chart) => {
-    const section = element("section", byId("charts"));
-    section.id = chart.name;
+    const section = byId(chart.name);
     element("h2", section, chart.title);
     if (chart.note) element("p", section, chart.note).className = "note";
     const choice = chart.panels.length > 1 ? element("select", section) : null;
@@ -255,7 +259,7 @@
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", traceorder: "normal" },
       margin: { ...LAYOUT.margin, l: 78, t: 40 },
     };
-    return Plotly.react(byId("idle-chart"), timeline.idle, layout, CONFIG);
+    return Plotly.react(byId("idle-chart"), timeline.idle, layout, { ...CONFIG, displayModeBar: false });
   };
 
   const pick = async (key, { scroll = true } = {}) => {
@@ -278,6 +282,7 @@
   const start = async () => {
     for (const note of data.notes) element("p", byId("notes"), note);
     list(byId("facts"), data.facts);
+    data.charts.forEach(addSection);
     await Promise.all(data.charts.map(drawChart));
     data.tables.forEach(drawTable);
     if (data.first !== null) await pick(data.first, { scroll: false });

@@ -67,13 +67,14 @@ def _sweep_report(folder: Path, out: Path) -> dict[str, Any]:
     from cidl_sim.report.sweep_page import SweepPage
     from cidl_sim.report.sweep_plots import draw_sweep
     from cidl_sim.sweep.reproduce import trace_of_row
-    from cidl_sim.sweep.results import scan
+    from cidl_sim.sweep.results import read_sweep, scan
     from cidl_sim.sweep.shown import figures_of
 
-    with progress() as step:
+    rows, is_sample = scan(folder), read_sweep(folder).sample is not None
+    with progress(fleeting=True) as step:
         step("reading", 0, 1, str(folder))
-        figures = figures_of(scan(folder))
-        step("reading", 1, 1, f"{figures.rows} rows")
+        figures = figures_of(rows, is_sample=is_sample)
+    with progress() as step:
         page = SweepPage(figures)
         for done, (index, row) in enumerate(figures.points.items()):
             step("simulating what is shown", done, len(figures.points), f"row {index}")

@@ -53,7 +53,8 @@ class SweepPage:
             charts.append(_heat_maps(figures.heat_maps))
         if figures.curves:
             charts.append(_curves(figures.curves, self.stalls_s))
-        charts.append(_regrets(figures))
+        if figures.regrets:
+            charts.append(_regrets(figures))
         if figures.sensitivities:
             charts.append(_sensitivities(figures.sensitivities))
         notes = [

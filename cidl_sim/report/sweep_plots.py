@@ -58,7 +58,8 @@ def draw_sweep(figures: SweepFigures, stalls_s: Mapping[int, float], folder: Pat
     if figures.curves:
         drawn.append(("memory.png", lambda: _curves(figures.curves, stalls_s)))
     drawn.append(("pareto.png", lambda: _fronts(figures.fronts)))
-    drawn.append(("regret.png", lambda: _regrets(figures.regrets, figures.bound_gaps)))
+    if figures.regrets:
+        drawn.append(("regret.png", lambda: _regrets(figures.regrets, figures.bound_gaps)))
     for name, draw in drawn:
         figure = draw()
         with replacing(folder / name) as temporary:

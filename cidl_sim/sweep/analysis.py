@@ -23,10 +23,14 @@ QUALITY = ("denoising_evaluations", "merged_steps")
 
 MEMORY, BANDWIDTH = "memory_limit_bytes", "bandwidth_bytes_per_s"
 # Settings that have a column of their own.
-_NAMED_SETTINGS = {MEMORY: MEMORY, f"loader.{BANDWIDTH}": BANDWIDTH}
+_NAMED_SETTINGS = (MEMORY, f"loader.{BANDWIDTH}")
 _POLICY_AXES = ("pattern", "retained", "lookahead", "pattern_seed")
 _WORKLOAD_AXES = ("height", "width", "frames", "steps", "dtype", "partition", "lpl", "tdtm")
 _SETTING = "set "
+# As JSON has it, with the comma after it.
+_LIMIT = rf'"{MEMORY}": ?[-+0-9.eE]+(, ?)?'
+# All rows of a sweep set the same keys.
+_ROWS_WITH_KEYS = 100
 # Of an axis with more values, such as one that was drawn at random, so many quantiles are told apart.
 MOST_VALUES = 64
 QUANTILES = 16
@@ -34,18 +38,19 @@ QUANTILES = 16
 ROUNDING = 1e-20
 
 
-def labelled(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """`rows` with `other_settings` (all settings but the memory limit) and `job`, what is made: model, size, dtype."""
-    settings = _distinct(rows, "settings").with_columns(
-        other_settings=pl.col("settings").map_elements(_without_limit, return_dtype=pl.String)
-    )
-    workloads = rows.group_by("workload").agg(pl.col("height", "width", "frames", "dtype").first())
-    jobs = _collected(workloads)
-    named = pl.DataFrame(
-        {"workload": jobs["workload"], "job": [_job(*row) for row in jobs.iter_rows()]},
+def labelled(rows: pl.LazyFrame, *, is_sample: bool = False) -> pl.LazyFrame:
+    """`rows` with `other_settings` (all settings but the memory limit) and `job`, what is made: model, size, dtype.
+
+    Of a sample the settings differ from row to row; there they all count as one.
+    """
+    workloads = _collected(rows.group_by("workload").agg(pl.col("height", "width", "frames", "dtype").first()))
+    jobs = pl.DataFrame(
+        {"workload": workloads["workload"], "job": [_job(*row) for row in workloads.iter_rows()]},
         schema={"workload": pl.String, "job": pl.String},
     )
-    return rows.join(settings.lazy(), on="settings", how="left").join(named.lazy(), on="workload", how="left")
+    others = pl.col("settings").str.replace(_LIMIT, "").str.replace(", ?}$", "}")
+    named = rows.with_columns(other_settings=pl.lit("{}") if is_sample else others)
+    return named.join(jobs.lazy(), on="workload", how="left")
 
 
 def count(rows: pl.LazyFrame) -> tuple[int, int]:
@@ -172,22 +177,12 @@ def _feasible(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows.filter(pl.col("makespan_s").is_not_null())
 
 
-def _distinct(rows: pl.LazyFrame, column: str) -> pl.DataFrame:
-    return _collected(rows.select(pl.col(column).unique())).sort(column)
-
-
 def _rows_at(rows: pl.LazyFrame, found: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """The first whole row for each row of `found`, which has the makespan at some values of `keys`."""
     on = [*keys, "makespan_s"]
     alike = rows.join(found.lazy().select(on), on=on, how="semi", nulls_equal=True)
     first = _collected(alike.group_by(on).agg(pl.col("index").min())).select("index")
     return _collected(rows.join(first.lazy(), on="index", how="semi")).sort("index")
-
-
-def _without_limit(settings: str) -> str:
-    values = json.loads(settings)
-    values.pop(MEMORY, None)
-    return json.dumps(values, sort_keys=True)
 
 
 def _job(workload: str, height: int | None, width: int | None, frames: int | None, dtype: str | None) -> str:
@@ -199,14 +194,12 @@ def _job(workload: str, height: int | None, width: int | None, frames: int | Non
 
 def _with_settings(rows: pl.LazyFrame) -> tuple[pl.LazyFrame, list[str]]:
     """`rows` with a column for each device key that was set and has no column yet, and these columns' names."""
-    texts = _distinct(rows, "settings")["settings"].to_list()
-    parsed = [
-        {_SETTING + k: json.dumps(v) for k, v in json.loads(t).items() if k not in _NAMED_SETTINGS} for t in texts
+    texts = _collected(rows.select("settings").head(_ROWS_WITH_KEYS))["settings"].unique()
+    keys = sorted({key for text in texts for key in json.loads(text)} - set(_NAMED_SETTINGS))
+    values = {_SETTING + key: pl.col("settings").str.json_path_match(f"$['{key}']") for key in keys}
+    return rows.with_columns(**{name: value.cast(pl.Float64, strict=False) for name, value in values.items()}), [
+        *values
     ]
-    keys = sorted({key for values in parsed for key in values})
-    columns = {key: [values.get(key) for values in parsed] for key in keys}
-    schema = {"settings": pl.String, **dict.fromkeys(keys, pl.String)}
-    return rows.join(pl.LazyFrame({"settings": texts, **columns}, schema=schema), on="settings", how="left"), keys
 
 
 def _grouped(rows: pl.LazyFrame, axis: str) -> pl.LazyFrame:

@@ -22,18 +22,19 @@ HEAT_MAPS = 2
 MOST_LOOKAHEADS = 8
 
 
-def figures_of(rows: pl.LazyFrame) -> SweepFigures:
+def figures_of(rows: pl.LazyFrame, *, is_sample: bool = False) -> SweepFigures:
     """What the pictures and the page of a sweep show, with at most `MOST_POINTS` rows in `points`.
 
-    InfeasibleError if no row fits its memory limit.
+    In a sample no two rows have the same settings, so nothing is compared that would need that: there are no heat
+    maps, memory curves and regrets. InfeasibleError if no row fits its memory limit.
     """
-    rows = analysis.labelled(rows)
+    rows = analysis.labelled(rows, is_sample=is_sample)
     count, feasible = analysis.count(rows)
     if not feasible:
         raise InfeasibleError(f"none of the {count} rows of the sweep fits its memory limit: there is nothing to show")
     best = analysis.best_rows(rows, ("workload", "device")).sort("workload", "device").head(BEST_ROWS)
-    regrets = _regrets(rows)
-    curves, heat_maps = _curves(rows), _heat_maps(rows)
+    regrets = [] if is_sample else _regrets(rows)
+    curves, heat_maps = ([], []) if is_sample else (_curves(rows), _heat_maps(rows))
     products = _products(rows)
     fronts = [_front(_of(rows, PRODUCT, product), FRONT_ROWS // len(products)) for product in products]
     parts: list[Sequence[Row]] = [best.to_dicts(), regrets, *fronts]
@@ -53,7 +54,7 @@ def figures_of(rows: pl.LazyFrame) -> SweepFigures:
         heat_maps=tuple(heat_maps),
         curves=tuple(curves),
         regrets=tuple(regrets),
-        bound_gaps=tuple(analysis.bound_gaps(rows).to_dicts()),
+        bound_gaps=() if is_sample else tuple(analysis.bound_gaps(rows).to_dicts()),
         sensitivities=tuple(analysis.sensitivities(rows).to_dicts()),
         best=tuple(best.to_dicts()),
         points={row["index"]: row for row in points},

@@ -10,8 +10,8 @@ from typing import Any
 # A row of the results by column: `index`, `policy`, `makespan_s` (None where infeasible), ...
 Row = Mapping[str, Any]
 
-# What is not loading is hidden: below this share of the makespan, waits count as none.
-NO_STALL = 1e-3
+# Waits that differ by less than this share of the makespan are equal.
+SAME_STALL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Front:
     """The rows of one product on one device that no other row beats, and some of the others.
 
     No other is as fast, as small and as good at once; good means many denoising evaluations and few merged steps.
+    `picked` are those of `rows` that a page shows as points.
     """
 
     title: str
     rows: tuple[Row, ...]
+    picked: tuple[Row, ...]
     others: tuple[Row, ...] = ()
 
 
@@ -64,17 +66,27 @@ class SweepFigures:
     points: Mapping[int, Row] = field(default_factory=dict)
 
 
-def zero_stall_bytes(curve: MemoryCurve, stalls_s: Mapping[int, float]) -> int | None:
-    """The least limit of a curve in bytes under which the executor of its best row waits for the first load alone.
+def least_stalls(curve: MemoryCurve, stalls_s: Mapping[int, float]) -> tuple[int, float]:
+    """The zero-stall point of a curve: from which limit in bytes on the executor of the best row waits the least.
 
-    `stalls_s`: by index, for how many seconds the executor waits after that. None if it waits under every limit.
+    `stalls_s`: by index, for how many seconds it waits after its first visit began. With the limit the least of these:
+    0 where memory hides all loads but the first.
     """
-    limits = (
+    least_s = min(stalls_s[row["index"]] for row in curve.best)
+    least_s = 0.0 if least_s <= SAME_STALL * min(row["makespan_s"] for row in curve.best) else least_s
+    limits = [
         row["memory_limit_bytes"]
         for row in curve.best
-        if stalls_s.get(row["index"], float("inf")) <= NO_STALL * row["makespan_s"]
-    )
-    return min(limits, default=None)
+        if stalls_s[row["index"]] <= least_s + SAME_STALL * row["makespan_s"]
+    ]
+    return min(limits), least_s
+
+
+def least_stalls_text(limit: int, least_s: float) -> str:
+    """The zero-stall point in words."""
+    size, unit = byte_unit([limit])
+    stalls = f"least stalls ({least_s:.3g} s)" if least_s else "no stalls"
+    return f"{stalls} from {limit / size:.3g} {unit} on"
 
 
 def quality_levels(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -99,7 +111,7 @@ def makespan_grid(heat_map: HeatMap) -> tuple[list[int | None], list[int], list[
 def settings_text(settings: str) -> str:
     """Settings as they are written on the command line, nothing for none."""
     values = json.loads(settings).items()
-    return ", ".join(f"{k}={v:g}" if isinstance(v, int | float) else f"{k}={json.dumps(v)}" for k, v in values)
+    return ", ".join(f"{k}={v:.12g}" if isinstance(v, int | float) else f"{k}={json.dumps(v)}" for k, v in values)
 
 
 def lookahead_text(lookahead: int | None) -> str:

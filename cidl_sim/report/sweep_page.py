@@ -15,11 +15,12 @@ from cidl_sim.report.sweep_figures import (
     Row,
     SweepFigures,
     byte_unit,
+    least_stalls,
+    least_stalls_text,
     lookahead_text,
     makespan_grid,
     quality_levels,
     settings_text,
-    zero_stall_bytes,
 )
 from cidl_sim.report.timeline import LIMIT_COLOR
 
@@ -137,7 +138,7 @@ def _fronts(fronts: Sequence[Front]) -> Chart:
             traces.append(_line(f"front, {level}", x, [row["makespan_s"] for row in rows], **look))
         for shown, marker, suffix in (
             (front.others, {"size": 8, "opacity": 0.5}, ""),
-            (front.rows, {"size": 10, "line": {"width": 1, "color": "black"}}, ", on the front"),
+            (front.picked, {"size": 10, "line": {"width": 1, "color": "black"}}, ", on the front"),
         ):
             for pattern in sorted({row["pattern"] for row in shown}):
                 found = [row for row in shown if row["pattern"] == pattern]
@@ -220,18 +221,16 @@ def _curves(curves: Sequence[MemoryCurve], stalls_s: Mapping[int, float]) -> Cha
             traces.append(_line("bound: no plan is faster", x, bounds, color=BOUND_COLOR, width=2, dash="dot"))
         best = _points("best policy", curve.best, x, [row["makespan_s"] for row in curve.best])
         best.update(mode="lines+markers", line={"color": "black", "width": 2}, marker={"color": "black", "size": 8})
-        zero = zero_stall_bytes(curve, stalls_s)
+        limit, least_s = least_stalls(curve, stalls_s)
+        drawn = [s for trace in traces for s in trace["y"] if s is not None]
+        look = {"color": LIMIT_COLOR, "width": 1.5, "dash": "dash"}
+        traces.append(_line(least_stalls_text(limit, least_s), [limit / size] * 2, [min(drawn), max(drawn)], **look))
         layout = _axes(f"memory limit ({unit})", "makespan (s)", height=480)
-        layout["yaxis"]["rangemode"] = "tozero"
-        if zero is not None:
-            slowest = max(row["makespan_s"] for rows in curve.by_pattern.values() for row in rows)
-            name = f"no stalls from {zero / size:.3g} {unit} on"
-            traces.append(_line(name, [zero / size] * 2, [0, slowest], color=LIMIT_COLOR, width=1.5, dash="dash"))
         panels.append({"title": curve.title, "traces": [*traces, best], "layout": layout})
     return Chart(
         "memory",
         "Makespan against the memory limit",
-        "No stalls: the executor waits for the first load alone." if panels else "",
+        "Stalls: seconds in which the executor waits for loads after its first visit began.",
         panels,
     )
 

@@ -29,10 +29,11 @@ from cidl_sim.report.sweep_figures import (
     Row,
     SweepFigures,
     byte_unit,
+    least_stalls,
+    least_stalls_text,
     lookahead_text,
     makespan_grid,
     quality_levels,
-    zero_stall_bytes,
 )
 from cidl_sim.report.timeline import LIMIT_COLOR
 
@@ -200,17 +201,13 @@ def _curves(curves: Sequence[MemoryCurve], stalls_s: Mapping[int, float]) -> Fig
                 linewidth=1.8,
                 label="bound: no plan is faster",
             )
-        zero = zero_stall_bytes(curve, stalls_s)
-        label = "no stalls: under no limit tried" if zero is None else f"no stalls from {zero / size:.3g} {unit} on"
-        look: dict[str, Any] = {"color": LIMIT_COLOR, "linestyle": "--", "linewidth": 1.4, "label": label}
-        if zero is None:
-            axes.plot([], [], **look)
-        else:
-            axes.axvline(zero / size, **look)
+        limit, least_s = least_stalls(curve, stalls_s)
+        label = least_stalls_text(limit, least_s)
+        axes.axvline(limit / size, color=LIMIT_COLOR, linestyle="--", linewidth=1.4, label=label)
         axes.set_xlabel(f"memory limit ({unit})")
         axes.set_ylabel("makespan (s)")
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8, loc="lower left")
+        axes.margins(y=0.12)
+        axes.legend(fontsize=8, loc="best")
         _titled(axes, curve.title)
     patterns = sorted({pattern for curve in curves for pattern in curve.by_pattern})
     figure.legend(handles=_marks(patterns), loc="outside lower center", ncols=8, fontsize=9, frameon=False)

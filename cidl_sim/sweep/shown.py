@@ -11,11 +11,11 @@ import polars as pl
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.report.sweep_figures import Front, HeatMap, MemoryCurve, Row, SweepFigures, byte_unit, settings_text
 from cidl_sim.sweep import analysis
-from cidl_sim.sweep.analysis import CASE, MEMORY, PRODUCT, SCENE
+from cidl_sim.sweep.analysis import CASE, MEMORY, PRODUCT, QUALITY, SCENE
 
 MOST_POINTS = 300
 # Of these, at most; what they leave goes to an even sample.
-FRONT_ROWS, POLICY_ROWS, CURVE_ROWS, HEAT_CELLS, BEST_ROWS = 80, 70, 40, 80, 20
+FRONT_ROWS, POLICY_ROWS, CURVE_ROWS, HEAT_CELLS, BEST_ROWS = 64, 70, 64, 72, 20
 # More pictures side by side cannot be read.
 PANELS = 4
 HEAT_MAPS = 2
@@ -37,7 +37,7 @@ def figures_of(rows: pl.LazyFrame, *, is_sample: bool = False) -> SweepFigures:
     curves, heat_maps = ([], []) if is_sample else (_curves(rows), _heat_maps(rows))
     products = _products(rows)
     fronts = [_front(_of(rows, PRODUCT, product), FRONT_ROWS // len(products)) for product in products]
-    parts: list[Sequence[Row]] = [best.to_dicts(), regrets, *fronts]
+    parts: list[Sequence[Row]] = [best.to_dicts(), regrets, *(picked for _, picked in fronts)]
     parts += [*(curve.best for curve in curves), *(heat_map.cells for heat_map in heat_maps)]
     picked: set[int] = {row["index"] for part in parts for row in part if row["index"] is not None}
     room = (MOST_POINTS - len(picked)) // len(products)
@@ -48,8 +48,8 @@ def figures_of(rows: pl.LazyFrame, *, is_sample: bool = False) -> SweepFigures:
         rows=count,
         feasible=feasible,
         fronts=tuple(
-            Front(_product_title(product), tuple(front), _others(points, product, front))
-            for product, front in zip(products, fronts, strict=True)
+            Front(_product_title(product), tuple(front), tuple(shown), _others(points, product, shown))
+            for product, (front, shown) in zip(products, fronts, strict=True)
         ),
         heat_maps=tuple(heat_maps),
         curves=tuple(curves),
@@ -67,8 +67,12 @@ def _products(rows: pl.LazyFrame) -> list[dict[str, Any]]:
     return _one_of_each(found.collect(engine="streaming").sort("n", "first", descending=[True, False]), PRODUCT)
 
 
-def _front(rows: pl.LazyFrame, most: int) -> Sequence[Row]:
-    return _thinned(analysis.pareto_front(rows).sort("peak_resident_bytes", "makespan_s"), most).to_dicts()
+def _front(rows: pl.LazyFrame, most: int) -> tuple[Sequence[Row], Sequence[Row]]:
+    """The front by quality, then memory, and at most `most` of it, of each quality as many."""
+    front = analysis.pareto_front(rows).sort(*QUALITY, "peak_resident_bytes", descending=[True, False, False])
+    levels = front.partition_by(*QUALITY, maintain_order=True)
+    shown = pl.concat(_thinned(level, max(1, most // len(levels))) for level in levels[:most])
+    return front.to_dicts(), shown.to_dicts()
 
 
 def _others(points: Sequence[Row], product: Row, front: Sequence[Row]) -> tuple[Row, ...]:
@@ -99,17 +103,18 @@ def _curves(rows: pl.LazyFrame) -> list[MemoryCurve]:
 def _heat_maps(rows: pl.LazyFrame) -> list[HeatMap]:
     """Of the cases with the most cells that in which they differ the most, one for each workload on each device.
 
-    Cases in which nothing but the memory limit was set come first.
+    Cases in which nothing but the memory limit was set come first, then those in which half of the cells fit.
     """
     numbered = rows.filter(pl.col("retained").is_not_null())
     found = numbered.group_by(*CASE, "other_settings", MEMORY).agg(
         cells=pl.struct("retained", "lookahead").n_unique(),
+        fits=pl.col("makespan_s").count() * 2 >= pl.len(),
         ratio=pl.col("makespan_s").max() / pl.col("makespan_s").min(),
         first=pl.col("index").min(),
     )
     several = found.filter(pl.col("cells") > 1, pl.col("ratio").is_not_null()).collect(engine="streaming")
     length = pl.col("other_settings").str.len_chars()
-    cases = several.sort("cells", length, "ratio", "first", descending=[True, False, True, False])
+    cases = several.sort("cells", length, "fits", "ratio", "first", descending=[True, False, True, True, False])
     chosen = _one_of_each(cases, (*CASE, "other_settings", MEMORY), HEAT_MAPS)
     return [_heat_map(_of(numbered, CASE, case), case, HEAT_CELLS // len(chosen)) for case in chosen]
 
@@ -138,7 +143,9 @@ def _regrets(rows: pl.LazyFrame) -> Sequence[Row]:
     most = max(1, POLICY_ROWS // max(1, regrets["pattern"].n_unique()))
     devices = regrets["device"].unique(maintain_order=True).head(most)
     best = analysis.best_rows(rows.filter(pl.col("device").is_in(devices.to_list())), ("device", "pattern"))
-    return regrets.join(best.select("device", "pattern", "index"), on=["device", "pattern"]).to_dicts()
+    return regrets.join(
+        best.select("device", "pattern", "index"), on=["device", "pattern"], maintain_order="left"
+    ).to_dicts()
 
 
 def _feasible(rows: pl.LazyFrame) -> pl.LazyFrame:
@@ -150,9 +157,10 @@ def _of(rows: pl.LazyFrame, keys: Sequence[str], values: Row) -> pl.LazyFrame:
 
 
 def _one_of_each(found: pl.DataFrame, keys: Sequence[str], most: int = PANELS) -> list[dict[str, Any]]:
-    """The first of each workload (or job) on each device."""
+    """The first of each workload (or job) on each device, other devices before other workloads on the same ones."""
+    place = pl.int_range(pl.len()).over("device")
     first = found.unique([keys[0], "device"], keep="first", maintain_order=True)
-    return first.head(most).select(keys).to_dicts()
+    return first.with_columns(_place=place).sort("_place", maintain_order=True).head(most).select(keys).to_dicts()
 
 
 def _thinned(rows: pl.DataFrame, most: int) -> pl.DataFrame:

@@ -27,7 +27,7 @@ from cidl_sim.report.timeline import LIMIT_COLOR
 BOUND_COLOR = "#4D4D4D"
 FRONT_COLOR = "#000000"
 DASHES = ("solid", "dash", "dashdot", "dot")
-BELOW = {"orientation": "h", "y": -0.2, "yanchor": "top"}
+BELOW = {"orientation": "h", "y": -0.26, "yanchor": "top"}
 
 
 class SweepPage:

@@ -101,20 +101,26 @@ def _curves(rows: pl.LazyFrame) -> list[MemoryCurve]:
 
 
 def _heat_maps(rows: pl.LazyFrame) -> list[HeatMap]:
-    """Of the cases with the most cells that in which they differ the most, one for each workload on each device.
+    """Of the cases with the most rows that in which they differ the most, one for each workload on each device.
 
     Cases in which nothing but the memory limit was set come first, then those in which half of the cells fit.
     """
     numbered = rows.filter(pl.col("retained").is_not_null())
+    retained, ahead, makespan = pl.col("retained"), pl.col("lookahead"), pl.col("makespan_s")
+    # Counting distinct cells would take memory for every row; a grid has as many rows in each.
     found = numbered.group_by(*CASE, "other_settings", MEMORY).agg(
-        cells=pl.struct("retained", "lookahead").n_unique(),
-        fits=pl.col("makespan_s").count() * 2 >= pl.len(),
-        ratio=pl.col("makespan_s").max() / pl.col("makespan_s").min(),
+        n=pl.len(),
+        fitting=makespan.count(),
+        ratio=makespan.max() / makespan.min(),
+        varied=(retained.min() < retained.max())
+        | (ahead.min() < ahead.max())
+        | (ahead.count().is_between(1, pl.len() - 1)),
         first=pl.col("index").min(),
     )
-    several = found.filter(pl.col("cells") > 1, pl.col("ratio").is_not_null()).collect(engine="streaming")
+    several = found.filter(pl.col("fitting") > 0, pl.col("varied")).collect(engine="streaming")
+    fits = pl.col("fitting") * 2 >= pl.col("n")
     length = pl.col("other_settings").str.len_chars()
-    cases = several.sort("cells", length, "fits", "ratio", "first", descending=[True, False, True, True, False])
+    cases = several.sort("n", length, fits, "ratio", "first", descending=[True, False, True, True, False])
     chosen = _one_of_each(cases, (*CASE, "other_settings", MEMORY), HEAT_MAPS)
     return [_heat_map(_of(numbered, CASE, case), case, HEAT_CELLS // len(chosen)) for case in chosen]
 

@@ -91,13 +91,17 @@ def least_stalls_text(limit: int, least_s: float) -> str:
 
 def quality_levels(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of a front by quality, the best quality first, each in order of memory; named for a legend."""
-    levels: dict[tuple[int, int], list[Row]] = {}
-    for row in rows:
-        levels.setdefault((-row["denoising_evaluations"], row["merged_steps"]), []).append(row)
-    return {
-        f"{-evaluations} evaluations, {merged} merged": sorted(found, key=lambda row: int(row["peak_resident_bytes"]))
-        for (evaluations, merged), found in sorted(levels.items())
-    }
+    levels: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (-(row["denoising_evaluations"] or 0), row["merged_steps"] or 0)):
+        levels.setdefault(quality_text(row), []).append(row)
+    return {name: sorted(found, key=lambda row: int(row["peak_resident_bytes"])) for name, found in levels.items()}
+
+
+def quality_text(row: Row) -> str:
+    """What stands for a row's quality, in words; of workloads that are no named ones part of it is unknown."""
+    evaluations, merged = row["denoising_evaluations"], row["merged_steps"]
+    known = [] if evaluations is None else [f"{evaluations} denoising evaluations"]
+    return ", ".join(known + ([] if merged is None else [f"{merged} merged"])) or "any quality"
 
 
 def makespan_grid(heat_map: HeatMap) -> tuple[list[int | None], list[int], list[list[Row | None]]]:

@@ -20,6 +20,7 @@ from cidl_sim.report.sweep_figures import (
     lookahead_text,
     makespan_grid,
     quality_levels,
+    quality_text,
     settings_text,
 )
 from cidl_sim.report.timeline import LIMIT_COLOR
@@ -64,6 +65,8 @@ class SweepPage:
             "cell, and an even sample. Pick any point to see its timeline.",
         ]
         fastest = min(figures.best, key=lambda row: (row["makespan_s"], row["index"]))
+        if not figures.regrets:
+            notes.append("A sample: no two rows have the same settings, so nothing is shown that compares such rows.")
         return Page(title, notes, (), charts, [_best(figures.best)], self._timelines, self._outlines, _key(fastest))
 
 
@@ -92,7 +95,7 @@ def _text(row: Row) -> str:
     return (
         f"row {row['index']}: {row_title(row)}<br>makespan {row['makespan_s']:.4g} s{bound}<br>"
         f"peak {row['peak_resident_bytes'] / size:.4g} of {row['memory_limit_bytes'] / size:.4g} {unit}, "
-        f"{row['denoising_evaluations']} denoising evaluations, {row['merged_steps']} merged"
+        f"{quality_text(row)}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -71,7 +72,9 @@ def pareto_front(rows: pl.LazyFrame, within: Sequence[str] = PRODUCT) -> pl.Data
     steps (the fewer the better), and better in one. `rows` have to be `labelled`.
     """
     keys = [*within, *QUALITY]
-    least = _feasible(rows).group_by(*keys, "peak_resident_bytes").agg(pl.col("makespan_s").min())
+    # Unknown for workloads that are no named ones; all rows of such a job have the same.
+    known = rows.with_columns(pl.col(QUALITY).fill_null(0))
+    least = _feasible(known).group_by(*keys, "peak_resident_bytes").agg(pl.col("makespan_s").min())
     before = pl.col("makespan_s").cum_min().shift(1).over(keys)
     steps = _collected(
         least.sort(*keys, "peak_resident_bytes").filter(before.is_null() | (pl.col("makespan_s") < before))
@@ -94,7 +97,8 @@ def pareto_front(rows: pl.LazyFrame, within: Sequence[str] = PRODUCT) -> pl.Data
             .filter(~(is_worse & (pl.col("rival_s") <= pl.col("makespan_s"))).fill_null(value=False))
             .drop("rival_s")
         )
-    return _rows_at(rows, steps, [*keys, "peak_resident_bytes"])
+    front = _rows_at(known, steps, [*keys, "peak_resident_bytes"]).select("index")
+    return _collected(rows.join(front.lazy(), on="index", how="semi")).sort("index")
 
 
 def regrets(rows: pl.LazyFrame) -> pl.DataFrame:
@@ -187,7 +191,7 @@ def _rows_at(rows: pl.LazyFrame, found: pl.DataFrame, keys: Sequence[str]) -> pl
 
 def _job(workload: str, height: int | None, width: int | None, frames: int | None, dtype: str | None) -> str:
     """A file's name stands for itself: what else makes the same is not known."""
-    if height is None:
+    if height is None or Path(workload).suffix == ".json" or Path(workload).is_file():
         return workload
     return f"{parse_name(workload)[0].name}, {height}x{width}, {frames} frames, {dtype}"
 

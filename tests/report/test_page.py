@@ -185,6 +185,39 @@ def test_a_plan_is_simulated_and_shown_beside_bounds_and_policies(plan, files, t
     assert set(chart["panels"][0]["traces"][0]["y"]) > {"lru", "sequential", "bound: loading"}
 
 
+def test_the_report_of_a_sweep_has_pictures_a_page_and_what_they_say(files, tmp_path):
+    axes = ["--axis", "memory_limit_bytes=30,40", "--axis", "retained=0..3", "--axis", "lookahead=1,deep"]
+    swept = answer_of("sweep", *files, *axes, "-o", tmp_path / "results.parquet")
+    figures = answer_of("report", tmp_path / "results.parquet", "-o", tmp_path / "out")
+    assert (figures["kind"], figures["rows"]) == ("sweep", swept["rows"])
+    assert figures["shown_rows"] <= figures["feasible_rows"] <= figures["rows"]
+    assert figures["best"][0]["makespan_s"] == min(row["makespan_s"] for row in swept["best"])
+    assert {Path(file).name for file in figures["files"]} == {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"pareto.png", "memory.png", "heat_map.png", "regret.png"} < {Path(file).name for file in figures["files"]}
+    data = data_of(tmp_path / "out" / "report.html")
+    best = data["timelines"][str(figures["best"][0]["index"])]
+    # What the sweep's compiled code found is what the engine simulates for the page.
+    assert best["makespan"] == pytest.approx(figures["best"][0]["makespan_s"])
+
+
+def test_the_report_of_a_sample_leaves_out_what_needs_equal_settings(files, tmp_path):
+    options = ["--axis", "memory_limit_bytes=30..60", "--sample", "random", "--points", "12", "--no-bound"]
+    assert call_cidl("sweep", *files, *options, "-o", tmp_path / "results.parquet").code == 0
+    figures = answer_of("report", tmp_path / "results.parquet", "-o", tmp_path / "out")
+    assert {Path(file).name for file in figures["files"]} == {"pareto.png", "report.html"}
+    assert (figures["regrets"], figures["shown_rows"]) == ([], figures["feasible_rows"])
+    assert data_of(tmp_path / "out" / "report.html")["notes"][1].startswith("A sample")
+
+
+def test_a_sweep_of_workloads_that_have_changed_is_refused_and_nothing_is_written(files, tmp_path):
+    assert call_cidl("sweep", *files, "-o", tmp_path / "results.parquet").code == 0
+    uniform_workload(4, 3, weight_bytes=10, flops=4).write(files[0])
+    outcome = call_cidl("report", tmp_path / "results.parquet", "-o", tmp_path / "out")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "is not what it was" in outcome.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_that_the_catalogs_have_need_not_be_given(tmp_path):
     names = ("opensora-small", "iphone-15-pro")
     assert call_cidl("plan", *names, "--policy", "next_block", "-o", tmp_path / "plan.json").code == 0

@@ -107,7 +107,7 @@ def _row(index: int, workload: str, limit: int, bandwidth: float, policy: str, l
         "memory_limit_bytes": limit,
         "bandwidth_bytes_per_s": bandwidth,
         "denoising_evaluations": ROUNDS[workload],
-        "merged_steps": 0,
+        "merged_steps": None,
     }
     return {**row, **dict(_results(row, device))}
 

@@ -100,7 +100,7 @@ def quality_levels(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def quality_text(row: Row) -> str:
     """What stands for a row's quality, in words; of workloads that are no named ones part of it is unknown."""
     evaluations, merged = row["denoising_evaluations"], row["merged_steps"]
-    known = [] if evaluations is None else [f"{evaluations} denoising evaluations"]
+    known = [] if evaluations is None else [f"{evaluations} evaluations"]
     return ", ".join(known + ([] if merged is None else [f"{merged} merged"])) or "any quality"
 
 

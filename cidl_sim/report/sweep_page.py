@@ -139,23 +139,26 @@ def _fronts(fronts: Sequence[Front]) -> Chart:
             x = [row["peak_resident_bytes"] / size for row in rows]
             look = {"shape": "hv", "color": FRONT_COLOR, "width": 1.2, "dash": DASHES[place % len(DASHES)]}
             traces.append(_line(f"front, {level}", x, [row["makespan_s"] for row in rows], **look))
-        for shown, marker, suffix in (
-            (front.others, {"size": 8, "opacity": 0.5}, ""),
-            (front.picked, {"size": 10, "line": {"width": 1, "color": "black"}}, ", on the front"),
+        on_front = {row["pattern"] for row in front.picked}
+        for shown, marker, hidden in (
+            (front.others, {"size": 8, "opacity": 0.5}, on_front),
+            (front.picked, {"size": 11, "line": {"width": 1, "color": "black"}}, set()),
         ):
             for pattern in sorted({row["pattern"] for row in shown}):
                 found = [row for row in shown if row["pattern"] == pattern]
                 style = policy_style(pattern)
                 x, y = [row["peak_resident_bytes"] / size for row in found], [row["makespan_s"] for row in found]
                 look = {**marker, "color": style.color, "symbol": style.symbol}
-                traces.append(_points(pattern + suffix, found, x, y, marker=look))
+                points = _points(pattern, found, x, y, marker=look)
+                # One entry of the legend for each policy.
+                traces.append({**points, "legendgroup": pattern, "showlegend": pattern not in hidden})
         axes = _axes(f"peak of memory ({unit})", "makespan (s)", height=480)
         panels.append({"title": front.title, "traces": traces, "layout": axes})
     return Chart(
         "pareto",
         "Makespan against memory, and what no row beats",
         "On the front: no row of the same product on the same device is as fast, as small and as good (more denoising "
-        "evaluations, fewer merged steps) at once.",
+        "evaluations, fewer merged steps) at once. Large points are on it.",
         panels,
     )
 

@@ -17,7 +17,7 @@ from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.models.config import VideoSettings
-from cidl_sim.planner.bounds import lower_bound_s
+from cidl_sim.planner.bounds import lower_bound_s, quick_bound_s
 from cidl_sim.simulator.batch import EVALUATION, Case, compile_case, evaluate, evaluate_many
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.sweep.patterns import keep_rows, plan_of
@@ -198,7 +198,9 @@ class Evaluator:
         key = *place, *values.values()
         if key not in self._setups:
             workload, device = self.workload(place[0]), device_with_values(self._device(place[1]), values)
-            bound_s = lower_bound_s(workload, device) if self.inputs.sweep.bound else None
+            # In a sample nearly every row has a device of its own; a linear program for each would take too long.
+            bound = quick_bound_s if self.inputs.sweep.sample is not None else lower_bound_s
+            bound_s = bound(workload, device) if self.inputs.sweep.bound else None
             few = count_points(self.inputs.sweep) * len(workload.visits) <= FEW_VISITS
             self._setups[key] = _Setup(device, None if few else compile_case(workload, device), bound_s)
             if len(self._setups) > CASES:

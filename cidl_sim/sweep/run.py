@@ -24,6 +24,9 @@ RESTARTS = 3
 # Fewer simulated visits than these are done before other processes have started.
 SMALL_VISITS = 200_000_000
 
+# In a sample nearly every row has a device of its own, whose costs take as long as so many evaluations.
+SETUP = 500
+
 OnRows = Callable[[int, int], None]  # rows done, of so many
 
 
@@ -108,6 +111,8 @@ def _evaluated(
 
 def _is_small(inputs: Inputs, missing: list[int]) -> bool:
     visits = max(len(Evaluator(inputs).workload(n).visits) for n in range(len(inputs.workloads)))
+    if inputs.sweep.sample is not None:
+        visits *= SETUP
     return len(missing) * rows_per_part(inputs.sweep) * visits < SMALL_VISITS
 
 

@@ -8,6 +8,7 @@ from cidl_sim.planner.bounds import (
     least_loading_s,
     loading_bound_s,
     lower_bound_s,
+    quick_bound_s,
 )
 from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
 from cidl_sim.policies.catalog import POLICIES, make_plan
@@ -29,6 +30,16 @@ def test_what_fits_is_loaded_once():
     assert list(least_loading_s(workload, device)) == pytest.approx([10, 20, 30] + [40] * 9)
     # The last block of the first round comes at 40; it and everything after it is still to be executed.
     assert lower_bound_s(workload, device) == pytest.approx(40 + 9)
+
+
+@given(cases())
+def test_without_the_program_the_bound_is_lower_or_as_good(case):
+    workload, device, _ = case
+    assert quick_bound_s(workload, device) <= lower_bound_s(workload, device) * (1 + 1e-9)
+
+
+def test_what_fits_is_bounded_without_a_program():
+    assert quick_bound_s(uniform_workload(4, 3), uniform_device(2, 10, 1)) == pytest.approx(40 + 9)
 
 
 def test_nothing_can_be_kept_where_a_block_fills_the_memory():

@@ -98,8 +98,25 @@ def least_loading_s(workload: Workload, device: DeviceProfile) -> Seconds:
 
 def _prices(workload: Workload, loads: Seconds, sizes: Seconds, capacity: Seconds) -> Seconds:
     """The dual prices of memory at every visit, in seconds for all of it."""
-    # Variables: r_v, then g_p, what is kept across p. g_p = g_{p-1} + what the visit p-1 keeps - what p finds kept.
     count = len(loads)
+    balance = retention_balance(workload, sizes)
+    can_be_kept = [float(previous is not None) for previous in workload.previous_same_weights]
+    bounds = [(0.0, upper) for upper in [*can_be_kept, *np.maximum(capacity, 0.0)]]
+    objective = np.concatenate([-loads, np.zeros(count)])
+    found = linprog(objective, A_eq=balance.tocsc(), b_eq=np.zeros(count), bounds=bounds, method="highs")
+    if found.status != 0:
+        return np.zeros(count)
+    prices: Seconds = np.maximum(0.0, -found.upper.marginals[count:])
+    return prices
+
+
+def retention_balance(workload: Workload, sizes: Seconds) -> coo_array:
+    """g_p - g_{p-1} + s_p r_p - s_{p-1} r_v = 0 for every visit p, where v is the next visit of p-1's weights.
+
+    Columns are the r, then the g: what is kept across p is what was kept across p-1, and what that visit keeps, less
+    what p finds kept.
+    """
+    count = len(sizes)
     rows, columns, values = [], [], []
     for p in range(count):
         entries = [(count + p, 1.0), (p, sizes[p])]
@@ -112,15 +129,7 @@ def _prices(workload: Workload, loads: Seconds, sizes: Seconds, capacity: Second
             rows.append(p)
             columns.append(column)
             values.append(value)
-    balance = coo_array((values, (rows, columns)), shape=(count, 2 * count))
-    can_be_kept = [float(previous is not None) for previous in workload.previous_same_weights]
-    bounds = [(0.0, upper) for upper in [*can_be_kept, *np.maximum(capacity, 0.0)]]
-    objective = np.concatenate([-loads, np.zeros(count)])
-    found = linprog(objective, A_eq=balance.tocsc(), b_eq=np.zeros(count), bounds=bounds, method="highs")
-    if found.status != 0:
-        return np.zeros(count)
-    prices: Seconds = np.maximum(0.0, -found.upper.marginals[count:])
-    return prices
+    return coo_array((values, (rows, columns)), shape=(count, 2 * count))
 
 
 def execution_s(workload: Workload, device: DeviceProfile) -> Seconds:

@@ -17,7 +17,8 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Workload
-from cidl_sim.policies.build import build_plan
+from cidl_sim.planner.packing import packed_keeps
+from cidl_sim.policies.build import build_plan, deep_prefetch
 from cidl_sim.simulator.engine import makespan_s
 
 LOOKAHEADS = (1, 2, 3, 5, 8)
@@ -26,6 +27,11 @@ HOT, COLD = 1e-3, 3e-4
 FIRST_STEPS, WALK_S = 2_000, 0.7
 # Of the walks every so many-th also moves loads, where their order matters.
 REORDERS_EVERY = 3
+
+
+# What a second in which the loader rests may count in a packing; of more loads than these a packing takes too long.
+RESTS = (1.0, 1.5, 2.0, 3.0)
+MOST_PACKED = 3_000
 
 
 class _Point(NamedTuple):
@@ -53,7 +59,7 @@ def search(
     found = _Search(workload, device, known_s, bound_s, deadline_s)
     if found.goes_on():
         found.try_lookaheads(starts[0])
-        found.walk(starts, seed)
+        found.walk([*starts, *found.packed(starts)], seed)
     return found.plan, found.makespan_s
 
 
@@ -72,6 +78,20 @@ class _Search:
         """There is time left, and something to be found."""
         has_choice = any(following is not None for following in self._workload.next_same_weights)
         return has_choice and time.monotonic() < self._deadline_s and self.makespan_s > self._bound_s * (1 + 1e-9)
+
+    def packed(self, plans: Sequence[Plan]) -> list[Plan]:
+        """The best packing near each plan, where it is faster than that plan."""
+        found = []
+        for plan in plans:
+            timed = []
+            for rest in RESTS if len(plan.loads) <= MOST_PACKED else ():
+                keep = packed_keeps(self._workload, self._device, set(plan.keep), rest) if self.goes_on() else None
+                if keep is not None:
+                    packed = deep_prefetch("planned", self._workload, self._device, keep)
+                    timed.append((self._timed_s(packed), rest, packed))
+            if timed and min(timed)[0] < self._timed_s(plan):
+                found.append(min(timed)[2])
+        return found
 
     def walk(self, starts: Sequence[Plan], seed: int) -> None:
         """Walk after walk, until nothing is left to be found or no time."""
@@ -120,14 +140,18 @@ class _Search:
             self.try_lookaheads(plan)
 
     def _note(self, plan: Plan) -> bool:
+        before_s = self.makespan_s
+        return self._timed_s(plan) < before_s
+
+    def _timed_s(self, plan: Plan) -> float:
+        """The makespan of a plan, inf if it cannot finish; it is kept if it is the best so far."""
         try:
             seconds = makespan_s(self._workload, self._device, plan)
         except InfeasibleError:
-            return False
-        if seconds >= self.makespan_s:
-            return False
-        self.plan, self.makespan_s = plan, seconds
-        return True
+            return np.inf
+        if seconds < self.makespan_s:
+            self.plan, self.makespan_s = plan, seconds
+        return seconds
 
     def _decisions(self, plan: Plan) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Who keeps, and all visits in the order of their loads; those without one where execution has them."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cidl_sim.commands.console import AsJson, Optional, WorkloadArgument, messages, progress, show
 from cidl_sim.core.errors import InputError
+
+if TYPE_CHECKING:
+    from cidl_sim.sweep.run import Done
 
 MOST_SHOWN = 30
 
@@ -18,10 +21,10 @@ MOST_SHOWN = 30
 def sweep(
     workload_name: WorkloadArgument,
     device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
-    grid: Annotated[Path | None, Optional("--grid", help="A TOML file with [axes] and [sample].")] = None,
+    grid: Annotated[Path | None, Optional("--grid", help="A TOML file with axes and a sample.")] = None,
     axes: Annotated[
         list[str] | None,
-        Optional("--axis", metavar="NAME=VALUES", help="Values as 1,2,4 or 0..28 or 1e9..4e9/8log; see the reference."),
+        Optional("--axis", metavar="NAME=VALUES", help="Values: 1,2,4 or 0..28 or 1e9..4e9/8log (docs/exploring.md)."),
     ] = None,
     sample: Annotated[str | None, Optional("--sample", metavar="random|lhs", help="A sample, not the grid.")] = None,
     points: Annotated[int | None, Optional("--points", min=1, help="Points of the sample.")] = None,
@@ -43,20 +46,28 @@ def sweep(
     if (sample is None) != (points is None):
         raise SweepError("--sample and --points go together")
     chosen, drawn = read_axes(grid) if grid else ({}, None)
-    chosen.update(_axis(text) for text in axes or ())
+    chosen.update(_axes(axes or ()))
     if sample is not None:
         if sample not in {"random", "lhs"}:
             raise SweepError(f"--sample {sample!r}: choose random or lhs")
         drawn = Sample.model_validate({"method": sample, "points": points, "seed": seed})
-    wanted = make_sweep([workload_name], device_names, chosen, sample=drawn, bound=not no_bound)
-    began = time.monotonic()
+    with progress(fleeting=True) as step:
+        # Variants of a workload that were never measured take a second each.
+        wanted = make_sweep(
+            [workload_name],
+            device_names,
+            chosen,
+            sample=drawn,
+            bound=not no_bound,
+            on_workload=partial(step, "workloads"),
+        )
     with progress() as step:
         done = run_sweep(
             wanted,
             output,
             workers=workers,
             cluster=cluster,
-            on_rows=lambda rows, total: step("sweep", rows, total, _rate(rows, total, began)),
+            on_rows=lambda rows, total: step("sweep", rows, total, f"{rows:,} of {total:,} rows"),
         )
     best = best_rows(output)
     summary: dict[str, Any] = {
@@ -65,30 +76,42 @@ def sweep(
         "file": str(output),
         "best": best,
     }
-    show(summary, as_json, lambda: rows_table("the fastest of each workload and device", _shown(best)))
-    if not as_json:
-        messages.print(f"{done.rows:,} rows in {output}; pictures: cidl report {output} -o report", markup=False)
+    show(summary, as_json, lambda: rows_table("the fastest rows", _shown(best)))
+    if as_json:
+        return
+    for line in _remarks(done, best, output):
+        messages.print(line, markup=False)
 
 
-def _axis(text: str) -> tuple[str, str]:
-    name, equals, values = text.partition("=")
-    if not equals or not name:
-        raise InputError(f"--axis {text!r}: write NAME=VALUES")
-    return name, values
+def _remarks(done: Done, best: list[dict[str, Any]], output: Path) -> Iterator[str]:
+    if len(best) > MOST_SHOWN:
+        yield f"shown are {MOST_SHOWN} of {len(best):,} combinations of workload, device and figures set"
+    nothing = sum(row["makespan_s"] is None for row in best)
+    if nothing:
+        index = next(row["index"] for row in best if row["makespan_s"] is None)
+        yield f"in {nothing:,} combinations nothing fits the memory; why: cidl simulate --row {output}:{index}"
+    resumed = f" ({done.resumed_rows:,} were there already)" if done.resumed_rows else ""
+    yield f"rows in {output}: {done.rows:,}{resumed}; pictures: cidl report {output} -o report"
 
 
-def _rate(rows: int, total: int, began: float) -> str:
-    return f"{rows:,} of {total:,} rows, {time.monotonic() - began:.0f} s"
+def _axes(texts: Sequence[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--axis {text!r}: write NAME=VALUES")
+        if name in given:
+            raise InputError(f"--axis {name} is given twice; write {name}={given[name]},{values}")
+        given[name] = values
+    return given
 
 
 def _shown(best: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For people: what was set in short, and what would say the same in each row left out."""
+    """For people, the fastest first: what was set in short, and what would say the same in each row left out."""
     rows = []
-    for row in best[:MOST_SHOWN]:
-        values = ", ".join(
-            f"{key.rpartition('.')[2]} {value:.4g}" for key, value in json.loads(row["settings"]).items()
-        )
+    for row in sorted(best, key=lambda row: (row["makespan_s"] is None, row["makespan_s"]))[:MOST_SHOWN]:
+        values = ", ".join(f"{key.rpartition('.')[2]} {value:.4g}" for key, value in row["settings"].items())
         shown = {**row, "settings": values}
-        rows.append({name: value for name, value in shown.items() if name not in {"lower_bound_s", "index"}})
+        rows.append({name: value for name, value in shown.items() if name != "lower_bound_s"})
     same = [name for name in ("workload", "settings", "lookahead") if len({row[name] for row in rows}) == 1]
     return [{name: value for name, value in row.items() if name not in same} for row in rows]

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 def read_row(text: str) -> dict[str, Any]:
     """A row from FOLDER:INDEX, from JSON, or from a file with JSON in it. SweepError for what is neither."""
     folder, colon, index = text.rpartition(":")
-    if colon and index.isdecimal() and Path(folder).is_dir():
+    if colon and index.isdecimal() and not text.startswith("{"):
         from cidl_sim.sweep.results import row_at
 
         return row_at(Path(folder), int(index))

@@ -51,21 +51,25 @@ def is_whole(path: Path, identity: str, rows: int) -> bool:
         return False
 
 
-def open_folder(folder: Path, sweep: Sweep, identity: str) -> None:
-    """Make the folder of a sweep, or go on in it. SweepError where another sweep's results are."""
+def check_folder(folder: Path, identity: str) -> None:
+    """Whether a sweep's results may go there. SweepError where another sweep's, or something else, is."""
     if folder.exists() and not folder.is_dir():
         raise SweepError(f"{folder}: is a file; results are a folder of parts")
-    described = {"identity": identity, "sweep": sweep.model_dump(mode="json")}
     if (folder / SWEEP_FILE).is_file():
         if read_json(folder / SWEEP_FILE, SweepError).get("identity") != identity:
             raise SweepError(
                 f"{folder}: holds another sweep, or the same one of workloads and devices that have changed; "
                 "choose another -o or remove it"
             )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(folder.iterdir()):
         raise SweepError(f"{folder}: holds something else than results of a sweep; choose another -o")
-    write_text(folder / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
+
+
+def open_folder(folder: Path, sweep: Sweep, identity: str) -> None:
+    """Make the folder of a sweep, if it is not there."""
+    if not (folder / SWEEP_FILE).is_file():
+        described = {"identity": identity, "sweep": sweep.model_dump(mode="json")}
+        write_text(folder / SWEEP_FILE, json.dumps(described, indent=1) + "\n")
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -95,33 +99,46 @@ def row_at(folder: Path, index: int) -> dict[str, Any]:
     """The row with that index. SweepError if there is none."""
     import polars as pl
 
-    found = scan(folder).filter(pl.col("index") == index).collect()
+    rows = scan(folder)
+    try:
+        found = rows.filter(pl.col("index") == index).collect()
+    except pl.exceptions.PolarsError:
+        raise SweepError(f"{folder}: a part is damaged; the same 'cidl sweep' makes it again") from None
     if found.is_empty():
-        raise SweepError(f"{folder}: no row {index}")
+        raise SweepError(f"{folder}: no row {index}; rows count from 0")
     row: dict[str, Any] = found.row(0, named=True)
     return row
 
 
 def best_rows(folder: Path) -> list[dict[str, Any]]:
-    """Of each workload and device the row with the least makespan, with the number of its rows and of what fits."""
+    """Of each workload and device with figures set the fastest row, that with the least memory where several are.
+
+    Beside it the number of rows and of those that fit; in the order of the sweep.
+    """
     import polars as pl
 
     # Part by part: of millions of rows one group may have them all.
     found = pl.concat([_best_of_part(pl.read_parquet(path)) for path in _parts(folder)])
     rows = found.group_by(_CASE).agg(
-        pl.col("rows").sum(), pl.col("fit").sum(), pl.col(_BEST).get(pl.col("makespan_s").arg_min())
+        pl.col("rows").sum(),
+        pl.col("fit").sum(),
+        pl.col("first").min(),
+        pl.col(_BEST).sort_by(*_FASTEST, nulls_last=True).first(),
     )
-    best: list[dict[str, Any]] = rows.sort(["workload", "makespan_s", "index"], nulls_last=True).to_dicts()
-    return best
+    best: list[dict[str, Any]] = rows.sort("first").drop("first", "rounded_s").to_dicts()
+    return [{**row, "settings": json.loads(row["settings"])} for row in best]
 
 
 _CASE = ["workload", "device", "settings"]
-_BEST = ["policy", "lookahead", "makespan_s", "lower_bound_s", "peak_resident_bytes", "index"]
+_FASTEST = ["rounded_s", "peak_resident_bytes", "index"]
+_BEST = ["policy", "lookahead", "makespan_s", "lower_bound_s", "peak_resident_bytes", "index", "rounded_s"]
 
 
 def _best_of_part(rows: pl.DataFrame) -> pl.DataFrame:
     import polars as pl
 
     makespan_s = pl.col("makespan_s")
-    counted = pl.len().alias("rows"), makespan_s.is_not_null().sum().alias("fit")
-    return rows.group_by(_CASE).agg(*counted, pl.col(_BEST).get(makespan_s.arg_min()))
+    counted = pl.len().alias("rows"), makespan_s.is_not_null().sum().alias("fit"), pl.col("index").min().alias("first")
+    # Makespans that differ by rounding are equal.
+    rounded = rows.with_columns(rounded_s=makespan_s.round_sig_figs(12))
+    return rounded.group_by(_CASE).agg(*counted, pl.col(_BEST).sort_by(*_FASTEST, nulls_last=True).first())

@@ -14,7 +14,7 @@ from cidl_sim.core.errors import MachineError
 from cidl_sim.core.files import sha256_of
 from cidl_sim.sweep.evaluate import Evaluator, Inputs, count_parts, find_inputs, rows_per_part
 from cidl_sim.sweep.points import count_points
-from cidl_sim.sweep.results import encode_part, is_whole, open_folder, part_name, write_part
+from cidl_sim.sweep.results import check_folder, encode_part, is_whole, open_folder, part_name, write_part
 from cidl_sim.sweep.spec import Sweep
 
 # Handed out beyond those that are being evaluated, for each worker: none waits, and few results wait to be written.
@@ -55,12 +55,13 @@ def run_sweep(
     """
     total, inputs = count_points(sweep), find_inputs(sweep)
     identity = sha256_of([sweep.sha256, inputs.workloads, inputs.devices])
-    open_folder(folder, sweep, identity)
+    check_folder(folder, identity)
     sizes = _sizes(sweep)
     missing = [n for n, rows in sizes.items() if not is_whole(folder / part_name(n), _part_identity(identity, n), rows)]
     done = total - sum(sizes[n] for n in missing)
     resumed = done
     parts = _evaluated(inputs, identity, missing, workers, cluster)
+    open_folder(folder, sweep, identity)
     on_rows(done, total)
     for number, content in parts:
         write_part(folder, number, content)

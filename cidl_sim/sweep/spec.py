@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ DEEP = "deep"
 _RANGE = re.compile(r"(?P<first>[^.,]\S*?)\.\.(?P<last>[^/]+?)(/(?P<count>\d+)(?P<log>log)?)?")
 
 Scalar = int | float | str
+OnWorkload = Callable[[int, int, str], None]  # found, of so many, the next one's name
 
 
 class SweepError(InputError):
@@ -94,6 +95,7 @@ def make_sweep(
     *,
     sample: Sample | None = None,
     bound: bool = True,
+    on_workload: OnWorkload = lambda done, total, name: None,
 ) -> Sweep:
     """A sweep over `axes`: values by name, as lists or as text ("1,2,4", "0..28", "1e9..4e9/8log").
 
@@ -104,7 +106,11 @@ def make_sweep(
     settings = {name: _listed(name, given.pop(name)) for name in SETTINGS if name in given}
     policy_axes = {name: _listed(name, given.pop(name)) for name in POLICY_AXES if name in given}
     names = tuple(dict.fromkeys(v for name in workloads for v in _variants(name, settings)))
-    found = [find_workload(name) for name in names[:MOST_WORKLOADS]]
+    found = []
+    for done, name in enumerate(names[:MOST_WORKLOADS]):
+        if done:
+            on_workload(done, len(names), name)
+        found.append(find_workload(name))
     for device in devices:
         _check_device_axes(device, given)
     return validated(
@@ -188,6 +194,8 @@ def _spaced(name: str, first: float, last: float, count: int, *, log: bool) -> t
     if count < 2 or count > MOST_VALUES or (log and first <= 0):
         raise SweepError(f"axis {name!r}: from 2 to {MOST_VALUES} values, for log above 0")
     steps = [i / (count - 1) for i in range(count)]
+    if not log and all(float(first + step * (last - first)).is_integer() for step in steps):
+        return tuple(round(first + step * (last - first)) for step in steps)
     if log:
         inner = [math.exp(math.log(first) + step * math.log(last / first)) for step in steps[1:-1]]
     else:
@@ -275,7 +283,7 @@ def _policies(names: Sequence[Any]) -> tuple[str, ...]:
 def _whole_numbers(name: str, values: Sequence[Any]) -> tuple[int, ...]:
     for value in values:
         if not isinstance(value, int) or not 0 <= value < 2**31:
-            raise SweepError(f"axis {name!r}: {value!r} is not a whole number from 0 on")
+            raise SweepError(f"axis {name!r}: {value!r} is no whole number from 0 on; write {name}=1,2,4 or 0..28")
     return tuple(values)
 
 

@@ -254,9 +254,12 @@ def _check_device_axes(name: str, axes: Mapping[str, Any]) -> None:
             raise SweepError(
                 f"unknown axis {key!r}: there are {known}, and figures of the device such as memory_limit_bytes"
             )
-        for value in (values.low, values.high) if isinstance(values, Continuous) else values:
-            if isinstance(value, str):
-                raise SweepError(f"axis {key!r}: {value!r} is not a number (the key names the unit)")
+        given = (values.low, values.high) if isinstance(values, Continuous) else values
+        text = next((value for value in given if isinstance(value, str)), None)
+        if text is not None:
+            raise SweepError(f"axis {key!r}: {text!r} is not a number (the key names the unit)")
+        # What a profile can take is a range.
+        for value in (min(given), max(given)):
             device.with_value(key, device_value(key, value))
 
 

@@ -41,6 +41,10 @@ class StoreError(InputError):
     """A block store that is missing, damaged or made for another model."""
 
 
+class PackageError(InputError):
+    """A Core ML package that cannot be read, or that holds what the interpreter does not know."""
+
+
 class InfeasibleError(CidlError):
     """No room: the limit is below what the plan, or any plan, needs."""
 

@@ -14,7 +14,7 @@ import logging
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +156,17 @@ class SavedProgram:
 def read_package(path: Path) -> SavedProgram:
     """The program of the package in the folder `path`.
 
+    A pipeline of programs, which is how a bisected model can be saved, becomes one function.
     PackageError: it is none, has no ML program (other kinds of models have none), or has parts that are not known here.
     """
     model_path = _model_path(path)
     model = _parsed(model_path)
-    if model.WhichOneof("Type") != "mlProgram":
-        raise PackageError(f"{path}: holds no ML program but a model of kind {model.WhichOneof('Type')}")
     reader = _Reader(path, model_path.parent)
-    functions = {name: reader.function(name, f) for name, f in sorted(model.mlProgram.functions.items())}
+    if model.WhichOneof("Type") == "pipeline":
+        stages = [reader.functions(stage)["main"] for stage in model.pipeline.models]
+        whole = _joined(stages, tuple(output.name for output in model.description.output))
+        return SavedProgram(path, {"main": whole}, "main")
+    functions = reader.functions(model)
     default = model.description.defaultFunctionName or "main"
     if default not in functions:
         default = next(iter(functions))
@@ -198,6 +201,12 @@ class _Reader:
 
     package: Path
     folder: Path
+
+    def functions(self, model: Any) -> dict[str, Function]:
+        kind = model.WhichOneof("Type")
+        if kind != "mlProgram":
+            raise PackageError(f"{self.package}: holds no ML program but a model of kind {kind}")
+        return {name: self.function(name, f) for name, f in sorted(model.mlProgram.functions.items())}
 
     def function(self, name: str, function: Any) -> Function:
         block = function.block_specializations[function.opset]
@@ -249,6 +258,35 @@ class _Reader:
         if field == "bytes":
             return _tensor(np.frombuffer(bytearray(values), np.uint8), value_type)
         return torch.tensor(list(values), dtype=value_type.torch_dtype).reshape(_sizes(value_type))
+
+
+def _joined(stages: list[Function], outputs: tuple[str, ...]) -> Function:
+    """Programs that hand on what they make, as one function; inputs and results keep their names, the rest do not."""
+    inputs: dict[str, Output] = {}
+    operations: list[Operation] = []
+    made: set[str] = set()
+    for number, stage in enumerate(stages):
+        shared = {value.name for value in stage.inputs} | set(stage.outputs)
+        inputs |= {value.name: value for value in stage.inputs if value.name not in made}
+        operations += [_renamed(operation, shared, f"{number}/") for operation in stage.operations]
+        made |= set(stage.outputs)
+    return Function(tuple(inputs.values()), outputs, tuple(operations))
+
+
+def _renamed(operation: Operation, shared: set[str], prefix: str) -> Operation:
+    def name(old: str) -> str:
+        return old if old in shared else prefix + old
+
+    def renamed(argument: Argument) -> Argument:
+        if isinstance(argument, list):
+            return [Name(name(part.name)) if isinstance(part, Name) else part for part in argument]
+        return Name(name(argument.name)) if isinstance(argument, Name) else argument
+
+    return replace(
+        operation,
+        arguments={key: renamed(argument) for key, argument in operation.arguments.items()},
+        outputs=tuple(Output(name(output.name), output.type) for output in operation.outputs),
+    )
 
 
 def _sizes(value_type: TensorType) -> tuple[int, ...]:

@@ -72,17 +72,20 @@ def report(rows: list[Row]) -> Iterator[str]:
     yield "# The interpreter of Core ML packages against PyTorch"
     yield ""
     yield (
-        f"Command: `PYTHONPATH=. .venv/bin/python experiments/coreml_interpreter.py`. Date: {datetime.now(UTC).date()}. "
-        f"Machine: {processor()}, {platform.system()} {platform.release()}; {versions}."
+        "Command: `PYTHONPATH=. .venv/bin/python experiments/coreml_interpreter.py`. "
+        f"Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
+        f"{platform.system()} {platform.release()}; {versions}."
     )
     yield ""
     yield (
         f"Open-Sora v1.2 at its real widths with random weights, {SETTINGS.width}x{SETTINGS.height}, "
-        f"{SETTINGS.frames} frames, 50 text tokens; one block of each kind. Each was converted, saved, read back and run "
-        "by the interpreter with torch on the CPU; Core ML itself ran nowhere. Errors are relative: the norm of the "
-        "difference to the block in PyTorch in fp32 over the norm of what that gives, the largest over the block's "
+        f"{SETTINGS.frames} frames, 50 text tokens; one block of each kind. Each was converted, saved, read "
+        "back and run by the interpreter with torch on the CPU; Core ML itself ran nowhere. "
+        "Errors are relative: the norm of the difference to the block in PyTorch in fp32 over the norm of what that "
+        "gives, the largest over the block's "
         "outputs. fp16 rounded: the result of every operation is rounded as the package declares; fp16 exact: only the "
-        "weights are. Norms and angles stay in fp32 in the fp16 programs. Flags: overflow, NaN, more than five dimensions."
+        "weights are. Norms and angles stay in fp32 in the fp16 programs. Flags: overflow, NaN, "
+        "more than five dimensions."
     )
     yield ""
     yield "| block | parameters (M) | operations | fp32 | fp16 rounded | fp16 exact | flags | peak memory (GB) |"

@@ -68,7 +68,7 @@ def compare_block(
     relative = {
         name: relative_error(outputs[name], reference) for name, reference in zip(chosen.outputs, expected, strict=True)
     }
-    deep = tuple(sorted(_too_deep(chosen)))
+    deep = tuple(_too_deep(chosen))
     return BlockErrors(relative, tuple(observed.overflow), tuple(observed.not_a_number), deep)
 
 

@@ -497,7 +497,7 @@ def gather(x: Tensor, indices: Tensor, axis: Any = 0, batch_dims: Any = 0, valid
         return torch.stack([gather(a, i, along - 1, int(batch_dims) - 1, validate_indices) for a, i in pairs])
     places = torch.where(indices < 0, indices + x.shape[along], indices).reshape(-1)
     _within(places, x.shape[along])
-    return x.index_select(along, places.int()).reshape(*x.shape[:along], *indices.shape, *x.shape[along + 1 :])
+    return x.index_select(along, places.int()).reshape((*x.shape[:along], *indices.shape, *x.shape[along + 1 :]))
 
 
 def _within(places: Tensor, size: int) -> None:

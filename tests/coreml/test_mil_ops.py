@@ -195,6 +195,12 @@ def test_gather_is_numpys_take(axis: int, shape: list[int], negative: bool, seed
     assert np.array_equal(result.numpy(), np.take(x.numpy(), indices.numpy(), axis))
 
 
+def test_gather_of_a_single_number_from_a_list():
+    result = OPS["gather"](vector(5, 6, 7), torch.tensor(1))
+    assert result.shape == ()
+    assert result == 6
+
+
 def test_gather_with_batch_dimensions_gathers_row_by_row():
     x, indices = normal(2, 3, 4), torch.tensor([[0, 2], [1, 1]])
     result = OPS["gather"](x, indices, axis=1, batch_dims=1)

@@ -368,12 +368,11 @@ def squeeze(x: Tensor, axes: Numbers | None = None) -> Tensor:
 
 
 def concat(values: list[Tensor], axis: Any, interleave: Any = False) -> Tensor:
-    """One behind the other; interleaved: by turns."""
+    """One behind the other, single numbers too; interleaved: by turns."""
+    along = int(axis) % max(1, values[0].dim())
     if interleave:
-        return torch.stack(values, int(axis) + 1 if int(axis) >= 0 else int(axis)).flatten(
-            int(axis) % values[0].dim(), int(axis) % values[0].dim() + 1
-        )
-    return torch.cat(values, int(axis))
+        return torch.stack(values, along + 1).flatten(along, along + 1)
+    return torch.cat([torch.atleast_1d(value) for value in values], along)
 
 
 def stack(values: list[Tensor], axis: Any) -> Tensor:

@@ -333,6 +333,10 @@ def test_select_einsum_tile_stack_and_split():
     assert torch.equal(OPS["concat"]([x, y], 1, interleave=True)[:, :2], torch.stack([x[:, 0], y[:, 0]], 1))
 
 
+def test_concat_makes_a_list_of_single_numbers():
+    assert OPS["concat"]([torch.tensor(2), vector(3, 4)], axis=torch.tensor(0)).tolist() == [2, 3, 4]
+
+
 def test_running_sums_from_either_end_with_or_without_the_element():
     x = torch.tensor([1.0, 2.0, 3.0])
     assert OPS["cumsum"](x).tolist() == [1, 3, 6]

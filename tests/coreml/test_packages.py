@@ -168,14 +168,28 @@ def load_of(package: Path, x: Tensor) -> Tensor:
     return next(iter(load_package(package).run({"input_0": x}).values()))
 
 
-def test_an_input_of_any_length_takes_what_it_is_given(tmp_path: Path):
+class Doubled(nn.Module):
+    """Shapes that follow from the input's, as in the block that takes the prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain = Chain(2, 64)
+        self.table = nn.Parameter(torch.randn(8, 64, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([x[None], self.table[None, : x.shape[0]]])
+        return self.chain(both.view(2, x.shape[0], 4, 16).transpose(1, 2).reshape(2, -1, 64))
+
+
+@pytest.mark.parametrize("module", [MODULE, Doubled().eval()], ids=["rows", "shapes"])
+def test_an_input_of_any_length_takes_what_it_is_given(module: nn.Module, tmp_path: Path):
     import coremltools as ct
 
     shape = ct.Shape((ct.RangeDim(1, 8), 64))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         flexible = ct.convert(
-            torch.jit.trace(MODULE, (INPUT,)),
+            torch.jit.trace(module, (INPUT,)),
             inputs=[ct.TensorType("input_0", shape)],
             compute_precision=ct.precision.FLOAT32,
             minimum_deployment_target=ct.target.iOS18,
@@ -184,7 +198,7 @@ def test_an_input_of_any_length_takes_what_it_is_given(tmp_path: Path):
     flexible.save(str(tmp_path / "flexible.mlpackage"))
     for rows in (1, 5):
         x = INPUT[:1].expand(rows, -1)
-        assert torch.allclose(load_of(tmp_path / "flexible.mlpackage", x), MODULE(x), atol=1e-5)
+        assert torch.allclose(load_of(tmp_path / "flexible.mlpackage", x), module(x), atol=1e-5)
 
 
 def test_the_file_of_weights_reads_as_with_coremltools_own_reader(plain: Path):

@@ -372,7 +372,7 @@ def concat(values: list[Tensor], axis: Any, interleave: Any = False) -> Tensor:
     along = int(axis) % max(1, values[0].dim())
     if interleave:
         return torch.stack(values, along + 1).flatten(along, along + 1)
-    return torch.cat([torch.atleast_1d(value) for value in values], along)
+    return torch.cat([value if value.dim() else value[None] for value in values], along)
 
 
 def stack(values: list[Tensor], axis: Any) -> Tensor:

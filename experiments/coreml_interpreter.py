@@ -1,6 +1,6 @@
 """The interpreter of saved Core ML packages against PyTorch: one block of each kind, at real width, in both precisions.
 
-PYTHONPATH=. .venv/bin/python experiments/coreml_interpreter.py        (some ten minutes, under 4 GB)
+PYTHONPATH=. .venv/bin/python experiments/coreml_interpreter.py        (some twenty minutes)
 
 Every block is converted and saved, read back and run, and what it gives is compared with what the block gives in
 PyTorch in fp32 on the same inputs.

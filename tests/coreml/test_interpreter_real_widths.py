@@ -1,10 +1,11 @@
-"""One block of each kind at real width, in both precisions: minutes, under 4 GB each.
+"""One block of each kind at real width, in both precisions: minutes; the token table in fp16 takes 5 GB to convert.
 
 .venv/bin/python -m pytest -m slow tests/coreml/test_interpreter_real_widths.py
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,8 @@ def package() -> Iterator[Path]:
 def test_the_interpreter_and_torch_agree_at_real_width(kind: str, fp16: bool, package: Path):
     inputs = example_inputs(BLOCKS[kind])
     convert(exportable(loaded(BLOCKS[kind])), inputs, package, fp16=fp16)
+    # What the conversion leaves behind is in cycles, and as large as the block.
+    gc.collect()
     errors = compare_block(loaded(BLOCKS[kind]), inputs, package)
     assert errors.largest <= (FP16_ERROR if fp16 else FP32_ERROR)
     assert not errors.flagged

@@ -79,7 +79,7 @@ def _summary(manifest: Manifest, out: Path, made: list[str]) -> dict[str, Any]:
 
 def _lines(summary: dict[str, Any]) -> list[str]:
     lines = [
-        f"{summary['packages']} packages with {summary['functions']} functions, {summary['bytes'] / 1e6:.1f} MB, "
+        f"{summary['packages']} package(s) with {summary['functions']} functions, {summary['bytes'] / 1e6:.1f} MB, "
         f"in {summary['out']}; {len(summary['exported'])} of them made now"
     ]
     if summary["weight_error"] is not None:

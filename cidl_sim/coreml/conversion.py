@@ -33,7 +33,7 @@ _NAMES: dict[torch.dtype, Literal["fp32", "fp16", "int32"]] = {
     torch.float16: "fp16",
     torch.int64: "int32",
 }
-# Rounded to fp16, a rotary angle of the twentieth frame is off by one part in a hundred.
+# With frequencies rounded to fp16 an angle of the twentieth frame would be off by up to 0.005.
 _ALWAYS_FP32 = {"frequencies"}
 _RESULTS: dict[type[nn.Module], tuple[str, ...]] = {
     t5.T5Embedding: ("hidden",),
@@ -208,7 +208,7 @@ def _is_of_a_norm(op: Any) -> bool:
 
 
 def _leads_to_an_angle(op: Any) -> bool:
-    """Sines and cosines and what they are taken of: a timestep of 999 in fp16 would be off by half a step."""
+    """Sines and cosines and what they are taken of: in fp16 a timestep of 999 is off by up to a quarter."""
     if op.op_type in {"sin", "cos"}:
         return True
     return op.op_type in {"expand_dims", "mul"} and any(_leads_to_an_angle(c) for c in op.outputs[0].child_ops)

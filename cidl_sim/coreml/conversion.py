@@ -14,7 +14,7 @@ import coremltools as ct
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5LayerFF, T5LayerSelfAttention
+from transformers.models.t5.modeling_t5 import T5Attention, T5LayerFF, T5LayerSelfAttention
 
 from cidl_sim.core.errors import StoreError
 from cidl_sim.coreml.manifest import Function, Precision, TensorSpec
@@ -135,6 +135,8 @@ def _ready(definition: BlockDefinition, tensors: Mapping[str, Tensor], precision
     except RuntimeError as problem:
         reason = str(problem).splitlines()[-1].strip()
         raise StoreError(f"{definition.weights}: made for another model ({reason})") from None
+    with torch.no_grad():
+        _work_out_constants(module, definition)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.GroupNorm):
@@ -143,6 +145,18 @@ def _ready(definition: BlockDefinition, tensors: Mapping[str, Tensor], precision
                 child.register_forward_hook(_clamp)
     module.register_forward_hook(_depend_on_an_input)
     return module
+
+
+def _work_out_constants(module: nn.Module, definition: BlockDefinition) -> None:
+    """Put tables in place of their formulas: the converter would work them out anew, with 1 / (x + 1e-4) for 1 / x."""
+    if isinstance(module, stdit3.STDiT3Part1):
+        positions = module._positions(torch.zeros(()))
+        setattr(module, "_positions", lambda x: positions)  # noqa: B010
+    for attention in module.modules():
+        if isinstance(attention, T5Attention) and attention.has_relative_attention_bias:
+            tokens = definition.example()[0].shape[1]
+            bias = attention.compute_bias(tokens, tokens)
+            attention.compute_bias = lambda *_, bias=bias, **__: bias
 
 
 class _FlatGroupNorm(nn.Module):

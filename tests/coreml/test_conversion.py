@@ -123,6 +123,22 @@ def test_halves_of_t5_are_clamped_in_fp16_alone():
     assert ready(torch.ones(1, 64, 32)).abs().max() == 65504
 
 
+@pytest.mark.parametrize("weights", ["stdit.part1", "t5.00"])
+def test_tables_are_pytorchs_to_the_last_bit(weights):
+    block = variant(weights, "fp32").longest
+    with torch.device("meta"):
+        module = block.build().eval()
+    module.load_state_dict(weights_of(block), assign=True)
+    with torch.no_grad():
+        if weights == "t5.00":
+            table = module.block.layer[0].SelfAttention.compute_bias(64, 64)
+        else:
+            table = module._positions(torch.zeros(()))
+    constants = [op.outputs[0].val for op in operations(converted(weights, "fp32")[1]) if op.op_type == "const"]
+    same_size = [np.asarray(value) for value in constants if np.size(value) == table.numel()]
+    assert any(np.array_equal(value.reshape(table.shape), table.numpy()) for value in same_size)
+
+
 def test_only_the_number_of_text_tokens_is_flexible():
     function, _ = converted("stdit.part1")
     assert {spec.name: spec.flexible for spec in (*function.inputs, *function.outputs) if spec.flexible} == {

@@ -11,7 +11,7 @@ from coremltools.converters.mil.mil import types
 from torch import nn
 
 from cidl_sim.core.errors import StoreError
-from cidl_sim.coreml.compression import compress, palette
+from cidl_sim.coreml.compression import _values, compress, palette
 from cidl_sim.coreml.conversion import _FlatGroupNorm, _ready, convert, function_of
 from cidl_sim.coreml.variants import variants_of
 from cidl_sim.models.config import OPENSORA_TINY, VideoSettings
@@ -201,6 +201,8 @@ def test_compressed_weights_are_near_the_weights_and_the_error_is_told(compressi
     assert low < error < high
     compressed = [op for op in operations(small) if op.op_type.startswith("constexpr_")]
     assert compressed
+    for op in compressed:
+        np.testing.assert_allclose(_values(op), op.materialized_val_inference(), rtol=1e-3, atol=1e-6)
     assert {child.op_type for op in compressed for child in op.outputs[0].child_ops} <= {"linear", "conv", "gather"}
 
 

@@ -1,0 +1,89 @@
+"""Commands about Core ML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from cidl_sim.commands.console import AsJson, Optional, StoreOption, progress, show
+from cidl_sim.core.errors import InputError
+from cidl_sim.coreml.manifest import Compression, Manifest, Precision
+
+
+def export(
+    store: StoreOption,
+    out: Annotated[Path, Optional("--out", metavar="DIR", help="The folder of packages.")],
+    dtype: Annotated[str, Optional("--dtype", help="fp16 or fp32.")] = "fp16",
+    workloads: Annotated[
+        list[str] | None,
+        Optional("--workload", metavar="NAME", help="Whose shapes; more than one: a function of the package for each."),
+    ] = None,
+    compress: Annotated[
+        str, Optional("--compress", help="Weights: none, int8, palette8, palette6 or palette4.")
+    ] = "none",
+    blocks: Annotated[
+        list[str] | None, Optional("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")
+    ] = None,
+    workers: Annotated[int, Optional("--workers", min=1, help="So many processes, each with a block in memory.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Export the blocks of a store as Core ML packages; a second call goes on where the first stopped."""
+    precision, compression = _chosen("--dtype", dtype, Precision), _chosen("--compress", compress, Compression)
+    from cidl_sim.coreml.export import export_store
+    from cidl_sim.executor.store import BlockStore
+
+    made: list[str] = []
+    with progress() as step:
+
+        def on_package(done: int, total: int, weights: str) -> None:
+            made.append(weights)
+            step("export blocks", done, total, weights)
+
+        manifest = export_store(
+            BlockStore.open(store),
+            out,
+            precision,
+            workloads=workloads or (),
+            compression=compression,
+            blocks=blocks or (),
+            workers=workers,
+            on_package=on_package,
+        )
+    summary = _summary(manifest, out, made)
+    show(summary, as_json, lambda: _lines(summary))
+
+
+def _chosen(option: str, given: str, choices: Any) -> Any:
+    if given not in get_args(choices):
+        raise InputError(f"{option} {given!r}: choose one of {', '.join(get_args(choices))}")
+    return given
+
+
+def _summary(manifest: Manifest, out: Path, made: list[str]) -> dict[str, Any]:
+    packages = manifest.packages.values()
+    errors = [package.weight_error for package in packages if package.weight_error is not None]
+    return {
+        "out": str(out),
+        "model": manifest.model,
+        "dtype": manifest.dtype,
+        "compression": manifest.compression,
+        "workloads": list(manifest.workloads),
+        "packages": len(packages),
+        "functions": sum(len(package.functions) for package in packages),
+        "bytes": sum(package.bytes for package in packages),
+        "exported": made,
+        "missing": list(manifest.missing),
+        "weight_error": max(errors, default=None),
+    }
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{summary['packages']} package(s) with {summary['functions']} functions, {summary['bytes'] / 1e6:.1f} MB, "
+        f"in {summary['out']}; {len(summary['exported'])} of them made now"
+    ]
+    if summary["weight_error"] is not None:
+        lines.append(f"compressed weights differ by at most {summary['weight_error']:.2%} of a block's norm")
+    if summary["missing"]:
+        lines.append(f"not exported: {len(summary['missing'])} blocks, the first is {summary['missing'][0]}")
+    return lines

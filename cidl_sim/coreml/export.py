@@ -1,0 +1,285 @@
+"""A block store -> a folder of Core ML packages: one for each block's weights, a function for each kind of block.
+
+Every package is made by a process that holds one block, in a folder of its own beside the packages, and renamed into
+place when it is whole. `manifest.json` is written anew after each, so the same call goes on after any end.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+
+from cidl_sim.core.errors import InputError, MachineError, StoreError
+from cidl_sim.coreml.manifest import (
+    MANIFEST,
+    Compression,
+    Function,
+    Manifest,
+    Package,
+    Precision,
+    files_of,
+    read_manifest,
+)
+from cidl_sim.coreml.quiet import quiet
+from cidl_sim.diffusion.matching import store_sizes
+from cidl_sim.executor.store import BlockStore
+from cidl_sim.models.config import OpenSoraSizes, VideoSettings
+from cidl_sim.workloads.catalog import DEFAULTS, canonical_name, parse_name
+
+TARGET_NAME = "iOS18"
+_SCRATCH = ".exporting-"
+_LIBRARIES = ("coremltools", "torch")
+
+OnPackage = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs for one package: the block's weights and their file, and the runs it is for."""
+
+    weights: str
+    file: Path
+    sha256: str
+    sizes: OpenSoraSizes
+    runs: tuple[VideoSettings, ...]
+    precision: Precision
+    compression: Compression
+    out: Path
+
+
+def export_store(
+    store: BlockStore,
+    out: Path,
+    precision: Precision,
+    *,
+    workloads: Sequence[str] = (),
+    compression: Compression = "none",
+    blocks: Sequence[str] = (),
+    workers: int = 1,
+    on_package: OnPackage = lambda done, total, weights: None,
+) -> Manifest:
+    """Export the blocks of a store for the shapes of some named workloads; without any, for the model's default.
+
+    The workloads' own dtype gives way to `precision`; their denoisers are exported plain and with merged tokens,
+    whether they merge or not. `blocks`: patterns of names of weights, all without any. `workers` processes hold one
+    block each. Packages in `out` that are whole and the same are kept. InputError for another model's workload, a
+    pattern without a match, or a folder that holds another export; MachineError if the disk or a process fails.
+    """
+    sizes = store_sizes(store)
+    runs = runs_for(store, sizes, workloads, precision)
+    from cidl_sim.coreml.variants import variants_of
+
+    wanted = {weights: tuple(variants) for weights, variants in variants_of(sizes, runs).items()}
+    chosen = _chosen(list(wanted), blocks)
+    manifest = _begun(store, out, precision, compression, sizes, runs)
+    kept = {
+        weights: package
+        for weights, package in manifest.packages.items()
+        if weights in wanted and _is_current(out, package, store.entry(weights).sha256, wanted[weights])
+    }
+    manifest = _with_packages(manifest, kept, wanted)
+    jobs = [
+        Job(weights, store.path(weights), store.entry(weights).sha256, sizes, runs, precision, compression, out)
+        for weights in chosen
+        if weights not in kept
+    ]
+    _clear_scratch(out)
+    manifest.write(out)
+    done = len(chosen) - len(jobs)
+    for weights, package in _exported(jobs, workers):
+        kept[weights] = package
+        manifest = _with_packages(manifest, kept, wanted)
+        manifest.write(out)
+        done += 1
+        on_package(done, len(chosen), weights)
+    return manifest
+
+
+def runs_for(
+    store: BlockStore, sizes: OpenSoraSizes, workloads: Sequence[str], precision: Precision
+) -> tuple[VideoSettings, ...]:
+    """The settings of the named workloads, or the model's default, at this precision and with the store's cut."""
+    index, given = store.index, []
+    for name in workloads:
+        model, settings = parse_name(name)
+        if (model, settings.partition) != (sizes, index.partition):
+            raise InputError(
+                f"workload {name!r}: the store {store.root} holds {index.name!r}, cut as {index.partition!r}"
+            )
+        given.append(settings)
+    if not given:
+        if sizes.name not in DEFAULTS:
+            raise InputError(f"{store.root}: a model without default settings; give --workload")
+        given.append(DEFAULTS[sizes.name].model_copy(update={"partition": index.partition}))
+    return tuple(dict.fromkeys(settings.model_copy(update={"dtype": precision}) for settings in given))
+
+
+def export_package(job: Job) -> Package:
+    """Make one package and put it into its place. StoreError if the block's file is not of this model."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from cidl_sim.coreml.variants import variants_of
+
+    with quiet():
+        from cidl_sim.coreml.compression import compress
+        from cidl_sim.coreml.conversion import convert, function_of
+    variants = variants_of(job.sizes, job.runs)[job.weights]
+    functions: dict[str, Function] = {}
+    errors = []
+    with _scratch(job.out) as scratch:
+        try:
+            tensors = load_file(job.file)
+        except (OSError, SafetensorError) as problem:
+            raise StoreError(f"{job.file}: cannot be read ({problem})") from None
+        for kind, variant in variants.items():
+            name = _function_name(kind) if len(variants) > 1 else "main"
+            functions[name] = function_of(variant, job.precision)
+            model = convert(variant.longest, functions[name], tensors, job.precision)
+            if job.compression != "none":
+                model, error = compress(model, job.compression)
+                errors.append(error)
+            model.save(str(scratch / f"{name}.mlpackage"))
+            del model
+        package = _joined(scratch, list(functions))
+        files = files_of(package)
+        target = job.out / f"{job.weights}.mlpackage"
+        shutil.rmtree(target, ignore_errors=True)
+        package.rename(target)
+    # What the conversion leaves behind is in cycles, and as large as the block.
+    gc.collect()
+    return Package(
+        folder=target.name,
+        bytes=sum(file.bytes for file in files.values()),
+        source_sha256=job.sha256,
+        default_function=next(iter(functions)),
+        functions=functions,
+        files=files,
+        weight_error=max(errors) if errors else None,
+    )
+
+
+def _chosen(weights: list[str], patterns: Sequence[str]) -> list[str]:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in weights):
+            raise InputError(f"--blocks {pattern!r}: no such block; there are {weights[0]}, ... {weights[-1]}")
+    return [name for name in weights if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+# What is there already
+
+
+def _begun(
+    store: BlockStore,
+    out: Path,
+    precision: Precision,
+    compression: Compression,
+    sizes: OpenSoraSizes,
+    runs: tuple[VideoSettings, ...],
+) -> Manifest:
+    """This export's manifest with the packages that an earlier call has left. InputError: see `export_store`."""
+    from cidl_sim.coreml.variants import kinds_in
+
+    new = Manifest(
+        model=sizes.name,
+        dtype=precision,
+        compression=compression,
+        partition=store.index.partition,
+        target=TARGET_NAME,
+        made_with={name: metadata.version(name) for name in _LIBRARIES},
+        workloads={canonical_name(sizes.name, run): kinds_in(sizes, run) for run in runs},
+    )
+    if not (out / MANIFEST).is_file():
+        return new
+    old = read_manifest(out)
+    for field in ("model", "dtype", "compression", "partition", "target", "made_with"):
+        if getattr(old, field) != getattr(new, field):
+            raise InputError(
+                f"{out}: holds another export ({field} {getattr(old, field)}, not {getattr(new, field)}); "
+                "choose another folder"
+            )
+    return new.model_copy(update={"packages": old.packages})
+
+
+def _is_current(out: Path, package: Package, sha256: str, kinds: Sequence[str]) -> bool:
+    return (
+        package.source_sha256 == sha256
+        and [function.kind for function in package.functions.values()] == list(kinds)
+        and files_of(out / package.folder) == package.files
+    )
+
+
+def _with_packages(manifest: Manifest, packages: Mapping[str, Package], wanted: Mapping[str, object]) -> Manifest:
+    in_order = {weights: packages[weights] for weights in wanted if weights in packages}
+    missing = tuple(weights for weights in wanted if weights not in packages)
+    return manifest.model_copy(update={"packages": in_order, "missing": missing})
+
+
+# One after the other, or several at a time
+
+
+def _exported(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, Package]]:
+    if not jobs:
+        return
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
+    try:
+        running = {pool.submit(export_package, job): job.weights for job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    except BrokenProcessPool:
+        raise MachineError(
+            "a process died (killed, or out of memory?); the same command goes on, with fewer --workers if need be"
+        ) from None
+    except OSError as problem:
+        raise MachineError(f"{jobs[0].out}: cannot be written ({problem.strerror or problem})") from problem
+    finally:
+        pool.shutdown(wait=sys.exc_info()[0] is None, cancel_futures=True)
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder beside the packages; the libraries' own temporary files, as large as a block, go there too."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=out) as folder:
+        tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
+
+
+def _clear_scratch(out: Path) -> None:
+    """Remove what a killed call left."""
+    for folder in out.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _function_name(kind: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in kind)
+
+
+def _joined(scratch: Path, functions: Sequence[str]) -> Path:
+    """The package of a block: its only program, or all of them as functions that share their weights."""
+    if len(functions) == 1:
+        return scratch / f"{functions[0]}.mlpackage"
+    import coremltools as ct
+
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    for name in functions:
+        descriptor.add_function(str(scratch / f"{name}.mlpackage"), "main", name)
+    descriptor.default_function_name = functions[0]
+    together = scratch / "together.mlpackage"
+    with quiet():
+        ct.utils.save_multifunction(descriptor, str(together))
+    return together

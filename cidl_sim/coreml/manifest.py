@@ -1,0 +1,93 @@
+"""`manifest.json`: what an export holds, for whoever loads its packages."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cidl_sim.core.errors import InputError
+from cidl_sim.core.files import Record, read_json, validated, write_text
+
+Precision = Literal["fp32", "fp16"]
+Compression = Literal["none", "int8", "palette8", "palette6", "palette4"]
+MANIFEST = "manifest.json"
+
+
+class TensorSpec(Record):
+    """An input or a result: its shape at the longest prompt; the axes in `flexible` take any size from 1 to that."""
+
+    name: str
+    dtype: Literal["fp32", "fp16", "int32"]
+    shape: tuple[int, ...]
+    flexible: tuple[int, ...] = ()
+
+
+class Function(Record):
+    """One function of a package: the kind of block that it computes, inputs and results in the block's order."""
+
+    kind: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class PackageFile(Record):
+    """A file inside a package."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Package(Record):
+    """One .mlpackage: a block's weights, and a function for each kind of block that uses them.
+
+    `source_sha256` is that of the block's file in the store. `weight_error`: norm of what compression changed over
+    the norm of the compressed weights, None without compression.
+    """
+
+    folder: str
+    bytes: int = Field(ge=0)
+    source_sha256: str
+    default_function: str
+    functions: dict[str, Function]
+    files: dict[str, PackageFile]
+    weight_error: float | None = None
+
+
+class Manifest(Record):
+    """An export. `workloads`: the kinds of block of each, in order of first use; `missing`: not exported yet."""
+
+    format: Literal["cidl-coreml/1"] = "cidl-coreml/1"
+    model: str
+    dtype: Precision
+    compression: Compression
+    partition: str
+    target: str
+    made_with: dict[str, str]
+    workloads: dict[str, tuple[str, ...]]
+    packages: dict[str, Package] = Field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` in one step. MachineError if the disk does not take it."""
+        write_text(folder / MANIFEST, self.model_dump_json(indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the export in `folder`. InputError names what is wrong with it."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder}: not an export (no {MANIFEST}); make one with 'cidl coreml export'")
+    return validated(Manifest, read_json(path, InputError), str(path), InputError)
+
+
+def files_of(package: Path) -> dict[str, PackageFile]:
+    """Sizes and hashes of a package's files, by their paths inside it."""
+    found = {}
+    for path in sorted(path for path in package.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.relative_to(package).as_posix()] = PackageFile(bytes=path.stat().st_size, sha256=digest)
+    return found

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from cidl_sim.commands.console import AsJson, Optional, StoreOption, progress, show
-from cidl_sim.core.errors import InputError
+from cidl_sim.commands.console import AsJson, Optional, StoreOption, progress, rows_as_object, show
+from cidl_sim.core.errors import InputError, PackageError
 from cidl_sim.coreml.manifest import Compression, Manifest, Precision
+from cidl_sim.report.tables import rows_table
+
+if TYPE_CHECKING:
+    from cidl_sim.coreml.check_export import FunctionCheck
 
 
 def export(
@@ -51,6 +55,65 @@ def export(
         )
     summary = _summary(manifest, out, made)
     show(summary, as_json, lambda: _lines(summary))
+
+
+def check(
+    store: StoreOption,
+    packages: Annotated[Path, Optional("--packages", metavar="DIR", help="The folder of an export.")],
+    blocks: Annotated[
+        list[str] | None, Optional("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every function of an export in the interpreter and compare it with PyTorch; exit code 2 if one is wrong."""
+    from cidl_sim.coreml.check_export import check_export
+    from cidl_sim.executor.store import BlockStore
+
+    with progress() as step:
+
+        def on_function(done: int, total: int, weights: str) -> None:
+            step("check functions", done, total, weights)
+
+        checks = check_export(packages, BlockStore.open(store), blocks or (), on_function)
+    rows = [_check_row(check) for check in checks]
+    show(rows_as_object("functions", rows), as_json, lambda: rows_table(f"{packages} against PyTorch", _shown(rows)))
+    wrong = [row for row in rows if not row["passed"]]
+    if wrong:
+        first = f"{wrong[0]['weights']} ({wrong[0]['kind']})"
+        raise PackageError(
+            f"{packages}: {len(wrong)} of {len(rows)} functions are flagged or further off than allowed, first {first}"
+        )
+
+
+def _check_row(check: FunctionCheck) -> dict[str, Any]:
+    errors = check.errors
+    finite = errors.largest < float("inf")
+    return {
+        "weights": check.weights,
+        "function": check.function,
+        "kind": check.kind,
+        "relative_error": errors.largest if finite else None,
+        "allowed": check.allowed,
+        "overflow": list(errors.overflow),
+        "not_a_number": list(errors.not_a_number),
+        "too_many_dimensions": list(errors.too_many_dimensions),
+        "passed": check.passed,
+    }
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    flags = ("overflow", "not_a_number", "too_many_dimensions")
+    return [
+        {
+            "weights": row["weights"],
+            "kind": row["kind"],
+            "relative error": "not finite" if row["relative_error"] is None else f"{row['relative_error']:.1e}",
+            "allowed": "any" if row["allowed"] is None else f"{row['allowed']:.0e}",
+            "flags": ", ".join(f"{flag}: {row[flag][0]}" for flag in flags if row[flag]) or "none",
+            "": "passed" if row["passed"] else "WRONG",
+        }
+        for row in rows
+    ]
 
 
 def _chosen(option: str, given: str, choices: Any) -> Any:

@@ -7,6 +7,7 @@ block in PyTorch, by the names of its forward method; so are the results, in the
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -152,11 +153,32 @@ def _work_out_constants(module: nn.Module, definition: BlockDefinition) -> None:
     if isinstance(module, stdit3.STDiT3Part1):
         positions = module._positions(torch.zeros(()))
         setattr(module, "_positions", lambda x: positions)  # noqa: B010
+        for name in ("t_embedder", "fps_embedder"):
+            setattr(module, name, _ScalarEmbedder(getattr(module, name)))
     for attention in module.modules():
         if isinstance(attention, T5Attention) and attention.has_relative_attention_bias:
             tokens = definition.example()[0].shape[1]
             bias = attention.compute_bias(tokens, tokens)
             attention.compute_bias = lambda *_, bias=bias, **__: bias
+
+
+class _ScalarEmbedder(nn.Module):
+    """The embedder of a scalar with its frequencies as a table: the converter's exp differs in the last digit.
+
+    An angle is up to a thousand times a frequency, and as much further off.
+    """
+
+    def __init__(self, embedder: nn.Module) -> None:
+        super().__init__()
+        self.mlp: Any = embedder.mlp
+        half = stdit3.FREQUENCIES // 2
+        self.frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
+
+    def forward(self, scalar: Tensor) -> Tensor:
+        """Scalars (B,) -> (B, C)."""
+        angles = scalar[:, None] * self.frequencies[None]
+        embedded: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+        return embedded
 
 
 class _FlatGroupNorm(nn.Module):

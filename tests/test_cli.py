@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.cli import _exit_code, app
+from cidl_sim.commands.console import PICTURES
 from cidl_sim.core.device import DeviceProfile, Loader, Measured, Noise, ThermalStep, read_device
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
@@ -685,6 +686,10 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("plan {workload} {device} --time-limit nan", ["--time-limit"]),
         ("plan {workload} {device} --target-s 0", ["--target-s"]),
         ("plan {workload} {device} --plot {folder}/c.png", ["--memory-curve"]),
+        ("plan {workload} {device} --rounds-plot {folder}/r.foo", ["--rounds-plot", "r.foo", ".png"]),
+        ("plan {workload} {device} --memory-curve --plot {folder}/c.foo", ["--plot", "c.foo", ".png"]),
+        ("simulate {workload} {device} --policy lru --plot {folder}/p.foo", ["--plot", "p.foo", ".svg"]),
+        ("whatif {workload} {device} -o {folder}/w.foo", ["-o", "w.foo", ".pdf"]),
         ("model build", ["--store"]),
         ("model build --store {folder}/new --size huge", ["huge", "tiny"]),
         ("model build --store {folder}/new --dtype int8", ["int8", "bf16"]),
@@ -700,6 +705,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("trace show {folder}/none.json", ["none.json", "No such file"]),
         ("trace show {folder}/none.json.gz", ["none.json.gz", "No such file"]),
         ("trace show {workload}", ["workload.json", "cidl-trace/1"]),
+        ("trace show {device} --plot {folder}/t.foo", ["--plot", "t.foo", ".png"]),
         ("trace show {device}", ["device.toml", "not JSON"]),
         ("demo", ["--out"]),
     ],
@@ -1077,3 +1083,10 @@ def test_options_of_workloads_that_do_not_go_together_are_refused(arguments, tmp
     assert outcome.code == 2
     assert outcome.err.startswith("cidl: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", PICTURES)
+def test_every_ending_that_is_offered_can_be_drawn(ending, workload, device, tmp_path):
+    picture = tmp_path / f"timeline{ending}"
+    answer_of("simulate", workload, device, "--policy", "lru", "--plot", picture)
+    assert picture.stat().st_size > 0

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cidl_sim.commands.console import AsJson, Optional, SetOption, WorkloadArgument, device_with, progress, show
+from cidl_sim.commands.console import (
+    AsJson,
+    Optional,
+    SetOption,
+    WorkloadArgument,
+    check_picture,
+    device_with,
+    progress,
+    show,
+)
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
 from cidl_sim.core.plan import Plan
@@ -55,6 +64,8 @@ def plan_command(
         raise InputError("--plot draws the memory curve: give --memory-curve and one device")
     if rounds_plot is not None and len(device_names) > 1:
         raise InputError("--rounds-plot draws the rounds of one device")
+    check_picture("--plot", plot)
+    check_picture("--rounds-plot", rounds_plot)
     if partition not in (None, "auto"):
         raise InputError(
             f"--partition {partition!r}: write auto; a fixed one is part of the workload's name (...-fine)"

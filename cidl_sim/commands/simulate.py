@@ -15,6 +15,7 @@ from cidl_sim.commands.console import (
     AsJson,
     Optional,
     SetOption,
+    check_picture,
     device_with,
     draw,
     messages,
@@ -60,6 +61,7 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Simulate a policy or a plan on a device."""
+    check_picture("--plot", plot)
     from cidl_sim.simulator.engine import simulate as run_simulation
 
     if row is not None:

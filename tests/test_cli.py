@@ -694,6 +694,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("model build --store {folder}/new --size huge", ["huge", "tiny"]),
         ("model build --store {folder}/new --dtype int8", ["int8", "bf16"]),
         ("run", ["--plan"]),
+        ("run --plan {folder}/none.json --store {folder} --prompt p -o {folder}/v.avi", ["-o", "v.avi", ".mp4"]),
         ("run --plan {folder}/none.json --store {folder} --prompt p -o {folder}/v.mp4", ["none.json", "No such file"]),
         ("calibrate --store {folder} -o {folder}/d.toml", ["store.json", "cidl model build"]),
         ("validate", ["--store"]),
@@ -1090,3 +1091,10 @@ def test_every_ending_that_is_offered_can_be_drawn(ending, workload, device, tmp
     picture = tmp_path / f"timeline{ending}"
     answer_of("simulate", workload, device, "--policy", "lru", "--plot", picture)
     assert picture.stat().st_size > 0
+
+
+def test_an_empty_prompt_is_refused_before_the_store_is_opened(workload, device, tmp_path):
+    plan = tmp_path / "plan.json"
+    answer_of("plan", workload, device, "--policy", "lru", "-o", plan)
+    arguments = ["run", "--plan", plan, "--store", tmp_path / "none", "-o", tmp_path / "v.mp4", "--prompt", " "]
+    assert_refused(call_cidl(*arguments), 2, "prompt is empty")

@@ -160,7 +160,7 @@ class DeviceProfile(Record):
             # Validation would take them for 1 and 0.
             raise DeviceError(f"{self.name}: {key}: {value} is not a figure")
         target[leaf] = value
-        changed = validated(DeviceProfile, data, f"{self.name}: --set {key}", DeviceError)
+        changed = validated(DeviceProfile, data, self.name, DeviceError)
         if parents[:1] not in (["loader"], ["executor"]):
             return changed
         scaled = {kind: rescaled_measurement(m, self, changed) for kind, m in self.measured.items()}

@@ -77,15 +77,15 @@ def parse_name(name: str) -> tuple[OpenSoraSizes, VideoSettings]:
                 f"workload {name!r}: cannot read {part!r}; write {model}-256x256-68f-30s-fp32-lpl15-tdtm10"
             )
         values.update(match.groupdict())
-    return SIZES[model], merged_settings(DEFAULTS[model], values)
+    return SIZES[model], merged_settings(DEFAULTS[model], values, f"workload {name!r}")
 
 
-def merged_settings(defaults: VideoSettings, values: dict[str, str]) -> VideoSettings:
-    """`defaults` with some values replaced. WorkloadError says what is impossible."""
+def merged_settings(defaults: VideoSettings, values: dict[str, str], source: str = "settings") -> VideoSettings:
+    """`defaults` with some values replaced. WorkloadError names `source` and says what is impossible."""
     try:
         return VideoSettings.model_validate({**defaults.model_dump(), **values})
     except ValidationError as problem:
-        raise WorkloadError(f"settings: {first_problem(problem)}") from None
+        raise WorkloadError(f"{source}: {first_problem(problem)}") from None
 
 
 def find_workload(name_or_file: str) -> Workload:

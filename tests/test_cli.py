@@ -260,6 +260,9 @@ def test_runs_without_noise_are_remarked_upon_not_refused(workload, device):
     outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--runs", 5)
     assert outcome.code == 0
     assert "no figures under [noise]" in outcome.err
+    outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--seed", 3)
+    assert outcome.code == 0
+    assert outcome.err.count("no figures under [noise]") == 1
     figures = answer_of("simulate", workload, device, "--policy", "lru", "--runs", 5)
     assert set(figures["makespan_quantiles_s"].values()) == {figures["makespan_s"]}
     assert f"p50 {figures['makespan_s']:.3f} s" in outcome.out

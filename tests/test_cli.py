@@ -260,9 +260,9 @@ def test_runs_without_noise_are_remarked_upon_not_refused(workload, device):
     outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--runs", 5)
     assert outcome.code == 0
     assert "no figures under [noise]" in outcome.err
-    outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--seed", 3)
-    assert outcome.code == 0
-    assert outcome.err.count("no figures under [noise]") == 1
+    seeded = call_cidl("simulate", workload, device, "--policy", "lru", "--seed", 3)
+    assert seeded.code == 0
+    assert seeded.err.count("no figures under [noise]") == 1
     figures = answer_of("simulate", workload, device, "--policy", "lru", "--runs", 5)
     assert set(figures["makespan_quantiles_s"].values()) == {figures["makespan_s"]}
     assert f"p50 {figures['makespan_s']:.3f} s" in outcome.out
@@ -1101,3 +1101,11 @@ def test_an_empty_prompt_is_refused_before_the_store_is_opened(workload, device,
     answer_of("plan", workload, device, "--policy", "lru", "-o", plan)
     arguments = ["run", "--plan", plan, "--store", tmp_path / "none", "-o", tmp_path / "v.mp4", "--prompt", " "]
     assert_refused(call_cidl(*arguments), 2, "prompt is empty")
+
+
+@pytest.mark.parametrize("arguments", [(), ("trace",), ("model",)])
+def test_a_group_without_a_verb_prints_its_help_alone(arguments):
+    outcome = call_cidl(*arguments)
+    assert outcome.code == 2
+    assert "Commands" in outcome.out
+    assert outcome.err == ""

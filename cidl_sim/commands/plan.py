@@ -37,7 +37,9 @@ def plan_command(
     workload_name: WorkloadArgument,
     device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
     policy: Annotated[str | None, Optional("--policy", help="Without it: the best plan that is found.")] = None,
-    out: Annotated[Path | None, Optional("-o", "--output", help="The plan file (a folder, for several devices).")] = None,
+    out: Annotated[
+        Path | None, Optional("-o", "--output", help="The plan file (a folder, for several devices).")
+    ] = None,
     time_limit_s: Annotated[
         float, Optional("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
     ] = 10.0,

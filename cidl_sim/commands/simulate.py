@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    workload_name: Annotated[str | None, Argument(metavar="WORKLOAD", help="A named workload or a workload file; not with --row.")] = None,
-    device_name: Annotated[str | None, Argument(metavar="DEVICE", help="A named device or a device file; likewise.")] = None,
+    workload_name: Annotated[
+        str | None, Argument(metavar="WORKLOAD", help="A named workload or a file; not with --row.")
+    ] = None,
+    device_name: Annotated[str | None, Argument(metavar="DEVICE", help="A named device or a file; likewise.")] = None,
     policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
     plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
     row: Annotated[

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from cidl_sim.core.errors import WorkloadError
+from cidl_sim.core.errors import WorkloadError, did_you_mean
 from cidl_sim.core.files import first_problem
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.models.config import SIZES, Dtype, OpenSoraSizes, VideoSettings
@@ -66,8 +66,9 @@ def parse_name(name: str) -> tuple[OpenSoraSizes, VideoSettings]:
     """Model sizes and settings of a workload's name. WorkloadError names the part that is wrong."""
     model = next((m for m in SIZES if name == m or name.startswith(m + "-")), None)
     if model is None:
+        near = did_you_mean(name, [*SIZES, *SHIPPED])
         raise WorkloadError(
-            f"unknown workload {name!r}: neither a file nor one of {', '.join(SIZES)} (see 'cidl workloads')"
+            f"unknown workload {name!r}: neither a file nor one of {', '.join(SIZES)} (see 'cidl workloads'){near}"
         )
     values: dict[str, str] = {}
     for part in name[len(model) :].split("-")[1:]:

@@ -365,6 +365,7 @@ def test_plan_answers_inverse_questions(workload, device):
 
 def test_plan_draws_the_memory_curve(workload, device, tmp_path):
     picture = tmp_path / "curve.png"
+    assert f"picture in {picture}" in call_cidl("plan", workload, device, "--memory-curve", "--plot", picture).out
     figures = answer_of("plan", workload, device, "--memory-curve", "--plot", picture)
     assert plt.imread(picture).shape[0] > 100
     curve = figures["memory_curve"]
@@ -692,6 +693,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("plan {workload} {device} --time-limit nan", ["--time-limit"]),
         ("plan {workload} {device} --target-s 0", ["--target-s"]),
         ("plan {workload} {device} --plot {folder}/c.png", ["--memory-curve"]),
+        ("plan {workload} {device} {device} -o {workload}", ["-o", "must be a folder"]),
         ("plan {workload} {device} --rounds-plot {folder}/r.foo", ["--rounds-plot", "r.foo", ".png"]),
         ("plan {workload} {device} --memory-curve --plot {folder}/c.foo", ["--plot", "c.foo", ".png"]),
         ("simulate {workload} {device} --policy lru --plot {folder}/p.foo", ["--plot", "p.foo", ".svg"]),

@@ -62,10 +62,10 @@ def plan_command(
         raise InputError(f"--time-limit {time_limit_s}: write a number of seconds")
     if target_s is not None and not 0 < target_s < math.inf:
         raise InputError(f"--target-s {target_s}: write a positive number of seconds")
-    if plot is not None and not (with_curve and len(device_names) == 1):
-        raise InputError("--plot draws the memory curve: give --memory-curve and one device")
-    if rounds_plot is not None and len(device_names) > 1:
-        raise InputError("--rounds-plot draws the rounds of one device")
+    if plot is not None and not with_curve:
+        raise InputError("--plot draws the memory curve: give --memory-curve too")
+    if len(device_names) > 1:
+        _check_for_several_devices(out, plot, rounds_plot)
     check_picture("--plot", plot)
     check_picture("--rounds-plot", rounds_plot)
     if partition not in (None, "auto"):
@@ -103,7 +103,16 @@ def plan_command(
         from cidl_sim.report.what_if import draw_memory_curve
 
         draw_memory_curve(results[0], plot)
-    show(results[0] if len(results) == 1 else results, as_json, lambda: _tables(labels, results))
+    drawn = [f"picture in {picture}" for picture in (plot, rounds_plot) if picture is not None]
+    show(results[0] if len(results) == 1 else results, as_json, lambda: [*_tables(labels, results), *drawn])
+
+
+def _check_for_several_devices(out: Path | None, plot: Path | None, rounds_plot: Path | None) -> None:
+    for option, picture in (("--plot", plot), ("--rounds-plot", rounds_plot)):
+        if picture is not None:
+            raise InputError(f"{option} draws the plan of one device")
+    if out is not None and out.is_file():
+        raise InputError(f"-o {out}: that is a file; for several devices -o must be a folder")
 
 
 def _labels(devices: list[DeviceProfile]) -> list[str]:

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -24,6 +25,8 @@ WAIT_COLOR = "#D9D9D9"
 LIMIT_COLOR = "#D55E00"
 MEMORY_COLOR = "#56B4E9"
 MEGABYTE = 1e6
+# Inches around panels; with matplotlib's own 0.04 the longest labels touch the picture's edge.
+MARGIN = 0.12
 # A bar below this share of its panel has no border, which would hide it.
 BORDERED = 0.015
 
@@ -34,7 +37,7 @@ def draw_timelines(traces: Sequence[tuple[str, Trace]], path: Path, title: str =
     All rows share the time axis of their column, so a simulated run above a measured one can be compared by
     eye. Raises MachineError if `path` cannot be written.
     """
-    figure = plt.figure(figsize=(13, 0.9 + 2.9 * len(traces)), layout="constrained")
+    figure = plt.figure(figsize=(13, 0.9 + 2.9 * len(traces)), layout=ConstrainedLayoutEngine(w_pad=MARGIN))
     grid = figure.add_gridspec(2 * len(traces), 2, height_ratios=[1, 1.15] * len(traces), width_ratios=[1.25, 1])
     windows = (_whole(traces), _steady_stretch(traces[0][1]))
     for column, window in enumerate(windows):

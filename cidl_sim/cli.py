@@ -71,7 +71,9 @@ def _exit_code() -> int:  # noqa: PLR0911
         return stopped.code if isinstance(stopped.code, int) else 1
     except Exception as problem:
         if hasattr(problem, "format_message"):  # what the argument parser raises
-            return _fail(problem.format_message(), 2)
+            # A group without a verb has printed its help, and has nothing to say beside it.
+            message = problem.format_message()
+            return _fail(message, 2) if message else 2
         if type(problem).__name__ == "Abort":
             return _fail("interrupted", 128 + signal.SIGINT)
         if isinstance(problem, OSError):

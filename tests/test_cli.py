@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.cli import _exit_code, app
+from cidl_sim.commands.console import PICTURES
 from cidl_sim.core.device import DeviceProfile, Loader, Measured, Noise, ThermalStep, read_device
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
@@ -259,6 +260,9 @@ def test_runs_without_noise_are_remarked_upon_not_refused(workload, device):
     outcome = call_cidl("simulate", workload, device, "--policy", "lru", "--runs", 5)
     assert outcome.code == 0
     assert "no figures under [noise]" in outcome.err
+    seeded = call_cidl("simulate", workload, device, "--policy", "lru", "--seed", 3)
+    assert seeded.code == 0
+    assert seeded.err.count("no figures under [noise]") == 1
     figures = answer_of("simulate", workload, device, "--policy", "lru", "--runs", 5)
     assert set(figures["makespan_quantiles_s"].values()) == {figures["makespan_s"]}
     assert f"p50 {figures['makespan_s']:.3f} s" in outcome.out
@@ -361,6 +365,7 @@ def test_plan_answers_inverse_questions(workload, device):
 
 def test_plan_draws_the_memory_curve(workload, device, tmp_path):
     picture = tmp_path / "curve.png"
+    assert f"picture in {picture}" in call_cidl("plan", workload, device, "--memory-curve", "--plot", picture).out
     figures = answer_of("plan", workload, device, "--memory-curve", "--plot", picture)
     assert plt.imread(picture).shape[0] > 100
     curve = figures["memory_curve"]
@@ -659,9 +664,12 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("--nonsense", ["--nonsense"]),
         ("trace nonsense", ["nonsense"]),
         ("workloads nonsense", ["nonsense", "opensora-v1.2"]),
-        ("workloads opensora-tiny-33x32", ["multiples of 16"]),
+        ("workloads opensora-tiny-33x32", ["workload 'opensora-tiny-33x32': height and width", "multiples of 16"]),
         ("workloads opensora-tiny-wide", ["'wide'"]),
         ("workloads {folder}/none.json", ["none.json", "No such file"]),
+        ("devices iphone-15-por", ["did you mean 'iphone-15-pro'?"]),
+        ("workloads opensora-smal", ["did you mean 'opensora-small'?"]),
+        ("simulate {workload} {device} --policy rotate", ["did you mean 'rotating'?"]),
         ("devices nonsense", ["nonsense", "iphone-15-pro"]),
         ("devices this-machine", ["this-machine", "cidl calibrate"]),
         ("devices {folder}/none.toml", ["none.toml", "No such file"]),
@@ -685,10 +693,16 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("plan {workload} {device} --time-limit nan", ["--time-limit"]),
         ("plan {workload} {device} --target-s 0", ["--target-s"]),
         ("plan {workload} {device} --plot {folder}/c.png", ["--memory-curve"]),
+        ("plan {workload} {device} {device} -o {workload}", ["-o", "must be a folder"]),
+        ("plan {workload} {device} --rounds-plot {folder}/r.foo", ["--rounds-plot", "r.foo", ".png"]),
+        ("plan {workload} {device} --memory-curve --plot {folder}/c.foo", ["--plot", "c.foo", ".png"]),
+        ("simulate {workload} {device} --policy lru --plot {folder}/p.foo", ["--plot", "p.foo", ".svg"]),
+        ("whatif {workload} {device} -o {folder}/w.foo", ["-o", "w.foo", ".pdf"]),
         ("model build", ["--store"]),
         ("model build --store {folder}/new --size huge", ["huge", "tiny"]),
         ("model build --store {folder}/new --dtype int8", ["int8", "bf16"]),
         ("run", ["--plan"]),
+        ("run --plan {folder}/none.json --store {folder} --prompt p -o {folder}/v.avi", ["-o", "v.avi", ".mp4"]),
         ("run --plan {folder}/none.json --store {folder} --prompt p -o {folder}/v.mp4", ["none.json", "No such file"]),
         ("calibrate --store {folder} -o {folder}/d.toml", ["store.json", "cidl model build"]),
         ("validate", ["--store"]),
@@ -700,6 +714,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("trace show {folder}/none.json", ["none.json", "No such file"]),
         ("trace show {folder}/none.json.gz", ["none.json.gz", "No such file"]),
         ("trace show {workload}", ["workload.json", "cidl-trace/1"]),
+        ("trace show {device} --plot {folder}/t.foo", ["--plot", "t.foo", ".png"]),
         ("trace show {device}", ["device.toml", "not JSON"]),
         ("demo", ["--out"]),
     ],
@@ -716,6 +731,9 @@ def test_what_cannot_be_done_is_refused_in_one_line(arguments, words, workload, 
     [
         ("loader.speed=1", ["loader.speed", "bandwidth_bytes_per_s"]),
         ("clock.rate=1", ["clock.rate"]),
+        ("memory_limit=1", ["did you mean 'memory_limit_bytes'?"]),
+        ("bandwidth_bytes_per_s=1", ["did you mean 'loader.bandwidth_bytes_per_s'?"]),
+        ("loader.bandwith_bytes_per_s=1", ["did you mean 'loader.bandwidth_bytes_per_s'?"]),
         ("measured.nothing.load_s=1", ["nothing"]),
         ("format=1", ["format"]),
         ("loader.bandwidth_bytes_per_s", ["KEY=VALUE"]),
@@ -730,7 +748,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(arguments, words, workload, 
         ("loader.bandwidth_bytes_per_s=NaN", ["loader.bandwidth_bytes_per_s", "finite"]),
         ("loader.bandwidth_bytes_per_s=-1", ["loader.bandwidth_bytes_per_s", "greater than 0"]),
         ("loader.latency_s=-0.5", ["loader.latency_s", "greater than or equal to 0"]),
-        ("memory_limit_bytes=-1", ["memory_limit_bytes", "greater than 0"]),
+        ("memory_limit_bytes=-1", [": memory_limit_bytes: Input should be greater than 0"]),
         ('memory_limit_bytes="much"', ["memory_limit_bytes", "integer"]),
         ("loader=5", ["loader"]),
     ],
@@ -1077,3 +1095,25 @@ def test_options_of_workloads_that_do_not_go_together_are_refused(arguments, tmp
     assert outcome.code == 2
     assert outcome.err.startswith("cidl: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", PICTURES)
+def test_every_ending_that_is_offered_can_be_drawn(ending, workload, device, tmp_path):
+    picture = tmp_path / f"timeline{ending}"
+    answer_of("simulate", workload, device, "--policy", "lru", "--plot", picture)
+    assert picture.stat().st_size > 0
+
+
+def test_an_empty_prompt_is_refused_before_the_store_is_opened(workload, device, tmp_path):
+    plan = tmp_path / "plan.json"
+    answer_of("plan", workload, device, "--policy", "lru", "-o", plan)
+    arguments = ["run", "--plan", plan, "--store", tmp_path / "none", "-o", tmp_path / "v.mp4", "--prompt", " "]
+    assert_refused(call_cidl(*arguments), 2, "prompt is empty")
+
+
+@pytest.mark.parametrize("arguments", [(), ("trace",), ("model",)])
+def test_a_group_without_a_verb_prints_its_help_alone(arguments):
+    outcome = call_cidl(*arguments)
+    assert outcome.code == 2
+    assert "Commands" in outcome.out
+    assert outcome.err == ""

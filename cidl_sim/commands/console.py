@@ -40,6 +40,8 @@ ThreadsOption = Annotated[
     ),
 ]
 Optional = typer.Option
+# What matplotlib writes; asking it would import it before every command.
+PICTURES = (".png", ".pdf", ".svg", ".svgz", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 
 
 # Printing
@@ -108,6 +110,12 @@ def draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:
 
 
 # What several commands are given
+
+
+def check_picture(option: str, path: Path | None) -> None:
+    """InputError, before any work is done, if nothing can draw a picture of that name; without an ending it is PNG."""
+    if path is not None and path.suffix and path.suffix.lower() not in PICTURES:
+        raise InputError(f"{option} {path}: a picture's name ends in one of {', '.join(PICTURES)}")
 
 
 def compute_device_named(name: str) -> ComputeDevice:

@@ -48,20 +48,24 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Make a video with the real executor, under a memory limit that the kernel enforces."""
-    from cidl_sim.diffusion.job import Job, describe_mode, run_job
-    from cidl_sim.diffusion.matching import workload_for_plan
-    from cidl_sim.executor.store import BlockStore
-
+    if out.suffix.lower() != ".mp4":
+        raise InputError(f"-o {out}: the video is MP4; give it a name that ends in .mp4")
     if lpl_rule not in LPL_RULES:
         raise InputError(f"--lpl-rule {lpl_rule!r}: choose one of {', '.join(LPL_RULES)}")
     compute_device = compute_device_named(device)
     plan = read_plan(plan_file)
     prompts = _prompts(plan, prompt, prompts_file)
+    _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
+
+    # What is refused above needs no torch, which takes seconds to import.
+    from cidl_sim.diffusion.job import Job, describe_mode, run_job
+    from cidl_sim.diffusion.matching import workload_for_plan
+    from cidl_sim.executor.store import BlockStore
+
     videos = _numbered(out, len(prompts))
     saved_run = out.with_name(out.name + ".resume")
     if resume and not saved_run.is_file():
         messages.print(f"{saved_run}: nothing was saved, so the run starts from its beginning", highlight=False)
-    _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
     opened = BlockStore.open(store, verify=verify)
     workload, _ = workload_for_plan(opened, plan)
     limit = memory_limit or plan.memory_limit_bytes
@@ -126,6 +130,8 @@ def demo(
             "control, everything resident: "
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
             comparison_table(list(summary["policies"].values())),
+            "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, so it may be "
+            "far off (docs/validation.md)",
             f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
         ]
 
@@ -139,6 +145,8 @@ def _prompts(plan: Plan, prompt: str | None, file: Path | None) -> tuple[str, ..
     prompts = [prompt or ""]
     if file is not None:
         prompts = [line.strip() for line in read_text(file, InputError).splitlines() if line.strip()]
+    if not all(text.strip() for text in prompts):
+        raise InputError("the prompt is empty")
     wanted = plan.workload_settings.get("prompts", 1)
     if len(prompts) != wanted:
         raise InputError(

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cidl_sim.commands.console import AsJson, Optional, SetOption, WorkloadArgument, device_with, progress, show
+from cidl_sim.commands.console import (
+    AsJson,
+    Optional,
+    SetOption,
+    WorkloadArgument,
+    check_picture,
+    device_with,
+    progress,
+    show,
+)
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
 from cidl_sim.core.plan import Plan
@@ -28,7 +37,9 @@ def plan_command(
     workload_name: WorkloadArgument,
     device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
     policy: Annotated[str | None, Optional("--policy", help="Without it: the best plan that is found.")] = None,
-    out: Annotated[Path | None, Optional("-o", help="The plan file (a folder, for several devices).")] = None,
+    out: Annotated[
+        Path | None, Optional("-o", "--output", help="The plan file (a folder, for several devices).")
+    ] = None,
     time_limit_s: Annotated[
         float, Optional("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
     ] = 10.0,
@@ -51,10 +62,12 @@ def plan_command(
         raise InputError(f"--time-limit {time_limit_s}: write a number of seconds")
     if target_s is not None and not 0 < target_s < math.inf:
         raise InputError(f"--target-s {target_s}: write a positive number of seconds")
-    if plot is not None and not (with_curve and len(device_names) == 1):
-        raise InputError("--plot draws the memory curve: give --memory-curve and one device")
-    if rounds_plot is not None and len(device_names) > 1:
-        raise InputError("--rounds-plot draws the rounds of one device")
+    if plot is not None and not with_curve:
+        raise InputError("--plot draws the memory curve: give --memory-curve too")
+    if len(device_names) > 1:
+        _check_for_several_devices(out, plot, rounds_plot)
+    check_picture("--plot", plot)
+    check_picture("--rounds-plot", rounds_plot)
     if partition not in (None, "auto"):
         raise InputError(
             f"--partition {partition!r}: write auto; a fixed one is part of the workload's name (...-fine)"
@@ -90,7 +103,16 @@ def plan_command(
         from cidl_sim.report.what_if import draw_memory_curve
 
         draw_memory_curve(results[0], plot)
-    show(results[0] if len(results) == 1 else results, as_json, lambda: _tables(labels, results))
+    drawn = [f"picture in {picture}" for picture in (plot, rounds_plot) if picture is not None]
+    show(results[0] if len(results) == 1 else results, as_json, lambda: [*_tables(labels, results), *drawn])
+
+
+def _check_for_several_devices(out: Path | None, plot: Path | None, rounds_plot: Path | None) -> None:
+    for option, picture in (("--plot", plot), ("--rounds-plot", rounds_plot)):
+        if picture is not None:
+            raise InputError(f"{option} draws the plan of one device")
+    if out is not None and out.is_file():
+        raise InputError(f"-o {out}: that is a file; for several devices -o must be a folder")
 
 
 def _labels(devices: list[DeviceProfile]) -> list[str]:

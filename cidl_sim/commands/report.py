@@ -27,10 +27,10 @@ PAGE = "report.html"
 def report(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A sweep's results folder, a plan or a trace.")],
     workload_name: Annotated[
-        str | None, typer.Argument(metavar="[WORKLOAD", help="That of the plan or trace, if its name does not tell.")
+        str | None, typer.Argument(metavar="WORKLOAD", help="That of the plan or trace, if its name does not tell.")
     ] = None,
     device_name: Annotated[
-        str | None, typer.Argument(metavar="DEVICE]", help="That of the plan or trace, likewise.")
+        str | None, typer.Argument(metavar="DEVICE", help="That of the plan or trace, likewise.")
     ] = None,
     out: Annotated[Path, Optional("-o", metavar="DIR", help="The folder for the page and the pictures.")] = Path(
         "report"

@@ -15,6 +15,7 @@ from cidl_sim.commands.console import (
     AsJson,
     Optional,
     SetOption,
+    check_picture,
     device_with,
     draw,
     messages,
@@ -37,8 +38,10 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    workload_name: Annotated[str | None, Argument(metavar="[WORKLOAD", help="A named workload or a file.")] = None,
-    device_name: Annotated[str | None, Argument(metavar="DEVICE]", help="A named device or a device file.")] = None,
+    workload_name: Annotated[
+        str | None, Argument(metavar="WORKLOAD", help="A named workload or a file; not with --row.")
+    ] = None,
+    device_name: Annotated[str | None, Argument(metavar="DEVICE", help="A named device or a file; likewise.")] = None,
     policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
     plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
     row: Annotated[
@@ -60,7 +63,9 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Simulate a policy or a plan on a device."""
+    check_picture("--plot", plot)
     from cidl_sim.simulator.engine import simulate as run_simulation
+    from cidl_sim.simulator.quantiles import has_noise
 
     if row is not None:
         if workload_name or policy or plan_file or settings:
@@ -74,6 +79,8 @@ def simulate(
     # Like a limit that changes, heat is a scenario: the plan was made without knowing of it.
     device = _heated(device, thermal_steps or ())
     trace = run_simulation(workload, device, plan, seed=seed, limit_changes=changes)
+    if (seed is not None or runs is not None) and not has_noise(device):
+        messages.print(f"{device.name}: no figures under [noise], so every run takes the same time", markup=False)
     spread = None if runs is None else _quantiles(workload, device, plan, runs, seed or 0, changes)
     if trace_file is not None:
         trace.write(trace_file)
@@ -146,10 +153,8 @@ def _at_time(option: str, text: str, form: str) -> tuple[float, float]:
 def _quantiles(
     workload: Workload, device: DeviceProfile, plan: Plan, runs: int, first_seed: int, changes: list[tuple[float, int]]
 ) -> MakespanQuantiles:
-    from cidl_sim.simulator.quantiles import has_noise, makespan_quantiles
+    from cidl_sim.simulator.quantiles import makespan_quantiles
 
-    if not has_noise(device):
-        messages.print(f"{device.name}: no figures under [noise], so every run takes the same time", markup=False)
     with progress() as step:
         return makespan_quantiles(
             workload,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cidl_sim.commands.console import AsJson, Optional, draw, show
+from cidl_sim.commands.console import AsJson, Optional, check_picture, draw, show
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.trace import read_trace
 from cidl_sim.report.tables import summary_table, trace_difference_tables
@@ -21,6 +21,7 @@ def show_trace(
     as_json: AsJson = False,
 ) -> None:
     """Show a trace: busy times, idle times by cause, memory."""
+    check_picture("--plot", plot)
     trace = read_trace(file)
     if plot is not None:
         draw([(f"{trace.header.origin}, {trace.header.policy}", trace)], plot, trace.header.workload_name)

@@ -11,6 +11,7 @@ from cidl_sim.commands.console import (
     Optional,
     SetOption,
     WorkloadArgument,
+    check_picture,
     device_with,
     progress,
     show,
@@ -28,6 +29,7 @@ def whatif(
     as_json: AsJson = False,
 ) -> None:
     """Which figures of a device matter for a workload, and where more of them stops paying."""
+    check_picture("-o", out)
     from cidl_sim.planner.what_if import what_if
 
     workload, device = find_workload(workload_name), device_with(device_name, settings)

@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from cidl_sim.core.costs import rescaled_measurement
-from cidl_sim.core.errors import DeviceError
+from cidl_sim.core.errors import DeviceError, did_you_mean
 from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
 from cidl_sim.core.workload import MAX_BYTES
 
@@ -155,16 +155,27 @@ class DeviceProfile(Record):
             target = target[parent]
         known = set(Measured.model_fields) if parents[:1] == ["measured"] else set(target)
         if leaf not in known or leaf in ("format",):
-            raise DeviceError(f"{self.name}: no figure named {key!r} (there are: {', '.join(sorted(known))})")
+            there_are = f"(there are: {', '.join(sorted(known))})"
+            raise DeviceError(f"{self.name}: no figure named {key!r} {there_are}{did_you_mean(key, _keys(data))}")
         if isinstance(value, bool):
             # Validation would take them for 1 and 0.
             raise DeviceError(f"{self.name}: {key}: {value} is not a figure")
         target[leaf] = value
-        changed = validated(DeviceProfile, data, f"{self.name}: --set {key}", DeviceError)
+        changed = validated(DeviceProfile, data, self.name, DeviceError)
         if parents[:1] not in (["loader"], ["executor"]):
             return changed
         scaled = {kind: rescaled_measurement(m, self, changed) for kind, m in self.measured.items()}
         return changed.model_copy(update={"measured": scaled})
+
+
+def _keys(data: dict[str, Any]) -> list[str]:
+    """The dotted keys of all figures."""
+    parts = {name: data[name] for name in ("loader", "executor", "noise")}
+    measured = {f"measured.{kind}": Measured.model_fields for kind in data["measured"]}
+    return [
+        *("memory_limit_bytes", "baseline_bytes"),
+        *(f"{part}.{leaf}" for part, leaves in {**parts, **measured}.items() for leaf in leaves),
+    ]
 
 
 def _split_key(key: str, data: dict[str, Any]) -> list[str]:
@@ -172,11 +183,12 @@ def _split_key(key: str, data: dict[str, Any]) -> list[str]:
     if key.startswith("measured."):
         kind, _, leaf = key.removeprefix("measured.").rpartition(".")
         if kind not in data["measured"]:
-            raise DeviceError(f"{data['name']}: no measured kind {kind!r} in {key!r}")
+            near = did_you_mean(kind, data["measured"])
+            raise DeviceError(f"{data['name']}: no measured kind {kind!r} in {key!r}{near}")
         return ["measured", kind, leaf]
     head, _, leaf = key.rpartition(".")
     if head not in ("", "loader", "executor", "noise"):
-        raise DeviceError(f"{data['name']}: no figure named {key!r}")
+        raise DeviceError(f"{data['name']}: no figure named {key!r}{did_you_mean(key, _keys(data))}")
     return [head, leaf] if head else [leaf]
 
 

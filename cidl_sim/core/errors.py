@@ -4,6 +4,17 @@ An error is raised where the fact is known and says, in one line, what is wrong 
 possible) what would put it right. The command line prints that line and leaves with `exit_code`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to add to a line that refuses `name`: the known name nearest to it, or nothing if none is near."""
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
 
 class CidlError(Exception):
     """Base of everything the package raises on purpose."""

@@ -33,11 +33,11 @@ class Record(BaseModel):
 
 
 def first_problem(error: ValidationError) -> str:
-    """One line for the first problem that pydantic found: the field, then what is wrong with it."""
+    """One line for the first problem that pydantic found: the field, if it is about one, and what is wrong with it."""
     problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"]) or "the whole file"
+    field = ".".join(str(part) for part in problem["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{field}: {problem['msg']}{more}"
+    return f"{field + ': ' if field else ''}{problem['msg'].removeprefix('Value error, ')}{more}"
 
 
 def validated(model: type[Model], data: Any, source: str, error: type[InputError]) -> Model:

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile, read_device
-from cidl_sim.core.errors import DeviceError
+from cidl_sim.core.errors import DeviceError, did_you_mean
 
 THIS_MACHINE = "this-machine"
 
@@ -37,6 +37,7 @@ def find_device(name_or_file: str) -> DeviceProfile:
         return read_device(this_machine_file())
     shipped = shipped_devices()
     if name_or_file not in shipped:
-        names = ", ".join([*shipped, THIS_MACHINE])
-        raise DeviceError(f"unknown device {name_or_file!r}: neither a file nor one of {names}")
+        names = [*shipped, THIS_MACHINE]
+        near = did_you_mean(name_or_file, names)
+        raise DeviceError(f"unknown device {name_or_file!r}: neither a file nor one of {', '.join(names)}{near}")
     return read_device(shipped[name_or_file])

@@ -16,7 +16,7 @@ from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text
 from cidl_sim.planner.break_points import PAYS
-from cidl_sim.planner.slots import deep_makespan_s, fewest_slots
+from cidl_sim.planner.slots import Slots, deep_makespan_s, fewest_slots
 from cidl_sim.policies.build import positions_of, repeated_positions, repeating_groups
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.policies.retained import even_positions, first_positions
@@ -299,15 +299,31 @@ def _more_memory(explained: _Explained) -> list[str]:
         return ["more memory would not shorten the waits"]
     if not found.slots and found.retained == own:
         return []  # the plan's own blocks, loaded earlier: said among the other choices
-    blocks, rest = len(found.retained[group]), "all stalls"
-    if found.stalls_s > PAYS * found.makespan_s:
-        rest += f" but {_seconds(found.stalls_s)} that no memory removes"
-    would = f"would remove {rest}: {_percent(own_s / found.makespan_s - 1)} faster"
+    blocks = len(found.retained[group])
+    would = f"would {_gained(explained.trace, found)}: {_percent(own_s / found.makespan_s - 1)} faster"
     if not found.slots:
         return [f"keeping {blocks} blocks evenly spread, loaded as early as this memory allows, {would}"]
     number = "1 more slot" if found.slots == 1 else f"{found.slots} more slots"
     limit = bytes_text(found.memory_limit_bytes)
     return [f"{number} of {bytes_text(found.slot_bytes)} (a limit of {limit}, {blocks} blocks retained) {would}"]
+
+
+def _gained(trace: Trace, found: Slots) -> str:
+    """What more slots do: to the stalls, and to executions, which loads beside them may slow down."""
+    shorter_s = trace.executor_busy_s - found.executor_busy_s
+    is_shorter = shorter_s > PAYS * trace.makespan_s
+    if trace.stalls_s - found.stalls_s <= PAYS * trace.makespan_s:
+        stalls = f"leave {_seconds(found.stalls_s)} of stalls"
+    elif found.stalls_s <= PAYS * found.makespan_s:
+        stalls = "remove all stalls"
+    else:
+        # Where executions get shorter too, the shortest run is not the one with the fewest stalls.
+        stalls = f"remove all stalls but {_seconds(found.stalls_s)}" + ("" if is_shorter else " that no memory removes")
+    return (
+        f"{stalls} and shorten executions by {_seconds(shorter_s)} with fewer loads beside them"
+        if is_shorter
+        else stalls
+    )
 
 
 # Writing

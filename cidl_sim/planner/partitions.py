@@ -400,7 +400,7 @@ def _what_would_fit(family: Family, device: DeviceProfile) -> str:
     if fitting:
         best = max(fitting, key=lambda cut: (cut.largest_block_bytes, -len(cut.blocks)))
         return (
-            f"cut at at most {best.largest_block_bytes / 1e6:,.1f} MB a block (partition {best.partition}) it would fit"
+            f"cut at {best.largest_block_bytes / 1e6:,.1f} MB a block at most (partition {best.partition}) it would fit"
         )
     need, visit = largest_need(finest.workload)
     block, least = visit.block, need + device.baseline_bytes

@@ -25,13 +25,17 @@ MOST_VISITS = 80_000
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """So many slots more, and the plan with them: limit, makespan, seconds of stalls, and what each group retains."""
+    """So many slots more, and the plan with them: limit, makespan, and what each group retains.
+
+    `stalls_s` and `executor_busy_s`: for so long the executor then waits for loads after the first, and executes.
+    """
 
     slots: int
     slot_bytes: int
     memory_limit_bytes: int
     makespan_s: float
     stalls_s: float
+    executor_busy_s: float
     retained: Positions
 
 
@@ -63,8 +67,8 @@ def fewest_slots(workload: Workload, device: DeviceProfile, own: Positions, grou
     slots = smallest_limit(is_enough, 0, blocks if blocks < most and is_enough(blocks) else most)
     seconds, retained = tried.best(slots)
     larger = _with_slots(device, slots, slot)
-    stalls_s = simulate(workload, larger, _deep_plan(workload, larger, retained)).stalls_s
-    return Slots(slots, slot, larger.memory_limit_bytes, seconds, stalls_s, retained)
+    trace = simulate(workload, larger, _deep_plan(workload, larger, retained))
+    return Slots(slots, slot, larger.memory_limit_bytes, seconds, trace.stalls_s, trace.executor_busy_s, retained)
 
 
 def deep_makespan_s(workload: Workload, device: DeviceProfile, retained: Positions) -> float:

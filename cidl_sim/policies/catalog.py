@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import InputError
+from cidl_sim.core.errors import InputError, did_you_mean
 from cidl_sim.core.plan import Plan, check_any_plan_fits
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.lru import lru
@@ -52,7 +52,7 @@ def make_plan(policy: str, workload: Workload, device: DeviceProfile) -> Plan:
     """
     name, colon, argument = policy.partition(":")
     if name not in POLICIES:
-        raise PolicyError(f"unknown policy {name!r}; there are: {', '.join(POLICIES)}")
+        raise PolicyError(f"unknown policy {name!r}; there are: {', '.join(POLICIES)}{did_you_mean(name, POLICIES)}")
     chosen = POLICIES[name]
     if colon and not chosen.takes_number:
         raise PolicyError(f"policy {name!r} takes no number")

@@ -13,21 +13,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from cidl_sim.core.files import replacing
 from cidl_sim.core.trace import Span, Trace
-from cidl_sim.report.timeline import GROUP_COLORS, LIMIT_COLOR, MEMORY_COLOR, draw_memory
+from cidl_sim.report.timeline import GROUP_COLORS, draw_bars, draw_memory, memory_handles
 
 LOADED_COLOR, RETAINED_COLOR, OTHER_ROUND_COLOR = GROUP_COLORS[0], GROUP_COLORS[1], "#9DB4C0"
 IDLE: dict[str, Any] = {"facecolor": "white", "edgecolor": "#4D4D4D", "hatch": "////", "linewidth": 0}
 # All columns have one time scale. Of a round with slow first loads only the beginning is shown: so many lengths of the
 # later ones, which would else be too small to see.
 WIDEST = 1.5
-# A bar below this share of its panel has no border, which would hide it.
-BORDERED = 0.015
 
 Window = tuple[float, float]  # seconds from the start of the run
 
@@ -116,11 +113,8 @@ def _draw_lanes(axes: Axes, trace: Trace, window: Window, visits: range, width_s
             spans = [s for s in trace.spans if s.worker == worker and s.operation == operation]
             shown = [s for s in spans if s.end_s > window[0] and s.start_s < window[1]]
             if operation != "wait":
-                bars, faces = _bars(shown, window), [_color(span, visits, loaded) for span in shown]
-                edges = [
-                    "white" if bar[1] > BORDERED * width_s else face for bar, face in zip(bars, faces, strict=True)
-                ]
-                axes.broken_barh(bars, (lane - 0.4, 0.8), facecolors=faces, edgecolors=edges, linewidth=0.6)
+                faces = [_color(span, visits, loaded) for span in shown]
+                draw_bars(axes, lane, _bars(shown, window), faces, width_s)
             elif worker == "executor":
                 axes.broken_barh(_bars(shown, window), (lane - 0.4, 0.8), **IDLE)
     axes.set_yticks(range(len(workers)), [w.replace("loader.0", "loader") for w in workers])
@@ -166,8 +160,6 @@ def _add_legend(figure: Figure) -> None:
         Patch(color=RETAINED_COLOR, label="retained from the round before"),
         Patch(color=OTHER_ROUND_COLOR, label="load for another round"),
         Patch(**IDLE, label="executor waits"),
-        Patch(color=MEMORY_COLOR, alpha=0.55, label="memory"),
-        Line2D([], [], color=LIMIT_COLOR, linestyle="--", linewidth=1.4, label="limit"),
-        Line2D([], [], color="#7F7F7F", linestyle=":", linewidth=1, label="baseline"),
+        *memory_handles("memory"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10, frameon=False)

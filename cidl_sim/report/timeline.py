@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from cidl_sim.core.files import replacing
@@ -23,6 +25,10 @@ WAIT_COLOR = "#D9D9D9"
 LIMIT_COLOR = "#D55E00"
 MEMORY_COLOR = "#56B4E9"
 MEGABYTE = 1e6
+# Inches around panels; with matplotlib's own 0.04 the longest labels touch the picture's edge.
+MARGIN = 0.12
+# A bar below this share of its panel has no border, which would hide it.
+BORDERED = 0.015
 
 
 def draw_timelines(traces: Sequence[tuple[str, Trace]], path: Path, title: str = "") -> None:
@@ -31,7 +37,7 @@ def draw_timelines(traces: Sequence[tuple[str, Trace]], path: Path, title: str =
     All rows share the time axis of their column, so a simulated run above a measured one can be compared by
     eye. Raises MachineError if `path` cannot be written.
     """
-    figure = plt.figure(figsize=(13, 0.9 + 2.9 * len(traces)), layout="constrained")
+    figure = plt.figure(figsize=(13, 0.9 + 2.9 * len(traces)), layout=ConstrainedLayoutEngine(w_pad=MARGIN))
     grid = figure.add_gridspec(2 * len(traces), 2, height_ratios=[1, 1.15] * len(traces), width_ratios=[1.25, 1])
     windows = (_whole(traces), _steady_stretch(traces[0][1]))
     for column, window in enumerate(windows):
@@ -40,8 +46,8 @@ def draw_timelines(traces: Sequence[tuple[str, Trace]], path: Path, title: str =
             lanes = figure.add_subplot(grid[2 * row, column], sharex=shared)
             memory = figure.add_subplot(grid[2 * row + 1, column], sharex=lanes)
             shared = shared or lanes
-            _draw_lanes(lanes, trace, window, outlined=column == 1)
-            draw_memory(memory, trace, window[1], legend=column == 0 and row == 0)
+            _draw_lanes(lanes, trace, window)
+            draw_memory(memory, trace, window[1])
             lanes.set_title(f"{label}: {trace.makespan_s:.2f} s" if column == 0 else _window_title(window), fontsize=10)
             lanes.tick_params(labelbottom=False)
             is_last = row == len(traces) - 1
@@ -57,7 +63,7 @@ def draw_timelines(traces: Sequence[tuple[str, Trace]], path: Path, title: str =
     plt.close(figure)
 
 
-def _draw_lanes(axes: Axes, trace: Trace, window: tuple[float, float], *, outlined: bool) -> None:
+def _draw_lanes(axes: Axes, trace: Trace, window: tuple[float, float]) -> None:
     groups = _group_of_visit(trace)
     colors = _colors(trace)
     workers = ["executor", *sorted({span.worker for span in trace.of("load")}, reverse=True)]
@@ -66,38 +72,54 @@ def _draw_lanes(axes: Axes, trace: Trace, window: tuple[float, float], *, outlin
             spans = [s for s in trace.spans if s.worker == worker and s.operation == operation and _overlaps(s, window)]
             bars = [(s.start_s, s.end_s - s.start_s) for s in spans]
             if operation == "wait":
-                axes.broken_barh(bars, (lane - 0.12, 0.24), facecolors=WAIT_COLOR, linewidth=0)
+                axes.broken_barh(bars, (lane - 0.12, 0.24), facecolors=WAIT_COLOR, linewidth=0, snap=False)
             else:
-                faces = [colors[groups[s.visit]] for s in spans]
-                edge = {"edgecolors": "white", "linewidth": 0.8} if outlined else {"linewidth": 0}
-                axes.broken_barh(bars, (lane - 0.4, 0.8), facecolors=faces, **edge)
+                draw_bars(axes, lane, bars, [colors[groups[s.visit]] for s in spans], window[1] - window[0])
     axes.set_yticks(range(len(workers)), [w.replace("loader.0", "loader") for w in workers])
     axes.set_ylim(-0.6, len(workers) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_memory(axes: Axes, trace: Trace, until_s: float, *, origin_s: float = 0.0, legend: bool = False) -> None:
+def draw_bars(axes: Axes, lane: int, bars: Sequence[tuple[float, float]], faces: Sequence[str], width_s: float) -> None:
+    """Draw loads or executions, (start, length) in seconds, in a lane of a panel that shows `width_s`.
+
+    Wide ones are told apart by a white border. One in their own colour makes narrow ones at least a pixel wide:
+    without any, those that fall between two pixels would be lost.
+    """
+    edges = ["white" if length > BORDERED * width_s else face for (_, length), face in zip(bars, faces, strict=True)]
+    axes.broken_barh(bars, (lane - 0.4, 0.8), facecolors=faces, edgecolors=edges, linewidth=0.6, snap=False)
+
+
+def draw_memory(axes: Axes, trace: Trace, until_s: float, *, origin_s: float = 0.0) -> None:
     """Draw the accounted memory in MB with baseline and limit, until `until_s` of the run; `origin_s` is zero."""
     times = [t - origin_s for t, _ in trace.memory_curve] + [max(until_s, trace.makespan_s) - origin_s]
     held = [b / MEGABYTE for _, b in trace.memory_curve]
     held.append(held[-1])
     limit, baseline = trace.header.memory_limit_bytes / MEGABYTE, trace.header.baseline_bytes / MEGABYTE
-    axes.fill_between(
-        times, held, baseline, step="post", color=MEMORY_COLOR, alpha=0.55, linewidth=0, label="weights and workspace"
-    )
-    axes.axhline(baseline, color="#7F7F7F", linewidth=1, linestyle=":", label="baseline")
-    axes.axhline(limit, color=LIMIT_COLOR, linewidth=1.4, linestyle="--", label="limit")
+    axes.fill_between(times, held, baseline, step="post", color=MEMORY_COLOR, alpha=0.55, linewidth=0)
+    axes.axhline(baseline, color="#7F7F7F", linewidth=1, linestyle=":")
+    axes.axhline(limit, color=LIMIT_COLOR, linewidth=1.4, linestyle="--")
     bottom = baseline - 0.12 * (limit - baseline)
     axes.set_ylim(bottom, limit + 0.18 * (limit - baseline))
     axes.set_ylabel("memory (MB)")
     axes.spines[["top", "right"]].set_visible(False)
-    if legend:
-        axes.legend(loc="lower right", fontsize=7, framealpha=0.9, ncols=3)
+
+
+def memory_handles(name: str) -> list[Patch | Line2D]:
+    """What a legend says of `draw_memory`, the area called `name`."""
+    return [
+        Patch(color=MEMORY_COLOR, alpha=0.55, label=name),
+        Line2D([], [], color=LIMIT_COLOR, linestyle="--", linewidth=1.4, label="limit"),
+        Line2D([], [], color="#7F7F7F", linestyle=":", linewidth=1, label="baseline"),
+    ]
 
 
 def _add_legend(figure: Figure, trace: Trace) -> None:
-    handles = [Patch(color=color, label=group.replace("_", " ")) for group, color in _colors(trace).items()]
-    handles.append(Patch(color=WAIT_COLOR, label="waiting"))
+    handles: list[Patch | Line2D] = [
+        *(Patch(color=color, label=group.replace("_", " ")) for group, color in _colors(trace).items()),
+        Patch(color=WAIT_COLOR, label="waiting"),
+        *memory_handles("weights and workspace"),
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
 
 

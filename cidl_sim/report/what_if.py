@@ -11,15 +11,18 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from cidl_sim.core.files import replacing
-from cidl_sim.report.timeline import GROUP_COLORS, LIMIT_COLOR
+from cidl_sim.report.timeline import GROUP_COLORS, LIMIT_COLOR, MARGIN
 
 BELOW_COLOR, ABOVE_COLOR = GROUP_COLORS[0], GROUP_COLORS[1]
 CURVE_COLOR = GROUP_COLORS[0]
-BOUND_COLOR = "#7F7F7F"
+BOUND_COLOR = "#000000"
+# Lines that a label crosses do not strike it through.
+BEHIND_TEXT: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
 # Bars shorter than this share of the makespan cannot be seen.
 VISIBLE = 5e-4
 POINT_LABELS = {"feasible": "feasible", "enough_memory": "stops paying", "zero_stall": "zero stall"}
@@ -27,7 +30,7 @@ POINT_LABELS = {"feasible": "feasible", "enough_memory": "stops paying", "zero_s
 
 def draw_what_if(figures: dict[str, Any], path: Path) -> None:
     """Draw the figures of `cidl whatif`. Raises MachineError if `path` cannot be written."""
-    figure = plt.figure(figsize=(13, 6), layout="constrained")
+    figure = plt.figure(figsize=(13, 6), layout=ConstrainedLayoutEngine(w_pad=MARGIN))
     grid = figure.add_gridspec(2, 2, height_ratios=[2.2, 1], width_ratios=[1.15, 1])
     curve = figure.add_subplot(grid[0, 1])
     retained = figure.add_subplot(grid[1, 1], sharex=curve)
@@ -43,7 +46,7 @@ def draw_what_if(figures: dict[str, Any], path: Path) -> None:
 def draw_memory_curve(figures: dict[str, Any], path: Path) -> None:
     """Draw the memory curve of `cidl plan --memory-curve`. Raises MachineError if `path` cannot be written."""
     figure, (curve, retained) = plt.subplots(
-        2, 1, figsize=(9, 6), height_ratios=[2.2, 1], sharex=True, layout="constrained"
+        2, 1, figsize=(9, 6), height_ratios=[2.2, 1], sharex=True, layout=ConstrainedLayoutEngine(w_pad=MARGIN)
     )
     _draw_curve(curve, retained, figures)
     figure.suptitle(f"{figures['workload']} on {figures['device']}, {figures['curve_policy']}", fontsize=12)
@@ -86,16 +89,18 @@ def _draw_curve(curve: Axes, retained: Axes, figures: dict[str, Any]) -> None:
     # Both change block by block; a drop between two points is drawn at the second, where it was seen.
     curve.step(limits, makespans, where="post", color=CURVE_COLOR, marker="o", markersize=3.5, linewidth=1.4)
     bounds = [point["lower_bound_s"] for point in points]
-    curve.step(limits, bounds, where="post", color=BOUND_COLOR, linewidth=1.2)
+    # Dotted and on top, so that both are seen where they are one.
+    curve.step(limits, bounds, where="post", color=BOUND_COLOR, linewidth=1.4, linestyle=":", zorder=2.5)
     curve.annotate(
         "no plan is faster",
         (limits[-1], bounds[-1]),
-        xytext=(0, -4),
+        xytext=(-5, -5),
         textcoords="offset points",
         ha="right",
         va="top",
         fontsize=8,
         color=BOUND_COLOR,
+        bbox=BEHIND_TEXT,
     )
     retained.step(limits, [point["retained_blocks"] for point in points], where="post", color=CURVE_COLOR)
     lowest = min(*makespans, *bounds)
@@ -121,7 +126,7 @@ def _draw_curve(curve: Axes, retained: Axes, figures: dict[str, Any]) -> None:
             fontsize=8,
             color=color,
             va="top",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
+            bbox=BEHIND_TEXT,
         )
     curve.margins(x=0.08)
     curve.set_ylabel("makespan (s)")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from cidl_sim.core.errors import WorkloadError
+from cidl_sim.core.errors import WorkloadError, did_you_mean
 from cidl_sim.core.files import first_problem
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.models.config import SIZES, Dtype, OpenSoraSizes, VideoSettings
@@ -66,8 +66,9 @@ def parse_name(name: str) -> tuple[OpenSoraSizes, VideoSettings]:
     """Model sizes and settings of a workload's name. WorkloadError names the part that is wrong."""
     model = next((m for m in SIZES if name == m or name.startswith(m + "-")), None)
     if model is None:
+        near = did_you_mean(name, [*SIZES, *SHIPPED])
         raise WorkloadError(
-            f"unknown workload {name!r}: neither a file nor one of {', '.join(SIZES)} (see 'cidl workloads')"
+            f"unknown workload {name!r}: neither a file nor one of {', '.join(SIZES)} (see 'cidl workloads'){near}"
         )
     values: dict[str, str] = {}
     for part in name[len(model) :].split("-")[1:]:
@@ -77,15 +78,15 @@ def parse_name(name: str) -> tuple[OpenSoraSizes, VideoSettings]:
                 f"workload {name!r}: cannot read {part!r}; write {model}-256x256-68f-30s-fp32-lpl15-tdtm10"
             )
         values.update(match.groupdict())
-    return SIZES[model], merged_settings(DEFAULTS[model], values)
+    return SIZES[model], merged_settings(DEFAULTS[model], values, f"workload {name!r}")
 
 
-def merged_settings(defaults: VideoSettings, values: dict[str, str]) -> VideoSettings:
-    """`defaults` with some values replaced. WorkloadError says what is impossible."""
+def merged_settings(defaults: VideoSettings, values: dict[str, str], source: str = "settings") -> VideoSettings:
+    """`defaults` with some values replaced. WorkloadError names `source` and says what is impossible."""
     try:
         return VideoSettings.model_validate({**defaults.model_dump(), **values})
     except ValidationError as problem:
-        raise WorkloadError(f"settings: {first_problem(problem)}") from None
+        raise WorkloadError(f"{source}: {first_problem(problem)}") from None
 
 
 def find_workload(name_or_file: str) -> Workload:

@@ -118,6 +118,15 @@ def test_stalls_that_remain_with_all_memory_are_said():
     assert any("all stalls but 2.5 s that no memory removes" in sentence for sentence in said)
 
 
+def test_stalls_that_more_memory_leaves_as_they_are_are_not_called_removed():
+    device = uniform_device(4, 1.5, 1).with_value("executor.slowdown_while_loading", 1.3)
+    said = said_of("spread", uniform_workload(6, 8), device)
+    # Both wait 1 s in the first round; with all weights in memory no load slows an execution down after it.
+    sentence = next(s for s in said if "2 more slots" in s)
+    assert "would leave 1 s of stalls and shorten executions by 9.69 s with fewer loads beside them" in sentence
+    assert "remove" not in sentence
+
+
 def test_a_plan_that_could_do_better_in_the_same_memory_is_told_so():
     said = said_of("prefix:1", uniform_workload(8, 10), uniform_device(7, 1.3, 1))
     assert any(re.match(r"keeping \d blocks evenly spread, loaded as early as this memory allows, ", s) for s in said)

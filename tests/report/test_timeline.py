@@ -1,9 +1,11 @@
 import matplotlib.image
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from cidl_sim.core.errors import MachineError
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.report.timeline import draw_timelines
+from cidl_sim.report.timeline import draw_bars, draw_timelines
 from cidl_sim.simulator.engine import simulate
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 
@@ -34,3 +36,16 @@ def test_a_picture_that_cannot_be_written_is_an_environment_error(tmp_path):
     with pytest.raises(MachineError, match="cannot be written"):
         draw_timelines([("simulated", trace())], tmp_path / "file" / "x.png")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("length", [1e-6, 0.02, 0.3])
+def test_no_bar_is_lost_however_short(length):
+    figure, axes = plt.subplots(figsize=(6, 1), dpi=130)
+    axes.set_axis_off()
+    axes.set_xlim(0, 100)
+    draw_bars(axes, 0, [(1 + 2.37 * i, length) for i in range(40)], ["#0072B2"] * 40, 100)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())
+    plt.close(figure)
+    is_bar = pixels[pixels.shape[0] // 2, :, 0] < 150
+    assert np.count_nonzero(np.diff(is_bar.astype(int)) == 1) == 40

@@ -130,8 +130,8 @@ def demo(
             "control, everything resident: "
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
             comparison_table(list(summary["policies"].values())),
-            "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, so it may be "
-            "far off (docs/validation.md)",
+            "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, "
+            "so it may be far off (docs/validation.md)",
             f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
         ]
 

@@ -221,7 +221,7 @@ def test_the_formula_is_not_compared_with_measurements_of_the_same_layers():
 def test_what_does_not_fit_names_the_largest_cut_that_would():
     workload = find_workload(SMALL)
     with pytest.raises(
-        InfeasibleError, match=r"block 'stdit\.00' needs .* MB a block \(partition dfine\) it would fit"
+        InfeasibleError, match=r"block 'stdit\.00' needs .* MB a block at most \(partition dfine\) it would fit"
     ):
         check_fits(workload, analytic_device(largest(workload) - 1))
 

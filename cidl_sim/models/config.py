@@ -125,6 +125,18 @@ OPENSORA_SMALL = OpenSoraSizes(
     nominal_text_tokens=48,
 )
 
+# What the project trains itself, on clips of moving shapes (experiments/train_small).
+OPENSORA_SHAPES = OpenSoraSizes(
+    name="opensora-shapes",
+    t5=T5Sizes(layers=3, d_model=128, d_ff=256, heads=4, d_kv=32, vocabulary=96),
+    stdit=STDiT3Sizes(depth=8, hidden=144, heads=4, max_text_tokens=48),
+    vae=VAESizes(
+        temporal_filters=16, temporal_res_blocks=1, spatial_channels=(16, 32, 64, 64), spatial_layers=1, groups=8
+    ),
+    text_encoder_tokens=48,
+    nominal_text_tokens=24,
+)
+
 # For tests: every part of the architecture, next to no weight.
 OPENSORA_TINY = OpenSoraSizes(
     name="opensora-tiny",
@@ -137,7 +149,7 @@ OPENSORA_TINY = OpenSoraSizes(
     nominal_text_tokens=32,
 )
 
-SIZES = {sizes.name: sizes for sizes in (OPENSORA_V1_2, OPENSORA_SMALL, OPENSORA_TINY)}
+SIZES = {sizes.name: sizes for sizes in (OPENSORA_V1_2, OPENSORA_SMALL, OPENSORA_SHAPES, OPENSORA_TINY)}
 
 
 class VideoSettings(_Config):

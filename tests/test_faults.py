@@ -256,6 +256,7 @@ def test_a_video_in_a_folder_that_is_a_file_is_the_environments_fault(tiny_store
     assert (tmp_path / "out").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_a_video_with_the_name_of_a_folder_is_the_environments_fault(tiny_store, plan, tmp_path):
     video = tmp_path / "out" / "video.mp4"
     video.mkdir(parents=True)
@@ -285,7 +286,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("full", ["saved run", "video", "trace"])
+@pytest.mark.parametrize(
+    "full", [pytest.param("saved run", marks=pytest.mark.slow), pytest.param("video", marks=pytest.mark.slow), "trace"]
+)
 def test_a_disk_that_fills_up_leaves_whole_files_only(full, tiny_store, plan, tmp_path, small_disk):
     # In pages: a saved run takes two (four while it is replaced), the video three, the trace more.
     disk = small_disk({"saved run": 4, "video": 16, "trace": 8}[full])
@@ -365,7 +368,7 @@ def long_plan(folder: Path, steps: int) -> Path:
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_the_run_and_its_worker_and_leaves_the_trace_until_then(number, tiny_store, tmp_path):
     plan = long_plan(tmp_path, 600)
     saved = tmp_path / "out" / "video.mp4.resume"
@@ -386,6 +389,7 @@ def test_a_signal_ends_the_run_and_its_worker_and_leaves_the_trace_until_then(nu
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_gives_the_same_video(tiny_store, tmp_path):
     plan = long_plan(tmp_path, 30)
     arguments = run_arguments(plan, tiny_store, tmp_path)
@@ -413,6 +417,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_video(tiny_store, tmp_
     assert min(span.visit for span in trace.of("execute")) == resumed.values["visit"] > 0
 
 
+@pytest.mark.slow
 def test_another_job_does_not_go_on_from_a_saved_run(tiny_store, plan, tmp_path):
     saved = tmp_path / "out" / "video.mp4.resume"
     state = {"z": torch.zeros(1), "text": torch.zeros(1)}
@@ -429,6 +434,7 @@ def test_a_saved_run_that_cannot_be_read_is_named(tiny_store, plan, tmp_path):
     assert_run_failed(outcome, 2, tmp_path, str(saved), "cannot be read")
 
 
+@pytest.mark.slow
 def test_two_runs_may_use_one_store_at_once(tiny_store, plan, tmp_path):
     commands = []
     for name in ("a", "b"):
@@ -443,6 +449,7 @@ def test_two_runs_may_use_one_store_at_once(tiny_store, plan, tmp_path):
 
 
 @needs_proc
+@pytest.mark.slow
 @pytest.mark.skipif(not can_enforce(), reason="no limit that the kernel enforces can be had here")
 def test_a_limit_that_is_lowered_and_raised_during_a_run_changes_no_pixel(tiny_store, tmp_path):
     plan = long_plan(tmp_path, 200)

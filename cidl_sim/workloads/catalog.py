@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "opensora-v1.2": VideoSettings(),
     "opensora-small": VideoSettings(height=64, width=64, frames=17),
+    "opensora-shapes": VideoSettings(height=48, width=48, frames=17),
     "opensora-tiny": VideoSettings(height=32, width=32, frames=17, steps=6),
 }
 

@@ -108,4 +108,4 @@ def test_the_small_model_suits_the_main_job():
     assert workload.weights_bytes >= 400e6
     assert len(blocks) >= 20
     assert max(blocks.values()) <= 0.15 * workload.weights_bytes
-    assert set(SIZES) == {"opensora-v1.2", "opensora-small", "opensora-tiny"}
+    assert set(SIZES) == {"opensora-v1.2", "opensora-small", "opensora-shapes", "opensora-tiny"}

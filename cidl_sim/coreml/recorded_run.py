@@ -171,9 +171,10 @@ def _check_complete(executed: Sequence[int], visits: Sequence[Visit]) -> None:
         ended_early = before >= 0 and after < len(visits) and visits[after].stage == visits[before].stage + 1
         starts_stage = after < len(visits) and (visits[after].round, visits[after].position) == (0, 0)
         if after != before + 1 and not (ended_early and starts_stage):
+            missing = f"visit {before + 1}" if after == before + 2 else f"visits {before + 1} to {after - 1}"
             raise TraceError(
-                f"visits {before + 1} to {after - 1} of {len(visits)} were not recorded; a recording has to hold the "
-                "whole run, of the workload that it is imported with"
+                f"no execution of {missing} (of {len(visits)}) was recorded; a recording has to hold the whole run, of "
+                "the workload that it is imported with"
             )
 
 

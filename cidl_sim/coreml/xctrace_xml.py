@@ -24,11 +24,15 @@ KNOWN = (*SIGNPOSTS, CORE_ML, *NEURAL_ENGINE, GPU)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A value: `column` is its column's mnemonic ("" where the table has no schema), `type` its element's name."""
+    """A value: `column` is its column's mnemonic ("" where the table has no schema), `type` its element's name.
+
+    `text` is the value itself, a number for a state or a time; `shown` is what Instruments shows for it.
+    """
 
     column: str
     type: str
     text: str
+    shown: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +50,21 @@ class Row:
         return f"{self.file}: table {self.schema!r}, row {self.number}"
 
     def text(self, *names: str) -> str:
-        """The first cell whose column or type is one of `names`, in their order; "" if there is none."""
-        for name in names:
-            for cell in self.cells:
-                if name in (cell.column, cell.type):
-                    return cell.text
-        return ""
+        """What is shown in the first cell whose column or type is one of `names`, in their order; "" if none is."""
+        cell = self._cell(names)
+        return "" if cell is None else cell.shown
 
     def nanoseconds(self, *names: str) -> int:
-        """Such a cell as nanoseconds. TraceError if it is missing or no such number."""
-        text = self.text(*names)
+        """The value of such a cell. TraceError if it is missing or no number of nanoseconds."""
+        cell = self._cell(names)
+        text = "" if cell is None else cell.text
         if not text.isascii() or not text.isdigit():
             raise TraceError(f"{self.named}: {names[0]} is {text!r}, not a number of nanoseconds")
         return int(text)
+
+    def _cell(self, names: tuple[str, ...]) -> Cell | None:
+        cells = (cell for name in names for cell in self.cells if name in (cell.column, cell.type))
+        return next(cells, None)
 
     @property
     def interval_ns(self) -> tuple[int, int]:
@@ -121,8 +127,12 @@ def _rows(file: Path) -> Iterator[tuple[str, tuple[Cell, ...] | None]]:
                 columns = [column.findtext("mnemonic") or "" for column in element.findall("col")]
                 yield schema, None
             elif element.tag == "row":
-                mnemonics = columns if len(columns) == len(element) else [""] * len(element)
-                cells = [Cell(m, c.tag, _text(file, c, values)) for m, c in zip(mnemonics, element, strict=True)]
+                if columns and len(columns) != len(element):
+                    raise TraceError(
+                        f"{file}: table {schema!r}: a row of {len(element)} cells for {len(columns)} columns"
+                    )
+                mnemonics = columns or [""] * len(element)
+                cells = [_cell(file, m, c, values) for m, c in zip(mnemonics, element, strict=True)]
                 element.clear()
                 if node is not None:
                     node.clear()  # a recording's rows do not stay in memory
@@ -142,15 +152,25 @@ def _check_root(file: Path, root: Element) -> None:
         raise TraceError(f"{file}: <{root.tag}>, not the <trace-query-result> that xctrace exports")
 
 
-def _text(file: Path, element: Element, values: dict[str, Element]) -> str:
-    """A value as text: its own or, of values that are made of others, theirs, one after another."""
+def _cell(file: Path, column: str, element: Element, values: dict[str, Element]) -> Cell:
+    value = _resolved(file, element, values)
+    text = _text(file, value, values)
+    return Cell(column, element.tag, text, text if element.tag == "os-log-metadata" else value.get("fmt") or text)
+
+
+def _resolved(file: Path, element: Element, values: dict[str, Element]) -> Element:
     reference = element.get("ref")
-    if reference is not None:
-        if reference not in values:
-            raise TraceError(f"{file}: <{element.tag} ref={reference!r}> refers to nothing")
-        element = values[reference]
-    if element.tag == "os-log-metadata" and len(element):
-        return "".join(_text(file, child, values) for child in element)
-    text = (element.text or "").strip(" \n\t") if element.tag != "narrative-text" else element.text or ""
-    # Of a process or a thread only the format says who it is; its text is empty.
-    return text or element.get("fmt", "")
+    if reference is None:
+        return element
+    if reference not in values:
+        raise TraceError(f"{file}: <{element.tag} ref={reference!r}> refers to nothing")
+    return values[reference]
+
+
+def _text(file: Path, value: Element, values: dict[str, Element]) -> str:
+    """A value as text; that of a message is made of its parts, one after another."""
+    if value.tag == "os-log-metadata" and len(value):
+        return "".join(_text(file, _resolved(file, part, values), values) for part in value)
+    if value.tag == "narrative-text":
+        return value.text or ""  # the spaces in it separate what is told
+    return (value.text or "").strip() or value.get("fmt", "")

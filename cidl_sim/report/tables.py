@@ -300,7 +300,8 @@ def validation_lines(figures: dict[str, Any]) -> list[str]:
     tau, peak, accounting, touched, coverage = (figures[name] for name in names)
     origins = ", ".join(f"{count} {origin}" for origin, count in figures["origins"].items())
     return [
-        f"runs by origin: {origins}",
+        f"runs by origin: {origins}"
+        + ("; simulated ones measure nothing" if "simulated" in figures["origins"] else ""),
         error_line(figures),
         f"of the prediction error, by cause (means of magnitudes): {shares}",
         f"Kendall's tau {_figure(tau, '.2f')}; makespans span a factor of {figures['makespan_span']:.2f}; "

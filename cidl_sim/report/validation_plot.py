@@ -85,7 +85,9 @@ def _draw_causes(axes: Axes, figures: dict[str, Any]) -> None:
     totals = [100 * row["difference"] for row in rows]
     axes.plot(totals, places, "k|", ms=14, mew=2, label="prediction error")
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_yticks(places, [f"{row['policy']} ({', '.join(row['origins'])})\n{row['workload']}" for row in rows], fontsize=7)
+    axes.set_yticks(
+        places, [f"{row['policy']} ({', '.join(row['origins'])})\n{row['workload']}" for row in rows], fontsize=7
+    )
     axes.set_xlabel("% of the measured makespan")
     axes.set_title("the prediction's error by cause", fontsize=10)
     axes.legend(fontsize=8, loc="best")

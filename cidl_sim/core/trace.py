@@ -158,12 +158,12 @@ class Trace(Record):
     @cached_property
     def executor_busy_s(self) -> float:
         """Seconds in which a visit ran."""
-        return _length(_union((s.start_s, s.end_s) for s in self.of("execute")))
+        return covered_s((s.start_s, s.end_s) for s in self.of("execute"))
 
     @cached_property
     def loader_busy_s(self) -> float:
         """Seconds in which at least one load was in flight."""
-        return _length(_union((s.start_s, s.end_s) for s in self.of("load")))
+        return covered_s((s.start_s, s.end_s) for s in self.of("load"))
 
     @cached_property
     def overlap_s(self) -> float:
@@ -336,6 +336,11 @@ def read_trace(path: Path) -> Trace:
     except (OSError, EOFError, ValueError) as problem:
         raise TraceError(f"{path}: cannot be read ({problem})") from None
     return validated(Trace, data, str(path), TraceError)
+
+
+def covered_s(intervals: Iterable[tuple[float, float]]) -> float:
+    """Seconds that at least one of some intervals covers."""
+    return _length(_union(intervals))
 
 
 def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

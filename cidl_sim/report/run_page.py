@@ -32,7 +32,8 @@ def run_page(trace: Trace, comparison: Comparison, notes: Sequence[str]) -> Page
     facts = [
         ("workload", header.workload_name),
         ("device", header.device_name),
-        ("limit enforced by", header.enforced_by.replace("none", "nobody: simulated")),
+        ("origin", header.origin),
+        ("limit enforced by", header.enforced_by.replace("none", "nobody")),
     ]
     bound = max(comparison.bounds.values(), default=None)
     if bound:

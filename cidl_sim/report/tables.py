@@ -105,6 +105,10 @@ def summary_table(title: str, trace: Trace) -> Table:
             table.add_row(f"{worker} waits: {cause.replace('_', ' ')}", f"{seconds:.3f} s")
     for group, figures in summary["groups"].items():
         table.add_row(f"{group.replace('_', ' ')} takes", f"{figures['elapsed_s']:.3f} s")
+    for name, unit in (("ane_busy_s", "Neural Engine"), ("gpu_busy_s", "GPU")):
+        busy_s = trace.header.machine.get(name)
+        if isinstance(busy_s, int | float):
+            table.add_row(f"{unit} busy", f"{busy_s:.3f} s")
     table.add_row("peak memory, accounted", f"{summary['peak_resident_bytes'] / 1e6:,.1f} MB")
     if summary["peak_kernel_bytes"]:
         table.add_row("peak memory, kernel", f"{summary['peak_kernel_bytes'] / 1e6:,.1f} MB")
@@ -247,6 +251,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="simulated against measured", title_justify="left")
     headings = (
         "policy",
+        "origin",
         "bound by",
         "simulated (s)",
         "measured (s)",
@@ -258,11 +263,12 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
         "limit",
     )
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("policy", "bound by", "limit") else "right")
+        table.add_column(heading, justify="left" if heading in ("policy", "origin", "bound by", "limit") else "right")
     for row in rows:
         kernel = row["peak_kernel_bytes"]
         table.add_row(
             row["plan"] if row["plan"].startswith(row["policy"]) else f"{row['policy']}",
+            ", ".join(row["origins"]),
             row["bound_by"],
             f"{row['simulated_makespan_s']:.2f}",
             f"{row['measured_makespan_s']:.2f}",
@@ -292,7 +298,10 @@ def validation_lines(figures: dict[str, Any]) -> list[str]:
     shares = ", ".join(f"{cause.replace('_', ' ')} {share:.1%}" for cause, share in figures["shares"].items())
     names = ("kendall_tau", "peak_memory_error", "accounting_error", "touched_error", "coverage")
     tau, peak, accounting, touched, coverage = (figures[name] for name in names)
+    origins = ", ".join(f"{count} {origin}" for origin, count in figures["origins"].items())
     return [
+        f"runs by origin: {origins}"
+        + ("; simulated ones measure nothing" if "simulated" in figures["origins"] else ""),
         error_line(figures),
         f"of the prediction error, by cause (means of magnitudes): {shares}",
         f"Kendall's tau {_figure(tau, '.2f')}; makespans span a factor of {figures['makespan_span']:.2f}; "

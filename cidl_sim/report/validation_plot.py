@@ -33,9 +33,10 @@ def draw_validation(figures: dict[str, Any], path: Path) -> None:
     _draw_points(left, figures)
     _draw_causes(right, figures)
     prediction, replay = figures["prediction_error"], figures["replay_error"]
+    origins = ", ".join(f"{count} {origin}" for origin, count in figures["origins"].items())
     figure.suptitle(
         f"prediction error: mean {prediction['mean']:.1%}, max {prediction['max']:.1%};  structure error: mean "
-        f"{replay['mean']:.1%}, max {replay['max']:.1%}"
+        f"{replay['mean']:.1%}, max {replay['max']:.1%};  runs by origin: {origins}"
     )
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
@@ -84,7 +85,9 @@ def _draw_causes(axes: Axes, figures: dict[str, Any]) -> None:
     totals = [100 * row["difference"] for row in rows]
     axes.plot(totals, places, "k|", ms=14, mew=2, label="prediction error")
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_yticks(places, [f"{row['policy']}\n{row['workload']}" for row in rows], fontsize=7)
+    axes.set_yticks(
+        places, [f"{row['policy']} ({', '.join(row['origins'])})\n{row['workload']}" for row in rows], fontsize=7
+    )
     axes.set_xlabel("% of the measured makespan")
     axes.set_title("the prediction's error by cause", fontsize=10)
     axes.legend(fontsize=8, loc="best")

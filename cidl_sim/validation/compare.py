@@ -7,6 +7,7 @@ replay gets each run's own mean costs per kind: it is the error of the model, no
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -161,6 +162,7 @@ class Case:
             "policy": self.name,
             "plan": self.plan.policy,
             "workload": self.workload.name,
+            "origins": sorted({trace.header.origin for trace in self.measured}),
             "bound_by": self.bound_by,
             "simulated_makespan_s": self.simulated.makespan_s,
             "measured_makespan_s": self.measured_makespan_s,
@@ -257,6 +259,7 @@ def report(cases: Sequence[Case], on_case: Callable[[int, int], None] = lambda d
         "makespan_span": max(measured) / min(measured),
         "shares": {cause: statistics.fmean(abs(row["shares"][cause]) for row in rows) for cause in CAUSES},
         "coverage": sum(within) / sum(len(c.measured) for c in cases) if within else None,
+        "origins": dict(sorted(Counter(t.header.origin for case in cases for t in case.measured).items())),
         "mismatches": mismatches(cases),
         "policies": rows,
     }

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile, read_device
-from cidl_sim.core.errors import TraceError
-from cidl_sim.core.plan import read_plan
-from cidl_sim.core.trace import read_trace
+from cidl_sim.core.errors import InputError, TraceError
+from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload, read_workload
 from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
@@ -120,6 +120,29 @@ def _run_once(scenario: Scenario, folder: Path, number: int, prompt: str, seed: 
         )
         read_trace(raw).write(folder / f"run-{number}.json.gz")
     return result
+
+
+def file_run(trace: Trace, workload: Workload, plan: Plan, device: DeviceProfile, folder: Path) -> Path:
+    """Put a run that was recorded elsewhere into a folder that `read_runs` reads, beside earlier runs of its plan.
+
+    Returns the trace's file. InputError if the folder is about another device.
+    """
+    device_file = folder / DEVICE_FILE
+    if not device_file.is_file():
+        device.write(device_file)
+    elif read_device(device_file).sha256 != device.sha256:
+        raise InputError(f"{device_file}: another device than {device.name!r} as it is given; choose another folder")
+    name = plan.policy.replace(":", "-").replace("/", "-")
+    to, number = folder / name, 1
+    while (to / "plan.json").is_file() and read_plan(to / "plan.json").sha256 != plan.sha256:
+        number += 1
+        to = folder / f"{name}-{number}"
+    if not (to / "plan.json").is_file():
+        workload.write(to / "workload.json")
+        plan.write(to / "plan.json")
+    run = len(list(to.glob("run-*.json*"))) + 1
+    trace.write(to / f"run-{run}.json.gz")
+    return to / f"run-{run}.json.gz"
 
 
 def read_runs(folder: Path) -> list[Case]:

@@ -8,7 +8,7 @@ batch: (conditioned, unconditioned). They share one text mask, so padding is sim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -304,6 +304,30 @@ class STDiT3(STDiT3Part1):
             for block in pair:
                 x = block(x, y, t_mlp, frequencies, self.geometry.tokens, merged=merged)
         return final_drift(self.final_layer, x, t, self.geometry, self.sizes)
+
+    def drift_of_batch(
+        self, z: Tensor, timestep: Tensor, fps: Tensor, text: Tensor, pixels: int, *, merged: Collection[int] = ()
+    ) -> Tensor:
+        """Latents (B, 4, T, H, W), timesteps (B,), fps (1,), texts (B, L, captions) -> drifts (B, 4, T, H, W).
+
+        For training and evaluation of many videos: guidance is the caller's, texts have one length, and `pixels`
+        (height times width of the video) replaces the module's own geometry. `merged`: the pairs that merge tokens.
+        """
+        latent = (z.shape[2], z.shape[3], z.shape[4])
+        geometry, sizes = Geometry(latent, pixels), self.sizes
+        scale = math.sqrt(pixels) / sizes.base_pixels
+        positions = position_embedding(latent[1] // 2, latent[2] // 2, sizes.hidden, scale)
+        x = (self.x_embedder.proj(z).flatten(3).permute(0, 2, 3, 1) + positions).flatten(1, 2)
+        t = self.t_embedder(timestep) + self.fps_embedder(fps)
+        y, t_mlp = self.y_embedder.y_proj(text), self.t_block(t)
+        for depth, pair in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
+            for block in pair:
+                x = block(x, y, t_mlp, self.rope.freqs, geometry.tokens, merged=depth in merged)
+        return final_drift(self.final_layer, x, t, geometry, sizes)
+
+    def null_text(self, tokens: int) -> Tensor:
+        """The text of the unconditioned half, (1, tokens, captions)."""
+        return self.y_embedder.y_embedding[None, :tokens]
 
 
 def final_drift(layer: _FinalLayer, x: Tensor, t: Tensor, geometry: Geometry, sizes: STDiT3Sizes) -> Tensor:

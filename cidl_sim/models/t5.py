@@ -19,7 +19,8 @@ MASKED = -1e4
 
 
 @cache
-def _library_config(sizes: T5Sizes) -> T5Config:
+def library_config(sizes: T5Sizes) -> T5Config:
+    """The transformers library's configuration of an encoder of these sizes."""
     config = T5Config(
         vocab_size=sizes.vocabulary,
         d_model=sizes.d_model,
@@ -52,7 +53,7 @@ class T5FirstBlock(nn.Module):
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
-        self.block = T5Block(_library_config(sizes), has_relative_attention_bias=True, layer_idx=0)
+        self.block = T5Block(library_config(sizes), has_relative_attention_bias=True, layer_idx=0)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden (B, L, d), additive mask (B, 1, 1, L) -> hidden, position bias."""
@@ -65,7 +66,7 @@ class T5LaterBlock(nn.Module):
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
-        self.block = T5Block(_library_config(sizes), has_relative_attention_bias=False, layer_idx=1)
+        self.block = T5Block(library_config(sizes), has_relative_attention_bias=False, layer_idx=1)
 
     def forward(self, hidden: Tensor, mask: Tensor, position_bias: Tensor) -> Tensor:
         """Hidden (B, L, d), additive mask (B, 1, 1, L), position bias (1, heads, L, L) -> hidden."""
@@ -77,7 +78,7 @@ class T5FirstAttention(nn.Module):
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
-        self.layer = T5LayerSelfAttention(_library_config(sizes), has_relative_attention_bias=True, layer_idx=0)
+        self.layer = T5LayerSelfAttention(library_config(sizes), has_relative_attention_bias=True, layer_idx=0)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden (B, L, d), additive mask (B, 1, 1, L) -> hidden, position bias."""
@@ -90,7 +91,7 @@ class T5LaterAttention(nn.Module):
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
-        self.layer = T5LayerSelfAttention(_library_config(sizes), has_relative_attention_bias=False, layer_idx=1)
+        self.layer = T5LayerSelfAttention(library_config(sizes), has_relative_attention_bias=False, layer_idx=1)
 
     def forward(self, hidden: Tensor, mask: Tensor, position_bias: Tensor) -> Tensor:
         """Hidden (B, L, d), additive mask (B, 1, 1, L), position bias (1, heads, L, L) -> hidden."""
@@ -102,7 +103,7 @@ class T5FeedForward(nn.Module):
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
-        self.layer = T5LayerFF(_library_config(sizes))
+        self.layer = T5LayerFF(library_config(sizes))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden (B, L, d) -> hidden."""

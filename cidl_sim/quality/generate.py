@@ -1,0 +1,109 @@
+"""Many videos at once with whole modules in memory: the arithmetic of the block pipeline, for measuring quality.
+
+One full run of the sampler gives every leap of LPL, since a leap at step n only needs the latent and the drift there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import T5EncoderModel
+
+from cidl_sim.diffusion import rectified_flow as flow
+from cidl_sim.diffusion.checkpoint import Checkpoint
+from cidl_sim.diffusion.prompt import encode_prompt
+from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND
+from cidl_sim.models.config import OpenSoraSizes, VideoSettings
+from cidl_sim.models.stdit3 import Geometry, STDiT3
+from cidl_sim.models.t5 import library_config
+from cidl_sim.models.vae import VideoVAE
+from cidl_sim.quality.shapes import Frames
+
+MergedPairs = Callable[[int], Collection[int]]
+
+
+def no_pairs(step: int) -> Collection[int]:
+    """Merge tokens nowhere."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A run of the sampler for B videos: before each step its time (0..1000), latents and guided drifts.
+
+    Latents and drifts are (B, 4, T, H, W).
+    """
+
+    times: list[float]
+    latents: list[Tensor]
+    drifts: list[Tensor]
+
+    def after(self, steps: int) -> Tensor:
+        """The latents after so many steps, noise and all where that is not the end."""
+        if steps < len(self.latents):
+            return self.latents[steps]
+        last = len(self.times) - 1
+        return flow.moved(self.latents[last], self.drifts[last], flow.step_length(self.times, last))
+
+    def leap(self, step: int) -> Tensor:
+        """The latents of static LPL at `step` (steps count from 0): one step of the whole remaining length."""
+        return flow.moved(self.latents[step], self.drifts[step], self.times[step])
+
+
+class WholeModel:
+    """Text encoder, denoiser and VAE of one checkpoint, in fp32."""
+
+    def __init__(self, sizes: OpenSoraSizes, folders: dict[str, Path]) -> None:
+        """`folders`: "t5" (with the tokenizer), "stdit" and "vae", each with a published checkpoint."""
+        self.sizes = sizes
+        self._tokenizer = folders["t5"]
+        self._text_encoder = T5EncoderModel(library_config(sizes.t5))
+        self.denoiser = STDiT3(sizes.stdit, sizes.t5.d_model, Geometry((1, 2, 2), 256))
+        self._vae = VideoVAE(sizes.vae)
+        for part, module in (("t5", self._text_encoder), ("stdit", self.denoiser), ("vae", self._vae)):
+            checkpoint = Checkpoint(folders[part])
+            state = {key: checkpoint.tensor(key).float() for key in checkpoint.shapes}
+            if part == "t5":
+                state["encoder.embed_tokens.weight"] = state["shared.weight"]
+            module.load_state_dict(state)
+            module.eval().requires_grad_(False)
+
+    def text(self, prompt: str) -> Tensor:
+        """The text embedding of a prompt, (1, L, d_model), without padding. PromptError if it cannot be taken."""
+        ids, mask = encode_prompt(prompt, self.sizes.text_encoder_tokens, self._tokenizer)
+        hidden: Tensor = self._text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden[:, : int(mask.sum())]
+
+    def trajectory(
+        self, texts: Tensor, seeds: Sequence[int], settings: VideoSettings, merged: MergedPairs = no_pairs
+    ) -> Trajectory:
+        """All steps of the sampler. texts: (B, L, d_model); `merged(step)`: the pairs that merge tokens then."""
+        shape = (1, self.sizes.stdit.in_channels, *settings.latent_shape)
+        z = torch.cat([flow.initial_noise(shape, seed) for seed in seeds])
+        times = flow.timesteps(settings.steps, flow.time_ratio(settings.height, settings.width, settings.frames))
+        null = self.denoiser.null_text(texts.shape[1]).expand(len(texts), -1, -1)
+        both = torch.cat([texts, null])
+        fps = torch.tensor([float(FRAMES_PER_SECOND)])
+        latents, drifts = [], []
+        for step, t in enumerate(times):
+            at = torch.full((2 * len(texts),), t)
+            drift = self.denoiser.drift_of_batch(
+                z.repeat(2, 1, 1, 1, 1), at, fps, both, settings.height * settings.width, merged=merged(step)
+            )
+            conditioned, unconditioned = drift.chunk(2)
+            guided = unconditioned + flow.GUIDANCE * (conditioned - unconditioned)
+            latents.append(z)
+            drifts.append(guided)
+            z = flow.moved(z, guided, flow.step_length(times, step))
+        return Trajectory(times, latents, drifts)
+
+    def decode(self, z: Tensor, frames: int) -> list[Frames]:
+        """Latents (B, 4, T, H, W) -> B videos (frames, 8 H, 8 W, 3) in 8-bit RGB."""
+        videos = (self._vae.decode(one[None], frames) for one in z)
+        return [
+            ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for video in videos
+        ]

@@ -1,0 +1,115 @@
+"""Train text encoder and denoiser: `python experiments/train_small/train_flow.py --out FOLDER`, after train_vae.py.
+
+Latents of all clips are made first, then the rectified flow from noise to them is learned. Goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import torch
+from checkpoints import Training, learning_rate, mean_state
+from data import Captions, Clips, batches, encoded, load_clips, scenes_for
+from network import TextToLatent, flow_loss
+from tokenizer import train_tokenizer
+from torch import Tensor
+
+from cidl_sim.diffusion.rectified_flow import TIMESTEPS, time_ratio, transformed
+from cidl_sim.models.config import OPENSORA_SHAPES
+from cidl_sim.models.vae import LATENT_CHANNELS, TemporalVAE, autoencoder_kl
+from cidl_sim.quality.shapes import CLIP_FRAMES
+
+DROPPED = 0.1  # captions replaced by the null text, for classifier-free guidance
+PEAK = 1e-3
+
+
+def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    train_tokenizer(args.out / "tokenizer", args.seed)
+    make_latents(args.out, args.clips, args.seed)
+    train_flow(args.out, args.steps, args.batch, args.seed)
+
+
+def make_latents(out: Path, count: int, seed: int) -> None:
+    """Encode `count` clips: three in four at 48x48, three in five with one object. What is there is kept."""
+    spatial, temporal = autoencoder_kl(OPENSORA_SHAPES.vae), TemporalVAE(OPENSORA_SHAPES.vae)
+    spatial.load_state_dict(mean_state(out / "spatial.pt"))
+    temporal.load_state_dict(mean_state(out / "temporal.pt"))
+    spatial.eval(), temporal.eval()
+    for (side, part), (objects, share) in itertools.product(((48, 0.75), (64, 0.25)), ((1, 0.6), (2, 0.4))):
+        file = out / f"latents-{side}-{objects}.pt"
+        if not file.is_file():
+            scenes = scenes_for(seed, side, objects, round(count * part * share))
+            latents = torch.cat(list(encoded(spatial, temporal, scenes, side)))
+            torch.save(latents, file)
+            print(f"{file}: {len(latents)} clips", flush=True)
+
+
+def latent_statistics(clips: list[Clips]) -> tuple[Tensor, Tensor]:
+    """Standard deviation and mean of each channel, (1, 4, 1, 1, 1): the VAE's buffers `scale` and `shift`."""
+    everything = torch.cat([c.latents.float().transpose(0, 1).flatten(1) for c in clips], dim=1)
+    shape = (1, LATENT_CHANNELS, 1, 1, 1)
+    return everything.std(dim=1).view(shape), everything.mean(dim=1).view(shape)
+
+
+def train_flow(out: Path, steps: int, batch: int, seed: int) -> float:
+    """Noise -> latents. Returns the last logged loss."""
+    clips = load_clips(out, seed)
+    scale, shift = latent_statistics(clips)
+    model = TextToLatent(OPENSORA_SHAPES)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+    training = Training(out, "flow", model, optimizer, ema=0.999)
+    training.resume()
+    loss = 0.0
+    drawn = batches(clips, Captions(out / "tokenizer"), batch, seed, training.step)
+    for side, latents, ids in itertools.islice(drawn, steps - training.step):
+        torch.manual_seed(seed + training.step)
+        dropped = torch.rand(batch) < DROPPED
+        z = (latents - shift) / scale
+        losses = flow_loss(model, z, random_times(batch, side), torch.randn_like(z), ids, dropped, side * side)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training.step, steps, PEAK)
+        optimizer.zero_grad(set_to_none=True)
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        training.ema.update()
+        training.step += 1
+        loss += (losses.mean().item() - loss) / min(50, training.step)
+        if training.step % 50 == 0:
+            training.log(loss=loss)
+        if training.step % 250 == 0 or training.step == steps:
+            training.save()
+    return loss
+
+
+def random_times(count: int, side: int) -> Tensor:
+    """Times in 0..1: half of them even, half as the sampler spaces them at this resolution."""
+    u = torch.rand(count)
+    ratio = time_ratio(side, side, CLIP_FRAMES)
+    spaced = transformed_times(u, ratio)
+    return torch.where(torch.arange(count) % 2 == 0, u, spaced)
+
+
+def transformed_times(u: Tensor, ratio: float) -> Tensor:
+    """The sampler's timestep transform on times in 0..1."""
+    return torch.tensor([transformed(x * TIMESTEPS, ratio) / TIMESTEPS for x in u.tolist()])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=32000)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Train both halves of the small video VAE: `python experiments/train_small/train_vae.py --out FOLDER`.
+
+First the spatial autoencoder on single frames, then the temporal one on its latents, with some of the frames decoded to
+pixels. Both go on where they stopped. The data is drawn anew from the seed and the step, so a resumed run sees what an
+uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from checkpoints import Training, learning_rate, mean_state
+from torch import Tensor
+
+from cidl_sim.models.config import OPENSORA_SHAPES, VAESizes
+from cidl_sim.models.vae import SPATIAL_SCALE, TemporalVAE, autoencoder_kl
+from cidl_sim.quality.shapes import CLIP_FRAMES, random_scene, render, seen_combinations
+
+SIDES = (48, 48, 48, 64)  # three batches in four are of the smaller resolution
+KL_WEIGHT = 1e-4
+OBJECT_CONTRAST, OBJECT_WEIGHT = 0.1, 5.0
+
+
+def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    if args.part in ("spatial", "both"):
+        train_spatial(args.out, args.spatial_steps, args.batch, args.seed)
+    if args.part in ("temporal", "both"):
+        train_temporal(args.out, args.temporal_steps, args.batch, args.seed)
+
+
+def train_spatial(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes = OPENSORA_SHAPES.vae) -> float:
+    """Frames -> frames. Returns the last logged loss."""
+    model = autoencoder_kl(sizes).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    training = Training(out, "spatial", model, optimizer, ema=0.998)
+    training.resume()
+    total = 0.0
+    while training.step < steps:
+        clips = random_clips(seed, "spatial", training.step, batch)
+        frames = clips[np.arange(batch), np.random.default_rng(training.step).integers(CLIP_FRAMES, size=batch)]
+        x = to_unit(frames).to(memory_format=torch.channels_last)
+        posterior = model.encode(x).latent_dist
+        y = model.decode(posterior.sample()).sample
+        error = reconstruction_error(y, x)
+        # As they reach the temporal half, latents should be of about unit size.
+        kl = divergence(posterior.mean * SPATIAL_SCALE, posterior.logvar + 2 * math.log(SPATIAL_SCALE))
+        total = _step(training, optimizer, error + KL_WEIGHT * kl, steps, 1.5e-3)
+        if training.step % 50 == 0:
+            training.log(loss=total, mse=F.mse_loss(y, x).item(), kl=kl.item())
+        if training.step % 250 == 0 or training.step == steps:
+            training.save()
+    return total
+
+
+def train_temporal(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes = OPENSORA_SHAPES.vae) -> float:
+    """Latents of frames -> a quarter as many -> latents of frames. Returns the last logged loss."""
+    spatial = autoencoder_kl(sizes)
+    spatial.load_state_dict(mean_state(out / "spatial.pt"))
+    spatial.eval().requires_grad_(False)
+    model = TemporalVAE(sizes)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    training = Training(out, "temporal", model, optimizer, ema=0.998)
+    training.resume()
+    total = 0.0
+    while training.step < steps:
+        video = to_unit(random_clips(seed, "temporal", training.step, batch // 2))
+        x = spatial_latents(spatial, video)
+        mean, logvar = model.moments(x).chunk(2, dim=1)
+        logvar = logvar.clamp(-30, 10)
+        z = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+        y = model.decode(z, CLIP_FRAMES)
+        kept = torch.randint(0, CLIP_FRAMES, (2,))
+        pixels = spatial.decode(y[:, :, kept].transpose(1, 2).flatten(0, 1) / SPATIAL_SCALE).sample
+        error = reconstruction_error(pixels, video[:, kept].flatten(0, 1))
+        kl = divergence(mean, logvar)
+        total = _step(training, optimizer, F.mse_loss(y, x) + error + KL_WEIGHT * kl, steps, 1e-3)
+        if training.step % 50 == 0:
+            mse = F.mse_loss(pixels, video[:, kept].flatten(0, 1)).item()
+            training.log(loss=total, mse=mse, latent_mse=F.mse_loss(y, x).item(), kl=kl.item())
+        if training.step % 250 == 0 or training.step == steps:
+            training.save()
+    return total
+
+
+def _step(training: Training, optimizer: torch.optim.Optimizer, loss: Tensor, steps: int, peak: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(training.step, steps, peak)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    training.ema.update()
+    training.step += 1
+    return loss.item()
+
+
+def random_clips(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
+    """`count` clips (count, frames, side, side, 3), of one resolution, that this seed and step stand for."""
+    random = np.random.default_rng([seed, step, sum(purpose.encode())])
+    side = SIDES[step % len(SIDES)]
+    scenes = [random_scene(random, int(random.integers(1, 3)), seen_combinations()) for _ in range(count)]
+    return np.stack([render(scene, CLIP_FRAMES, side, side) for scene in scenes])
+
+
+def to_unit(frames: np.ndarray) -> Tensor:
+    """(..., H, W, 3) in 0..255 -> (..., 3, H, W) in -1..1."""
+    return torch.from_numpy(frames).float().div(127.5).sub(1).movedim(-1, -3)
+
+
+@torch.no_grad()
+def spatial_latents(spatial: torch.nn.Module, video: Tensor) -> Tensor:
+    """(B, F, 3, H, W) -> (B, 4, F, H/8, W/8), the posterior's means at the size that the temporal half takes."""
+    mean = spatial.encode(video.flatten(0, 1)).latent_dist.mean * SPATIAL_SCALE
+    return mean.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
+
+
+def reconstruction_error(y: Tensor, x: Tensor) -> Tensor:
+    """Mean absolute error and ten times the mean square. (B, 3, H, W) each.
+
+    What differs from a frame's median colour, the objects, counts more: a tenth of the pixels, and all that matters.
+    """
+    background = x.flatten(2).median(dim=2).values[:, :, None, None]
+    objects = (x - background).abs().amax(dim=1, keepdim=True) > OBJECT_CONTRAST
+    weight = 1 + OBJECT_WEIGHT * objects
+    return (weight * ((y - x).abs() + 10 * (y - x).square())).mean()
+
+
+def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence from the unit normal, per element."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", choices=("spatial", "temporal", "both"), default="both")
+    parser.add_argument("--spatial-steps", type=int, default=7000)
+    parser.add_argument("--temporal-steps", type=int, default=2500)
+    parser.add_argument(
+        "--batch", type=int, default=16, help="frames of the spatial part; the temporal one takes half as many clips"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,9 @@ from cidl_sim.commands.console import (
     AsJson,
     DeviceArgument,
     Optional,
+    SetOption,
     WorkloadArgument,
+    device_with,
     messages,
     progress,
     show,
@@ -19,7 +21,6 @@ from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.manifest import read_manifest
-from cidl_sim.devices.catalog import find_device
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import calibration_table, coreml_cost_table
 from cidl_sim.workloads.catalog import find_workload
@@ -138,6 +139,7 @@ def cost(
     ] = None,
     policy: Annotated[str | None, Optional("--policy", help="Without it and --plan: the best policy.")] = None,
     plan_file: Annotated[Path | None, Optional("--plan", help="The times of this plan.")] = None,
+    settings: SetOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Disk, first run and later runs of a workload on a device with Core ML, each figure with its mark."""
@@ -145,7 +147,7 @@ def cost(
 
     if policy is not None and plan_file is not None:
         raise InputError("give either --policy or --plan")
-    workload, device = find_workload(workload_name), find_device(device_name)
+    workload, device = find_workload(workload_name), device_with(device_name, settings)
     on_disk = packages_on_disk(workload, None if packages is None else read_manifest(packages))
     compiled = compiled_on_disk(workload, device, on_disk)
     plan = _plan(workload, device, policy, plan_file)
@@ -162,6 +164,7 @@ def cost(
         "first_run_at_least_s": times.first_at_least_s,
         "later_run_s": times.later_s,
         "kinds_without_cold_load": list(times.unknown_kinds),
+        "share_without_cold_load": times.unknown_share,
         "marks": {"packages_bytes": on_disk.mark, "compiled_bytes": compiled.mark, "costs": times.mark},
         "sources": {"packages_bytes": on_disk.source, "compiled_bytes": compiled.source},
         "sentence": run_sentence(times),

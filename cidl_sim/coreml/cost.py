@@ -34,14 +34,16 @@ class DiskFigure:
 class RunTimes:
     """Makespans of a plan in seconds, when everything is loaded for the first time on the device and afterwards.
 
-    `first_s` is None where some kinds, `unknown_kinds`, have no cold load in the profile; `first_at_least_s` counts
-    later loads for these. `mark`: the weakest of the profile's figures that were used, None if it has no marks.
+    `first_s` is None where some kinds, `unknown_kinds` with `unknown_share` of the weights, have no cold load in the
+    profile; `first_at_least_s` counts later loads for these. `mark`: the weakest of the profile's figures that were
+    used, None if it has no marks.
     """
 
     first_s: float | None
     first_at_least_s: float
     later_s: float
     unknown_kinds: tuple[str, ...]
+    unknown_share: float
     mark: Mark | None
 
 
@@ -50,12 +52,14 @@ def run_times(workload: Workload, device: DeviceProfile, plan: Plan) -> RunTimes
     plan.check_workload(workload)
     first_s = makespan_s(workload, device, plan)
     blocks = list(_blocks(workload))
-    unknown = tuple(dict.fromkeys(block.kind for block in blocks if not knows_cold_load(block, device)))
+    unknown = [block for block in blocks if not knows_cold_load(block, device)]
+    unknown_bytes = sum({block.weights: block.weight_bytes for block in unknown}.values())
     return RunTimes(
         first_s=None if unknown else first_s,
         first_at_least_s=first_s,
         later_s=makespan_s(workload, device.without_cold_loads(), plan),
-        unknown_kinds=unknown,
+        unknown_kinds=tuple(dict.fromkeys(block.kind for block in unknown)),
+        unknown_share=unknown_bytes / workload.weights_bytes if unknown_bytes else 0.0,
         mark=_weakest_mark(blocks, device),
     )
 
@@ -98,8 +102,10 @@ def run_sentence(times: RunTimes) -> str:
     later = f"later ones {times.later_s:,.1f} s, until the system throws away what it prepared"
     if times.first_s is not None:
         return f"The first run on the device takes {times.first_s:,.1f} s with the loads that prepare models, {later}."
-    kinds = f"{len(times.unknown_kinds)} kinds have no cold load in the profile, such as {times.unknown_kinds[0]}"
-    return f"How long the first run takes is unknown ({kinds}), but at least {times.first_at_least_s:,.1f} s; {later}."
+    unknown = f"no cold load in the profile for {times.unknown_share:.1%} of the weights"
+    return (
+        f"How long the first run takes is unknown ({unknown}), but at least {times.first_at_least_s:,.1f} s; {later}."
+    )
 
 
 def _blocks(workload: Workload) -> Iterable[Block]:

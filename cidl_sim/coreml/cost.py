@@ -70,7 +70,9 @@ def packages_on_disk(workload: Workload, manifest: Manifest | None) -> DiskFigur
     InputError if the export lacks a block or a kind of the workload.
     """
     if manifest is None:
-        return DiskFigure(sum(_weights(workload).values()), "estimated", "bytes of the weights")
+        return DiskFigure(
+            sum(_weights(workload).values()), "estimated", "bytes of the weights, a prompt's rows of an embedding"
+        )
     for block in _blocks(workload):
         package = manifest.packages.get(block.weights)
         if package is None or all(function.kind != block.kind for function in package.functions.values()):

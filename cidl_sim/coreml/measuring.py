@@ -161,8 +161,7 @@ def measure_here(package: Path, compiled: Path, target: Target, compute_units: s
 
 def first_load(package: Path, compiled: Path, function: str | None, compute_units: str) -> tuple[float, float]:
     """Milliseconds to compile a package to `compiled`, and to load it from there for the first time."""
-    import coremltools as ct
-
+    ct = _coremltools()
     begun = time.perf_counter()
     ct.models.utils.compile_model(str(package), str(compiled))
     compile_ms = _ms_since(begun)
@@ -191,8 +190,7 @@ def later_loads(
 
 
 def _loaded(compiled: Path, function: str | None, compute_units: str) -> tuple[Any, float]:
-    import coremltools as ct
-
+    ct = _coremltools()
     units = ct.ComputeUnit[compute_units.upper()]
     begun = time.perf_counter()
     model = ct.models.CompiledMLModel(str(compiled), compute_units=units, function_name=function)
@@ -250,7 +248,7 @@ async def measure_connected(
     package: Path, device: Any, target: Target, compute_units: str, repeats: int
 ) -> BlockSamples:
     """One target on a connected device, by coremltools' benchmarker."""
-    import coremltools as ct
+    ct = _coremltools()
     from coremltools.models.ml_program.experimental.perf_utils import MLModelBenchmarker
 
     units = ct.ComputeUnit[compute_units.upper()]
@@ -323,6 +321,12 @@ def _begun(
 
 def _with(recording: Recording, measured: BlockSamples) -> Recording:
     return recording.model_copy(update={"blocks": (*recording.blocks, measured)})
+
+
+def _coremltools() -> Any:
+    with quiet():
+        import coremltools
+    return coremltools
 
 
 def _sysctl(name: str) -> str:

@@ -67,11 +67,16 @@ def run_times(workload: Workload, device: DeviceProfile, plan: Plan) -> RunTimes
 def packages_on_disk(workload: Workload, manifest: Manifest | None) -> DiskFigure:
     """The packages of the workload's blocks: those of an export, or what their weights suggest.
 
-    InputError if the export lacks a block or a kind of the workload.
+    InputError if the export is in another dtype, or lacks a block or a kind of the workload.
     """
     if manifest is None:
         return DiskFigure(
             sum(_weights(workload).values()), "estimated", "bytes of the weights, a prompt's rows of an embedding"
+        )
+    dtype = workload.settings.get("dtype", manifest.dtype)
+    if dtype != manifest.dtype:
+        raise InputError(
+            f"{workload.name} is in {dtype}, the export in {manifest.dtype}: name the workload in that dtype"
         )
     for block in _blocks(workload):
         package = manifest.packages.get(block.weights)

@@ -9,7 +9,8 @@ from cidl_sim.core.errors import InputError
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.coreml.cost import compile_s, compiled_on_disk, packages_on_disk, run_sentence, run_times
 from cidl_sim.policies.catalog import make_plan
-from tests.coreml.by_hand import PROGRAM_BYTES, manifest_by_hand, tiny
+from cidl_sim.workloads.catalog import find_workload
+from tests.coreml.by_hand import PROGRAM_BYTES, TINY, manifest_by_hand, tiny
 from tests.test_cli import answer_of, assert_refused, call_cidl
 
 
@@ -83,6 +84,8 @@ def test_packages_are_measured_in_an_export_and_estimated_without_one():
 def test_an_export_without_a_block_or_a_kind_of_the_workload_is_refused():
     with pytest.raises(InputError, match=r"t5\.00 is not exported yet"):
         packages_on_disk(tiny(), manifest_by_hand(missing=("t5.00",)))
+    with pytest.raises(InputError, match=r"-fp32-tdtm3 is in fp32, the export in fp16"):
+        packages_on_disk(find_workload(TINY.replace("fp16", "fp32")), manifest_by_hand())
     other = workload().model_copy(update={"name": "other"})
     with pytest.raises(InputError, match=r"0 has no function for a \(it was made for .*--workload other"):
         packages_on_disk(other, manifest_by_hand())

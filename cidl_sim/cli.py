@@ -10,7 +10,20 @@ from typing import Any
 
 import typer
 
-from cidl_sim.commands import coreml, execute, lookup, make, measure, plan, report, simulate, sweep, traces, what_if
+from cidl_sim.commands import (
+    coreml,
+    coreml_device,
+    execute,
+    lookup,
+    make,
+    measure,
+    plan,
+    report,
+    simulate,
+    sweep,
+    traces,
+    what_if,
+)
 from cidl_sim.core.errors import CidlError
 
 app = typer.Typer(
@@ -21,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 model_app = typer.Typer(help="Make block stores.", no_args_is_help=True)
-coreml_app = typer.Typer(help="Make packages for Core ML.", no_args_is_help=True)
+coreml_app = typer.Typer(help="Packages for Core ML, and what they cost on a device.", no_args_is_help=True)
 trace_app = typer.Typer(help="Look at traces, convert and compare them.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 app.add_typer(coreml_app, name="coreml")
@@ -46,6 +59,8 @@ model_app.command("build")(make.model_build)
 model_app.command("import")(make.model_import)
 coreml_app.command("export")(coreml.export)
 coreml_app.command("check")(coreml.check)
+coreml_app.command("cost")(coreml_device.cost)
+coreml_app.command("profile")(coreml_device.profile)
 trace_app.command("show")(traces.show_trace)
 trace_app.command("convert")(traces.convert)
 trace_app.command("diff")(traces.diff)

@@ -114,7 +114,7 @@ def relative_spread(runs: Sequence[Sequence[Sample]], operation: Operation) -> f
     found = []
     for samples in runs:
         kinds = by_kind((s for s in samples if s.operation == operation), lambda s: s.seconds)
-        spreads = [spread for values in kinds.values() if (spread := _spread(values)) is not None]
+        spreads = [spread for values in kinds.values() if (spread := spread_of(values)) is not None]
         if spreads:
             found.append(statistics.median(spreads))
     return statistics.median(found) if found else 0.0
@@ -189,8 +189,8 @@ def _measured(kind: str, block: Block, samples: KindSamples, observations: Seque
         weight_bytes=block.weight_bytes,
         flops=block.flops,
         samples=len(executions),
-        load_spread=_spread(warm),
-        exec_spread=_spread(executions),
+        load_spread=spread_of(warm),
+        exec_spread=spread_of(executions),
         workspace_bytes=_workspace(kind, observations),
     )
 
@@ -215,7 +215,8 @@ def _workspace(kind: str, observations: Sequence[Observation]) -> int | None:
     return round(statistics.median(found)) if found else None
 
 
-def _spread(values: Sequence[float]) -> float | None:
+def spread_of(values: Sequence[float]) -> float | None:
+    """Relative standard deviation by the interquartile range; None of too few values."""
     if len(values) < ENOUGH_FOR_SPREAD:
         return None
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])

@@ -189,6 +189,12 @@ def _planned(
             workload.write(file.with_suffix(".workload.json"))
     if rounds_plot is not None:
         _draw_rounds(workload, device, plan, trace, rounds_plot)
+    times = None
+    if device.coreml is not None:
+        from cidl_sim.coreml.cost import run_sentence, run_times
+
+        times = run_times(workload, device, plan)
+        notes = (*notes, run_sentence(times))
     return {
         "workload": workload.name,
         "device": device.name,
@@ -201,6 +207,8 @@ def _planned(
         "peak_resident_bytes": plan.peak_resident_bytes,
         "memory_limit_bytes": plan.memory_limit_bytes,
         "baselines": baselines,
+        "first_run_s": times.first_s if times else None,
+        "later_run_s": times.later_s if times else None,
         "fall_backs": list(trace.header.fall_backs),
         "file": str(file) if file else None,
         "explanation": [*explain(workload, device, plan, trace, baselines), *notes],

@@ -110,6 +110,7 @@ def _run_report(source: Path, given: Setting | None, out: Path) -> dict[str, Any
             workload, device = given or _setting_of(source, found)
             kind, trace = "plan", _simulated(found, workload, device, step)
             comparison = _comparison(workload, device, found, step)
+            notes += _first_and_later_runs(workload, device, found)
         else:
             kind, trace = "trace", found
             comparison, note = _comparison_of_trace(source, found, given, step)
@@ -158,6 +159,15 @@ def _simulated(plan: Plan, workload: Workload, device: DeviceProfile, step: Any)
     plan.check(workload, device)
     step("simulating", 0, 1, plan.policy)
     return simulate(workload, device, plan)
+
+
+def _first_and_later_runs(workload: Workload, device: DeviceProfile, plan: Plan) -> list[str]:
+    """What a plan takes when a device with Core ML loads everything for the first time, and afterwards."""
+    if device.coreml is None:
+        return []
+    from cidl_sim.coreml.cost import run_sentence, run_times
+
+    return [run_sentence(run_times(workload, device, plan))]
 
 
 def _comparison_of_trace(source: Path, trace: Trace, given: Setting | None, step: Any) -> tuple[Comparison, str]:

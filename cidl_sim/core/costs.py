@@ -118,6 +118,15 @@ def _load_cost(block: Block, device: DeviceProfile, *, cold: bool) -> Cost:
     return warm
 
 
+def knows_cold_load(block: Block, device: DeviceProfile) -> bool:
+    """Whether a cold load of this block costs what was measured, and not what a later one does for want of a figure."""
+    measured = measurement_of(block.kind, device)
+    loads_like_others = any(_is_measured(other, device, "load_s") for other in block.like)
+    if (measured is None or measured.load_s is None) and loads_like_others:
+        return all(knows_cold_load(other, device) for other in block.like)
+    return block.weight_bytes == 0 or (measured is not None and measured.cold_load_s is not None)
+
+
 def _load_like(block: Block, device: DeviceProfile, *, cold: bool) -> Cost | None:
     """The cost of the loads of the blocks that this one is like; None if none of them was measured."""
     if not any(_is_measured(other, device, "load_s") for other in block.like):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import Field, model_validator
@@ -107,8 +107,24 @@ class Provenance(Record):
     figures: dict[str, Figure] = Field(default_factory=dict)
 
 
+class CoreML(Record):
+    """Of a device that runs packages with Core ML, which keeps what a model's first load prepares for the device.
+
+    So cold loads are those of the first run, and of every run after the system has thrown away what was prepared.
+    `compute_units`: those that the costs were measured with. `compile_s` and `compiled_bytes`, by kind of block: of
+    making a compiled model of a package; no simulation depends on them.
+    """
+
+    compute_units: str | None = None
+    compile_s: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    compiled_bytes: dict[str, Annotated[int, Field(ge=0, le=MAX_BYTES)]] = Field(default_factory=dict)
+
+
 class DeviceProfile(Record):
-    """A device as the simulator and the planner see it (file format `cidl-device/1`, TOML)."""
+    """A device as the simulator and the planner see it (file format `cidl-device/1`, TOML).
+
+    `coreml` is None where cold loads come in every run, the first of a block's weights each.
+    """
 
     format: Literal["cidl-device/1"] = "cidl-device/1"
     name: str = Field(min_length=1)
@@ -119,6 +135,7 @@ class DeviceProfile(Record):
     measured: dict[str, Measured] = Field(default_factory=dict)
     noise: Noise = Noise()
     thermal: tuple[ThermalStep, ...] = ()
+    coreml: CoreML | None = None
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -131,7 +148,8 @@ class DeviceProfile(Record):
     @cached_property
     def sha256(self) -> str:
         """Identity of the profile: the SHA-256 of its canonical JSON."""
-        return sha256_of(self.model_dump(mode="json"))
+        # Other devices keep the identity that recorded runs know them by.
+        return sha256_of(self.model_dump(mode="json", exclude=None if self.coreml else {"coreml"}))
 
     def to_toml(self) -> str:
         """The profile as the text of a device file."""
@@ -140,6 +158,11 @@ class DeviceProfile(Record):
     def write(self, path: Path) -> None:
         """Write the device file in one step."""
         write_text(path, self.to_toml())
+
+    def without_cold_loads(self) -> DeviceProfile:
+        """The device once everything was loaded there before."""
+        warm = {kind: m.model_copy(update={"cold_load_s": None}) for kind, m in self.measured.items()}
+        return self.model_copy(update={"measured": warm})
 
     def with_value(self, key: str, value: Any) -> DeviceProfile:
         """A copy with the figure at the dotted `key` replaced.

@@ -341,13 +341,39 @@ def calibration_table(device: DeviceProfile) -> Table:
             _figure(m.samples, "d"),
         )
     bandwidth = (loader.bandwidth_bytes_per_s or 0.0) / 1e9
+    threads = f"{executor.threads} threads, " if executor.threads else ""
     table.caption = (
         f"loads: {loader.latency_s * 1e3:.2f} ms + bytes at {bandwidth:.2f} GB/s, "
-        f"x{loader.slowdown_while_executing:.2f} while executing; executions: {executor.threads} threads, "
+        f"x{loader.slowdown_while_executing:.2f} while executing; executions: {threads}"
         f"x{executor.slowdown_while_loading:.2f} while loading; "
         f"noise {noise.load:.1%} and {noise.execute:.1%}, from run to run {noise.load_drift:.1%} and "
         f"{noise.execute_drift:.1%}; baseline {device.baseline_bytes / 1e6:.0f} MB"
     )
+    return table
+
+
+def coreml_cost_table(figures: dict[str, Any]) -> Table:
+    """Disk, first and later runs of a workload on a device with Core ML (the figures of `cidl coreml cost`)."""
+    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}"
+    table = Table(title=title, title_justify="left", caption=figures["sentence"])
+    for heading in ("", "value", "mark", "from"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    marks, sources = figures["marks"], figures["sources"]
+    for name, label in (("packages_bytes", "packages"), ("compiled_bytes", "compiled models")):
+        table.add_row(label, f"{figures[name] / 1e6:,.1f} MB", marks[name], sources[name])
+    table.add_row("what Core ML prepares and keeps", "unknown", "-", "no figure exists")
+    compile_s = figures["compile_s"]
+    compiling = (
+        ("unknown", "-", "no figure in the profile")
+        if compile_s is None
+        else (f"{compile_s:,.1f} s", "measured", "a model of each kind")
+    )
+    table.add_row("compiling all packages, once", *compiling)
+    first, costs = figures["first_run_s"], f"costs: {marks['costs'] or 'no mark'}"
+    at_least = f"unknown, at least {figures['first_run_at_least_s']:,.1f} s"
+    missing = f"; {len(figures['kinds_without_cold_load'])} kinds without a cold load" if first is None else ""
+    table.add_row("first run", at_least if first is None else f"{first:,.1f} s", "simulated", costs + missing)
+    table.add_row("later runs", f"{figures['later_run_s']:,.1f} s", "simulated", costs)
     return table
 
 

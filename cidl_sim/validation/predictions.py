@@ -150,9 +150,9 @@ def _warm_load_s(weight_bytes: int, device: DeviceProfile) -> float:
 
 def _first_load_s(weight_bytes: int, device: DeviceProfile) -> float:
     block = device.measured.get("t5.block")
-    if block is None or not block.load_s or not block.weight_bytes:
-        raise PublishedError(f"{device.name}: measured.t5.block.load_s and weight_bytes are needed")
-    return weight_bytes * block.load_s / block.weight_bytes
+    if block is None or not block.cold_load_s or not block.weight_bytes:
+        raise PublishedError(f"{device.name}: measured.t5.block.cold_load_s and weight_bytes are needed")
+    return weight_bytes * block.cold_load_s / block.weight_bytes
 
 
 def _pipeline(row_id: str, name: str, policy: str, groups: Sequence[str], assumed: str = "") -> Prediction:

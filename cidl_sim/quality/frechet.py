@@ -1,7 +1,7 @@
 """Fréchet distance of two sets of clips on the features of a small classifier of clips of moving shapes.
 
-The distance is that of FVD (Unterthiner et al. 2018), the features are not: the classifier is trained by this project on
-clips of its own generator, so figures compare with each other and with nothing else.
+The distance is that of FVD (Unterthiner et al. 2018), the features are not: the classifier is trained by this project
+on clips of its own generator, so figures compare with each other and with nothing else.
 """
 
 from __future__ import annotations

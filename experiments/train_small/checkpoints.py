@@ -77,9 +77,22 @@ class Training:
             file.write(line + "\n")
 
 
-def learning_rate(step: int, steps: int, peak: float, *, warm_up: int = 200, falling: float = 0.25) -> float:
+class RunningMean:
+    """The mean of about the last `window` values."""
+
+    def __init__(self, window: int) -> None:
+        self.value = 0.0
+        self._window, self._count = window, 0
+
+    def add(self, value: float) -> None:
+        """Take in one more."""
+        self._count += 1
+        self.value += (value - self.value) / min(self._window, self._count)
+
+
+def learning_rate(step: int, steps: int, peak: float, *, falling: float = 0.25) -> float:
     """Warm-up, then constant, then linearly to zero over the last part: a run can be made longer before that."""
-    start = int(steps * (1 - falling))
+    warm_up, start = min(200, 1 + steps // 10), int(steps * (1 - falling))
     fall = 1.0 if step < start else max(0.0, (steps - step) / max(1, steps - start))
     return peak * min(1.0, (step + 1) / warm_up) * fall
 

@@ -62,13 +62,14 @@ class Captions:
 
     def __init__(self, tokenizer: Path) -> None:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "spiece.model"))
-        self._id = {pieces.id_to_piece(i).removeprefix("\u2581"): i for i in range(pieces.vocab_size())}
+        names = {i: pieces.id_to_piece(i) for i in range(pieces.vocab_size())}
+        self._id = {name[1:]: i for i, name in names.items() if name.startswith("\u2581")}
 
     def ids(self, scenes: list[Scene], template: tuple[bool, bool, bool]) -> Tensor:
         """(B, L): one template has the same number of words for every scene with as many objects."""
         size, speed, background = template
         texts = [caption(s, size=size, speed=speed, background=background) + AESTHETIC_SUFFIX for s in scenes]
-        return torch.tensor([[*(self._id[word] for word in text.split()), self._id[""], END] for text in texts])
+        return torch.tensor([[*(self._id[word] for word in text.split()), END] for text in texts])
 
 
 def batches(

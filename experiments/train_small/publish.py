@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from train_flow import latent_statistics
 
-from cidl_sim.models.config import OPENSORA_SHAPES
+from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
 
 TARGET = Path(__file__).parents[2] / "cidl_sim" / "diffusion" / "shapes"
 
@@ -31,10 +31,10 @@ def main() -> None:
     publish(args.out, args.target, args.seed)
 
 
-def publish(out: Path, target: Path, seed: int) -> None:
+def publish(out: Path, target: Path, seed: int, sizes: OpenSoraSizes = OPENSORA_SHAPES) -> None:
     """Write t5/, stdit/ and vae/ under `target`, the tokenizer beside T5's weights."""
     flow = mean_state(out / "flow.pt")
-    encoder = TextToLatent(OPENSORA_SHAPES).text_encoder
+    encoder = TextToLatent(sizes).text_encoder
     text = {name.removeprefix("text_encoder."): t for name, t in flow.items() if name.startswith("text_encoder.")}
     denoiser = {name.removeprefix("denoiser."): t for name, t in flow.items() if name.startswith("denoiser.")}
     scale, shift = latent_statistics(load_clips(out, seed))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from checkpoints import Training, learning_rate
+from checkpoints import RunningMean, Training, learning_rate
 
 from cidl_sim.quality.frechet import ClipClassifier, as_clips, labels_of
 from cidl_sim.quality.shapes import held_out_combinations, random_scene, render, seen_combinations
@@ -30,12 +30,12 @@ def main() -> None:
 
 
 def train_classifier(out: Path, steps: int, batch: int, seed: int) -> float:
-    """Clips -> what they hold, all combinations alike. Returns the last loss."""
+    """Clips -> what they hold, all combinations alike. Returns the mean loss of the last steps."""
     model = ClipClassifier()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     training = Training(out, "classifier", model, optimizer, ema=0.99)
     training.resume()
-    combinations, loss = seen_combinations() | held_out_combinations(), torch.zeros(())
+    combinations, mean_loss = seen_combinations() | held_out_combinations(), RunningMean(20)
     while training.step < steps:
         random = np.random.default_rng([seed, training.step])
         side = SIDES[training.step % len(SIDES)]
@@ -50,13 +50,14 @@ def train_classifier(out: Path, steps: int, batch: int, seed: int) -> float:
         loss.backward()
         optimizer.step()
         training.ema.update()
+        mean_loss.add(loss.item())
         training.step += 1
         if training.step % 50 == 0:
             right = ((logits > 0) == (labels > 0.5)).float().mean()
-            training.log(loss=loss.item(), right=right.item())
+            training.log(loss=mean_loss.value, right=right.item())
         if training.step % 250 == 0 or training.step == steps:
             training.save()
-    return loss.item()
+    return mean_loss.value
 
 
 if __name__ == "__main__":

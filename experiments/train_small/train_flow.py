@@ -10,14 +10,14 @@ import itertools
 from pathlib import Path
 
 import torch
-from checkpoints import Training, learning_rate, mean_state
+from checkpoints import RunningMean, Training, learning_rate, mean_state
 from data import Captions, Clips, batches, encoded, load_clips, scenes_for
 from network import TextToLatent, flow_loss
 from tokenizer import train_tokenizer
 from torch import Tensor
 
 from cidl_sim.diffusion.rectified_flow import TIMESTEPS, time_ratio, transformed
-from cidl_sim.models.config import OPENSORA_SHAPES
+from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
 from cidl_sim.models.vae import LATENT_CHANNELS, TemporalVAE, autoencoder_kl
 from cidl_sim.quality.shapes import CLIP_FRAMES
 
@@ -34,9 +34,9 @@ def main() -> None:
     train_flow(args.out, args.steps, args.batch, args.seed)
 
 
-def make_latents(out: Path, count: int, seed: int) -> None:
+def make_latents(out: Path, count: int, seed: int, sizes: OpenSoraSizes = OPENSORA_SHAPES) -> None:
     """Encode `count` clips: three in four at 48x48, three in five with one object. What is there is kept."""
-    spatial, temporal = autoencoder_kl(OPENSORA_SHAPES.vae), TemporalVAE(OPENSORA_SHAPES.vae)
+    spatial, temporal = autoencoder_kl(sizes.vae), TemporalVAE(sizes.vae)
     spatial.load_state_dict(mean_state(out / "spatial.pt"))
     temporal.load_state_dict(mean_state(out / "temporal.pt"))
     spatial.eval(), temporal.eval()
@@ -56,15 +56,15 @@ def latent_statistics(clips: list[Clips]) -> tuple[Tensor, Tensor]:
     return everything.std(dim=1).view(shape), everything.mean(dim=1).view(shape)
 
 
-def train_flow(out: Path, steps: int, batch: int, seed: int) -> float:
-    """Noise -> latents. Returns the last logged loss."""
+def train_flow(out: Path, steps: int, batch: int, seed: int, sizes: OpenSoraSizes = OPENSORA_SHAPES) -> float:
+    """Noise -> latents. Returns the mean loss of the last steps."""
     clips = load_clips(out, seed)
     scale, shift = latent_statistics(clips)
-    model = TextToLatent(OPENSORA_SHAPES)
+    model = TextToLatent(sizes)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
     training = Training(out, "flow", model, optimizer, ema=0.999)
     training.resume()
-    loss = 0.0
+    mean_loss = RunningMean(50)
     drawn = batches(clips, Captions(out / "tokenizer"), batch, seed, training.step)
     for side, latents, ids in itertools.islice(drawn, steps - training.step):
         torch.manual_seed(seed + training.step)
@@ -79,12 +79,12 @@ def train_flow(out: Path, steps: int, batch: int, seed: int) -> float:
         optimizer.step()
         training.ema.update()
         training.step += 1
-        loss += (losses.mean().item() - loss) / min(50, training.step)
+        mean_loss.add(losses.mean().item())
         if training.step % 50 == 0:
-            training.log(loss=loss)
+            training.log(loss=mean_loss.value)
         if training.step % 250 == 0 or training.step == steps:
             training.save()
-    return loss
+    return mean_loss.value
 
 
 def random_times(count: int, side: int) -> Tensor:

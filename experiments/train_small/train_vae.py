@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from checkpoints import Training, learning_rate, mean_state
+from checkpoints import RunningMean, Training, learning_rate, mean_state
 from torch import Tensor
 
 from cidl_sim.models.config import OPENSORA_SHAPES, VAESizes
@@ -37,12 +37,12 @@ def main() -> None:
 
 
 def train_spatial(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes = OPENSORA_SHAPES.vae) -> float:
-    """Frames -> frames. Returns the last logged loss."""
+    """Frames -> frames. Returns the mean loss of the last steps."""
     model = autoencoder_kl(sizes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     training = Training(out, "spatial", model, optimizer, ema=0.998)
     training.resume()
-    total = 0.0
+    mean_loss = RunningMean(20)
     while training.step < steps:
         clips = random_clips(seed, "spatial", training.step, batch)
         frames = clips[np.arange(batch), np.random.default_rng(training.step).integers(CLIP_FRAMES, size=batch)]
@@ -52,16 +52,16 @@ def train_spatial(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes 
         error = reconstruction_error(y, x)
         # As they reach the temporal half, latents should be of about unit size.
         kl = divergence(posterior.mean * SPATIAL_SCALE, posterior.logvar + 2 * math.log(SPATIAL_SCALE))
-        total = _step(training, optimizer, error + KL_WEIGHT * kl, steps, 1.5e-3)
+        mean_loss.add(_step(training, optimizer, error + KL_WEIGHT * kl, steps, 1.5e-3))
         if training.step % 50 == 0:
-            training.log(loss=total, mse=F.mse_loss(y, x).item(), kl=kl.item())
+            training.log(loss=mean_loss.value, mse=F.mse_loss(y, x).item(), kl=kl.item())
         if training.step % 250 == 0 or training.step == steps:
             training.save()
-    return total
+    return mean_loss.value
 
 
 def train_temporal(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes = OPENSORA_SHAPES.vae) -> float:
-    """Latents of frames -> a quarter as many -> latents of frames. Returns the last logged loss."""
+    """Latents of frames -> a quarter as many -> latents of frames. Returns the mean loss of the last steps."""
     spatial = autoencoder_kl(sizes)
     spatial.load_state_dict(mean_state(out / "spatial.pt"))
     spatial.eval().requires_grad_(False)
@@ -69,7 +69,7 @@ def train_temporal(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     training = Training(out, "temporal", model, optimizer, ema=0.998)
     training.resume()
-    total = 0.0
+    mean_loss = RunningMean(20)
     while training.step < steps:
         video = to_unit(random_clips(seed, "temporal", training.step, batch // 2))
         x = spatial_latents(spatial, video)
@@ -81,13 +81,13 @@ def train_temporal(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes
         pixels = spatial.decode(y[:, :, kept].transpose(1, 2).flatten(0, 1) / SPATIAL_SCALE).sample
         error = reconstruction_error(pixels, video[:, kept].flatten(0, 1))
         kl = divergence(mean, logvar)
-        total = _step(training, optimizer, F.mse_loss(y, x) + error + KL_WEIGHT * kl, steps, 1e-3)
+        mean_loss.add(_step(training, optimizer, F.mse_loss(y, x) + error + KL_WEIGHT * kl, steps, 1e-3))
         if training.step % 50 == 0:
             mse = F.mse_loss(pixels, video[:, kept].flatten(0, 1)).item()
-            training.log(loss=total, mse=mse, latent_mse=F.mse_loss(y, x).item(), kl=kl.item())
+            training.log(loss=mean_loss.value, mse=mse, latent_mse=F.mse_loss(y, x).item(), kl=kl.item())
         if training.step % 250 == 0 or training.step == steps:
             training.save()
-    return total
+    return mean_loss.value
 
 
 def _step(training: Training, optimizer: torch.optim.Optimizer, loss: Tensor, steps: int, peak: float) -> float:

@@ -77,13 +77,16 @@ def main() -> None:
 def _exit_code() -> int:  # noqa: PLR0911
     try:
         result = app(standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        # The argument parser catches Ctrl-C itself, and says nothing.
+        return _fail("interrupted", code) if code == 128 + signal.SIGINT else code
     except CidlError as problem:
         return _fail(str(problem), problem.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
     except SystemExit as stopped:
-        return stopped.code if isinstance(stopped.code, int) else 1
+        code = stopped.code if isinstance(stopped.code, int) else 1
+        return _fail("stopped by SIGTERM", code) if code == 128 + signal.SIGTERM else code
     except Exception as problem:
         if hasattr(problem, "format_message"):  # what the argument parser raises
             # A group without a verb has printed its help, and has nothing to say beside it.

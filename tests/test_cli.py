@@ -1047,6 +1047,12 @@ def test_the_command_leaves_with_the_documented_exit_code(setting, code, workloa
     assert_refused(Outcome(done.returncode, done.stdout, done.stderr), code)
 
 
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_signal_leaves_one_line_and_its_exit_code(raised, code, workload, device):
+    with patch("cidl_sim.commands.simulate.find_workload", side_effect=raised):
+        assert_refused(call_cidl("simulate", workload, device, "--policy", "lru"), code)
+
+
 def test_the_help_names_every_verb():
     done = run_as_a_command("--help")
     assert done.returncode == 0

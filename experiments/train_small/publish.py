@@ -1,6 +1,7 @@
 """Write what was trained as checkpoints in Open-Sora's keys: `experiments/train_small/publish.py --out FOLDER`.
 
-The mean parameters are taken, in fp16. `cidl model build --size shapes` makes a block store of them.
+The mean parameters are taken, in fp16; the classifier comes along, if it was trained. `cidl model build --size shapes`
+makes a block store of them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from train_flow import latent_statistics
 
+from cidl_sim.diffusion.pretrained import CLASSIFIER, FOLDER
 from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
-
-TARGET = Path(__file__).parents[2] / "cidl_sim" / "diffusion" / "shapes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where train_vae.py and train_flow.py wrote")
-    parser.add_argument("--target", type=Path, default=TARGET)
+    parser.add_argument("--target", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0, help="that of the training")
     args = parser.parse_args()
     publish(args.out, args.target, args.seed)
@@ -44,6 +44,8 @@ def publish(out: Path, target: Path, seed: int, sizes: OpenSoraSizes = OPENSORA_
     for part, tensors in (("t5", encoder.published(text)), ("stdit", denoiser), ("vae", vae)):
         (target / part).mkdir(parents=True, exist_ok=True)
         save_file(_half(tensors), target / part / "model.safetensors")
+    if (out / "classifier.pt").is_file():
+        save_file(_half(mean_state(out / "classifier.pt")), target / CLASSIFIER)
     for file in (out / "tokenizer").iterdir():
         shutil.copyfile(file, target / "t5" / file.name)
     total = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

@@ -23,6 +23,7 @@ from cidl_sim.quality.shapes import CLIP_FRAMES, random_scene, render, seen_comb
 
 SIDES = (48, 48, 48, 64)  # three batches in four are of the smaller resolution
 KL_WEIGHT = 1e-4
+LATENT_NOISE = 0.05
 OBJECT_CONTRAST, OBJECT_WEIGHT = 0.1, 5.0
 
 
@@ -75,7 +76,8 @@ def train_temporal(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes
         x = spatial_latents(spatial, video)
         mean, logvar = model.moments(x).chunk(2, dim=1)
         logvar = logvar.clamp(-30, 10)
-        z = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar)
+        # At least so much noise: the flow's latents are never exact, and the decoder should forgive that.
+        z = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar).clamp(min=LATENT_NOISE)
         y = model.decode(z, CLIP_FRAMES)
         kept = torch.randint(0, CLIP_FRAMES, (2,))
         pixels = spatial.decode(y[:, :, kept].transpose(1, 2).flatten(0, 1) / SPATIAL_SCALE).sample

@@ -94,7 +94,7 @@ class Blob:
     def read(self) -> Tensor:
         """The value, a view of the file's bytes where it is not packed. PackageError if the file holds no such."""
         try:
-            mark, _, size, start = _RECORD.unpack_from(self.stored, self.position)
+            mark, _, size, start = _RECORD.unpack(self.stored[self.position : self.position + _RECORD.size].tobytes())
             if mark != _RECORD_MARK or start + size > len(self.stored):
                 raise ValueError
             return _tensor(self.stored[start : start + size], self.type)

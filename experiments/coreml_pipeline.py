@@ -1,0 +1,173 @@
+"""The small text-to-video pipeline from Core ML packages, in the interpreter, against PyTorch; both under a plan.
+
+    PYTHONPATH=. .venv/bin/python experiments/coreml_pipeline.py
+
+A store of the small model with random weights is built and exported in fp32 and fp16; each run is planned for what it
+loads, and its process is held to the plan's limit by the kernel. Needs 2.5 GB of disk for a while; about ten minutes.
+Writes experiments/results/coreml_pipeline.md. Core ML itself runs nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from bench_executor import processor
+
+from cidl_sim.core.plan import resident_need
+from cidl_sim.core.trace import read_trace
+from cidl_sim.core.workload import read_workload
+from tests.similarity import structural_similarity
+
+RESULTS = Path(__file__).parent / "results" / "coreml_pipeline.md"
+STATIC = "opensora-small-48x48-lpl15-tdtm8"
+DYNAMIC = "opensora-small-48x48-20s-lpldynamic-tdtm8"
+PROMPT = "a red ball rolls over green grass"
+# More than the process takes by itself, libraries of the packages' reader included.
+BASELINE_BYTES = 420_000_000
+WEIGHTS_SHARE = 0.35
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: the workload, who runs it, the precision of its blocks."""
+
+    workload: str
+    backend: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of it; `needed_bytes` is the peak that the kernel saw, without page cache that it could drop."""
+
+    row: Row
+    weights_bytes: int
+    limit_bytes: int
+    accounted_bytes: int
+    needed_bytes: int
+    baseline_bytes: int
+    enforced_by: str
+    makespan_s: float
+    load_s: float
+    evaluations: int
+    frames: np.ndarray[Any, Any]
+
+
+ROWS = (
+    Row(STATIC, "torch", "fp32"),
+    Row(STATIC, "mil", "fp32"),
+    Row(STATIC, "mil", "fp16"),
+    Row(DYNAMIC, "torch", "fp32"),
+    Row(DYNAMIC, "mil", "fp32"),
+)
+
+
+def cidl(*arguments: str | Path) -> Any:
+    command = [sys.executable, "-m", "cidl_sim.cli", *map(str, arguments), "--json"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def ran(row: Row, work: Path) -> Ran:
+    workload, plan, trace, png = work / "workload.json", work / "plan.json", work / "trace.json", work / "png"
+    if row.backend == "torch":
+        store = work / "store"
+        cidl("workloads", row.workload, "-o", workload)
+    else:
+        store = work / f"packages-{row.dtype}"
+        cidl("coreml", "workload", row.workload, "--packages", store, "-o", workload)
+    blocks = read_workload(workload)
+    limit = BASELINE_BYTES + resident_need(blocks) - int((1 - WEIGHTS_SHARE) * blocks.weights_bytes)
+    settings = ("--set", f"memory_limit_bytes={limit}", "--set", f"baseline_bytes={BASELINE_BYTES}")
+    # The phone's figures stand for any device: what the run computes does not depend on them.
+    cidl("plan", workload, "iphone-15-pro", *settings, "--policy", "spread", "-o", plan)
+    run = ("run", "--plan", plan, "--store", store, "--prompt", PROMPT, "--backend", row.backend)
+    result = cidl(*run, "-o", work / "video.mp4", "--trace", trace, "--png", png)
+    recorded = read_trace(trace)
+    header = recorded.header
+    return Ran(
+        row=row,
+        weights_bytes=blocks.weights_bytes,
+        limit_bytes=limit,
+        accounted_bytes=result["peak_resident_bytes"],
+        needed_bytes=int(header.machine["needed_bytes"]),
+        baseline_bytes=int(header.machine["measured_baseline_bytes"]),
+        enforced_by=header.enforced_by,
+        makespan_s=result["makespan_s"],
+        load_s=sum(span.end_s - span.start_s for span in recorded.spans if span.operation == "load"),
+        evaluations=result["evaluations"],
+        frames=np.stack([picture(path) for path in sorted(png.glob("*.png"))]),
+    )
+
+
+def picture(path: Path) -> np.ndarray[Any, Any]:
+    with av.open(str(path)) as file:
+        return next(file.decode(video=0)).to_ndarray(format="rgb24")
+
+
+def line_of(run: Ran, reference: Ran) -> str:
+    similar = [structural_similarity(a, b) for a, b in zip(run.frames, reference.frames, strict=True)]
+    apart = np.abs(run.frames.astype(int) - reference.frames.astype(int))
+    beyond = run.needed_bytes - run.baseline_bytes - (run.accounted_bytes - BASELINE_BYTES)
+    compared = f"{min(similar):.6f} | {np.mean(similar):.6f} | {apart.max()} | {np.mean(apart > 0):.3%}"
+    return (
+        f"| {run.row.workload} | {run.row.backend} | {run.row.dtype} | {run.evaluations} | {run.weights_bytes / 1e6:.1f} "
+        f"| {run.limit_bytes / 1e6:.0f} | {run.accounted_bytes / 1e6:.0f} | {run.needed_bytes / 1e6:.0f} "
+        f"| {beyond / 1e6:+.0f} | {run.makespan_s:.1f} | {run.load_s:.1f} "
+        f"| {compared if run is not reference else '- | - | - | -'} |"
+    )
+
+
+def report(runs: list[Ran]) -> str:
+    references = {run.row.workload: run for run in runs if run.row.backend == "torch"}
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("coremltools", "torch"))
+    return "\n".join(
+        [
+            "# The small pipeline from Core ML packages",
+            "",
+            f"Command: `PYTHONPATH=. .venv/bin/python experiments/coreml_pipeline.py`. Date: {datetime.now(UTC).date()}. "
+            f"Machine: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
+            f"load {os.getloadavg()[0]:.1f} at the end; {versions}.",
+            "",
+            "`mil`: the packages of `cidl coreml export`, run by the interpreter with every result rounded to the dtype that the "
+            "package declares; `torch`: the executor, with the store that they were made from. Random weights, one seed, policy "
+            f"`spread`, {WEIGHTS_SHARE:.0%} of the weights beside the largest workspace and {BASELINE_BYTES / 1e6:.0f} MB for "
+            f"the process; the limit was held by {', '.join(sorted({run.enforced_by for run in runs}))}. Core ML ran nowhere. "
+            "Needed: the peak that the kernel saw, less page cache that it could drop. Beyond: what was needed more than the "
+            "process's own memory at the start and the accounted weights and workspace. Pictures are compared with the run of "
+            "`torch` above, frame by frame: SSIM with 7x7 windows, the largest difference of a value (of 255), values that differ.",
+            "",
+            "| workload | back end | dtype | evaluations | weights (MB) | limit (MB) | accounted (MB) | needed (MB) | beyond (MB) "
+            "| makespan (s) | loads (s) | least SSIM | mean SSIM | largest difference | differ |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+            *(line_of(run, references[run.row.workload]) for run in runs),
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="cidl-pipeline-", dir=Path.cwd()) as folder:
+        work = Path(folder)
+        cidl("model", "build", "--store", work / "store", "--size", "small")
+        for dtype in ("fp32", "fp16"):
+            export = ("coreml", "export", "--store", work / "store", "--out", work / f"packages-{dtype}")
+            cidl(*export, "--dtype", dtype, "--workload", STATIC)
+        text = report([ran(row, work) for row in ROWS])
+    RESULTS.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -116,42 +116,61 @@ def picture(path: Path) -> np.ndarray[Any, Any]:
         return next(file.decode(video=0)).to_ndarray(format="rgb24")
 
 
-def line_of(run: Ran, reference: Ran) -> str:
+def video_line(run: Ran, reference: Ran) -> str:
     similar = [structural_similarity(a, b) for a, b in zip(run.frames, reference.frames, strict=True)]
     apart = np.abs(run.frames.astype(int) - reference.frames.astype(int))
-    beyond = run.needed_bytes - run.baseline_bytes - (run.accounted_bytes - BASELINE_BYTES)
-    compared = f"{min(similar):.6f} | {np.mean(similar):.6f} | {apart.max()} | {np.mean(apart > 0):.3%}"
     return (
-        f"| {run.row.workload} | {run.row.backend} | {run.row.dtype} | {run.evaluations} | {run.weights_bytes / 1e6:.1f} "
-        f"| {run.limit_bytes / 1e6:.0f} | {run.accounted_bytes / 1e6:.0f} | {run.needed_bytes / 1e6:.0f} "
-        f"| {beyond / 1e6:+.0f} | {run.makespan_s:.1f} | {run.load_s:.1f} "
-        f"| {compared if run is not reference else '- | - | - | -'} |"
+        f"| {run.row.workload} | {run.row.backend} | {run.row.dtype} | {run.evaluations} "
+        f"| {min(similar):.6f} | {np.mean(similar):.6f} | {apart.max()} | {np.mean(apart > 0):.3%} |"
+    )
+
+
+def memory_line(run: Ran) -> str:
+    beyond = run.needed_bytes - run.baseline_bytes - (run.accounted_bytes - BASELINE_BYTES)
+    columns = (run.weights_bytes, run.limit_bytes, run.accounted_bytes, run.baseline_bytes, run.needed_bytes, beyond)
+    megabytes = " | ".join(f"{size / 1e6:.0f}" for size in columns)
+    return (
+        f"| {run.row.workload} | {run.row.backend} | {run.row.dtype} | {megabytes} "
+        f"| {run.makespan_s:.1f} | {run.load_s:.1f} |"
     )
 
 
 def report(runs: list[Ran]) -> str:
     references = {run.row.workload: run for run in runs if run.row.backend == "torch"}
+    compared = [run for run in runs if run.row.backend != "torch"]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("coremltools", "torch"))
+    enforced = ", ".join(sorted({run.enforced_by for run in runs}))
     return "\n".join(
         [
             "# The small pipeline from Core ML packages",
             "",
-            f"Command: `PYTHONPATH=. .venv/bin/python experiments/coreml_pipeline.py`. Date: {datetime.now(UTC).date()}. "
+            "Command: `PYTHONPATH=. .venv/bin/python experiments/coreml_pipeline.py`. "
+            f"Date: {datetime.now(UTC).date()}. "
             f"Machine: {processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
-            f"load {os.getloadavg()[0]:.1f} at the end; {versions}.",
+            f"load {os.getloadavg()[0]:.1f} at the end; {versions}. **Core ML ran nowhere.**",
             "",
-            "`mil`: the packages of `cidl coreml export`, run by the interpreter with every result rounded to the dtype that the "
-            "package declares; `torch`: the executor, with the store that they were made from. Random weights, one seed, policy "
-            f"`spread`, {WEIGHTS_SHARE:.0%} of the weights beside the largest workspace and {BASELINE_BYTES / 1e6:.0f} MB for "
-            f"the process; the limit was held by {', '.join(sorted({run.enforced_by for run in runs}))}. Core ML ran nowhere. "
-            "Needed: the peak that the kernel saw, less page cache that it could drop. Beyond: what was needed more than the "
-            "process's own memory at the start and the accounted weights and workspace. Pictures are compared with the run of "
-            "`torch` above, frame by frame: SSIM with 7x7 windows, the largest difference of a value (of 255), values that differ.",
+            "`mil`: the packages of `cidl coreml export`, run by the interpreter with every result rounded to the "
+            "dtype that the package declares; `torch`: the executor, with the fp32 store that they were made from. Random "
+            f"weights, one seed, one prompt, policy `spread`; each run in a process that was held to the limit of its "
+            f"plan ({enforced}).",
             "",
-            "| workload | back end | dtype | evaluations | weights (MB) | limit (MB) | accounted (MB) | needed (MB) | beyond (MB) "
-            "| makespan (s) | loads (s) | least SSIM | mean SSIM | largest difference | differ |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-            *(line_of(run, references[run.row.workload]) for run in runs),
+            "Videos, compared with that of `torch` for the same workload, frame by frame: SSIM with windows of 7x7, "
+            "the largest difference of a value (of 255), and the share of values that differ.",
+            "",
+            "| workload | back end | dtype | evaluations | least SSIM | mean SSIM | largest difference | differ |",
+            "|---|---|---|---|---|---|---|---|",
+            *(video_line(run, references[run.row.workload]) for run in compared),
+            "",
+            f"Memory in MB. The plans have room for {WEIGHTS_SHARE:.0%} of the weights beside the largest "
+            f"workspace, and {BASELINE_BYTES / 1e6:.0f} for the process itself. At the start: what the process really held before its "
+            "first load. Needed: the peak that the kernel saw, less page cache that it could drop. Beyond: what was "
+            "needed above the process at the start and the accounted weights and workspace. The times are those of an "
+            "interpreter on a shared machine: they say nothing about a device.",
+            "",
+            "| workload | back end | dtype | weights | limit | accounted | at the start | needed | beyond "
+            "| makespan (s) | loads (s) |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
+            *map(memory_line, runs),
             "",
         ]
     )

@@ -7,7 +7,6 @@ same over both. Core ML has run nothing of this yet (docs/coreml.md).
 from __future__ import annotations
 
 import mmap
-import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cidl_sim.core.errors import MachineError, PackageError
+from cidl_sim.core.errors import MachineError, PackageError, StoreError
 from cidl_sim.core.files import sha256_of
 from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit, Workload
@@ -30,8 +29,10 @@ from cidl_sim.coreml.mil_program import Bytes
 from cidl_sim.coreml.packages import Packages
 from cidl_sim.coreml.quiet import quiet
 from cidl_sim.diffusion.job import BackendName, ComputeUnits
+from cidl_sim.executor.arena import PAGE
 from cidl_sim.executor.backend import Call
 from cidl_sim.executor.memory_limit import Heap
+from cidl_sim.executor.reading import BUFFERED, read_file
 
 COMPILED = "compiled"  # beside the packages
 
@@ -46,6 +47,7 @@ class PackageRunner(Protocol):
     """
 
     origin: Origin
+    fall_backs: list[str]
 
     def load(self, weights: str, function: str) -> None:
         """Bring a package into memory for this function. PackageError if it is damaged, MachineError if that fails."""
@@ -74,7 +76,7 @@ class PackageBackend:
     def __init__(self, packages: Packages, workload: Workload, runner: PackageRunner) -> None:
         """PackageError if a package or a function for the workload is missing."""
         self.origin = runner.origin
-        self.fall_backs: list[str] = []
+        self.fall_backs = runner.fall_backs
         self._runner = runner
         self._functions: dict[tuple[str, str], tuple[str, Function]] = {}
         self._visits: dict[str, list[Visit]] = {}
@@ -167,12 +169,13 @@ class MilRunner:
     def __init__(self, packages: Packages) -> None:
         with quiet():
             import_module("coremltools.proto.Model_pb2")  # so that no load pays for it
+        self.fall_backs: list[str] = []
         self._packages = packages
         self._held: dict[str, _Held] = {}
 
     def load(self, weights: str, function: str) -> None:
         """Read the package; every function of it can be run then. PackageError if it is damaged."""
-        program = load_package(self._packages.path(weights), read_past_cache)
+        program = load_package(self._packages.path(weights), self._read)
         program.function(function)
         self._held[weights] = _Held(program, self._packages.package(weights).bytes)
 
@@ -192,29 +195,20 @@ class MilRunner:
         """Nothing beside the footprint."""
         return {}
 
-
-def read_past_cache(path: Path) -> Bytes:
-    """The bytes of a file in pages of their own, and none left in the page cache. PackageError if it cannot be read.
-
-    The pages are shared ones without a file, so that they are told from the heap's.
-    """
-    try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+    def _read(self, path: Path) -> Bytes:
+        """The bytes of a file in pages of their own, shared ones, so that they are told from the heap's."""
+        try:
+            size = path.stat().st_size
             if size == 0:
                 return np.zeros(0, np.uint8)
-            pages = mmap.mmap(-1, size)
-            done = 0
-            while done < size:
-                count = file.readinto(memoryview(pages)[done:])
-                if not count:
-                    raise PackageError(f"{path}: truncated (ends {size - done} bytes early)")
-                done += count
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return np.frombuffer(pages, np.uint8)
-    except OSError as problem:
-        raise PackageError(f"{path}: cannot be read ({problem.strerror})") from None
+            pages = mmap.mmap(-1, -(-size // PAGE) * PAGE)
+            if not read_file(path, memoryview(pages), size) and BUFFERED not in self.fall_backs:
+                self.fall_backs.append(BUFFERED)
+        except OSError as problem:
+            raise PackageError(f"{path}: cannot be read ({problem.strerror})") from None
+        except StoreError as problem:
+            raise PackageError(str(problem)) from None
+        return np.frombuffer(pages, np.uint8, size)
 
 
 # Core ML, on macOS; this has not been run.
@@ -232,6 +226,7 @@ class CoreMLRunner:
 
     def __init__(self, packages: Packages, compute_units: ComputeUnits) -> None:
         """Compile what was not compiled yet. MachineError off macOS, or if Core ML refuses a package."""
+        self.fall_backs: list[str] = []
         self._library = core_ml()
         self._packages = packages
         self._units_name = compute_units

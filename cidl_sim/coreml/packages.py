@@ -65,7 +65,7 @@ class Packages:
             if function.kind == kind:
                 return name, function
         raise PackageError(
-            f"{self.path(weights)}: no function for {kind!r}; export this workload too ('cidl coreml export --workload')"
+            f"{self.path(weights)}: no function for {kind!r}; export this workload too (cidl coreml export --workload)"
         )
 
     def named_workload(self, name: str | None) -> Workload:

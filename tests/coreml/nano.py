@@ -20,8 +20,8 @@ from cidl_sim.coreml import backend, export, macos
 from cidl_sim.coreml.export import export_package, export_store
 from cidl_sim.coreml.mil_interpreter import load_package
 from cidl_sim.diffusion.model_store import build_random_store
-from cidl_sim.models.config import OPENSORA_TINY, SIZES, STDiT3Sizes, VideoSettings
-from cidl_sim.workloads.catalog import DEFAULTS
+from cidl_sim.models.config import OPENSORA_TINY, SIZES, OpenSoraSizes, STDiT3Sizes, VideoSettings
+from cidl_sim.workloads.catalog import DEFAULTS, parse_name
 
 NANO = OPENSORA_TINY.model_copy(
     update={"name": "opensora-nano", "stdit": STDiT3Sizes(depth=1, hidden=48, heads=4, max_text_tokens=64)}
@@ -38,12 +38,13 @@ def named_nano() -> Iterator[None]:
         yield
 
 
-def build_store_and_export(folder: Path) -> tuple[Path, Path]:
-    """A store in fp32, and all of its packages in fp32; made in this process."""
+def build_store_and_export(folder: Path, sizes: OpenSoraSizes, workload: str) -> tuple[Path, Path]:
+    """A store in fp32, and its packages for a workload in fp32; made in this process."""
     store, packages = folder / "store", folder / "packages"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "_exported", lambda jobs, _: ((job.weights, export_package(job)) for job in jobs))
-        export_store(build_random_store(store, NANO, "fp32", 0, partition="v8"), packages, "fp32")
+        built = build_random_store(store, sizes, "fp32", 0, partition=parse_name(workload)[1].partition)
+        export_store(built, packages, "fp32", workloads=[workload])
     return store, packages
 
 

@@ -32,9 +32,11 @@ from cidl_sim.diffusion import worker
 from cidl_sim.diffusion.job import Job
 from cidl_sim.diffusion.linear_proportional_leap import StoppingRule
 from cidl_sim.diffusion.matching import workload_for_plan
+from cidl_sim.diffusion.sources import open_source
 from cidl_sim.executor.store import BlockStore
+from cidl_sim.models.config import OPENSORA_SMALL
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.workloads.catalog import workload_of
+from cidl_sim.workloads.catalog import parse_name, workload_of
 from tests.conftest import analytic_device
 from tests.coreml.nano import NANO, SETTINGS, StandIn, build_store_and_export, install, named_nano
 from tests.similarity import video_similarity
@@ -55,7 +57,7 @@ def model_has_a_name():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return build_store_and_export(tmp_path_factory.mktemp("nano"))
+    return build_store_and_export(tmp_path_factory.mktemp("nano"), NANO, NANO.name)
 
 
 @pytest.fixture(scope="module")
@@ -275,9 +277,19 @@ def plan_for(workload, path):
     return path
 
 
+def do(job):
+    """What a worker does, in this process."""
+    threads = torch.get_num_threads()
+    try:
+        return worker.do(job)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def run_job(backend, folder, settings, tmp_path, **fields):
     """The frames of each video, and the trace."""
-    workload = workload_of(NANO, settings) if backend == "torch" else Packages.open(folder).workload(settings)
+    source = open_source(backend, folder, verify=False)
+    workload = workload_of(source.sizes, settings) if backend == "torch" else source.workload(settings)
     tmp_path.mkdir(exist_ok=True)
     pictures = [tmp_path / f"frames-{i}" for i in range(settings.prompts)]
     job = Job(
@@ -289,11 +301,7 @@ def run_job(backend, folder, settings, tmp_path, **fields):
         backend=backend,
         **fields,
     )
-    threads = torch.get_num_threads()
-    try:
-        worker.do(job)
-    finally:
-        torch.set_num_threads(threads)
+    do(job)
     frames = [np.stack([np.asarray(Image.open(p)) for p in sorted(folder.iterdir())]) for folder in pictures]
     return frames, read_trace(tmp_path / "trace.json")
 
@@ -331,6 +339,17 @@ def test_the_video_is_that_of_the_torch_executor(settings, store, packages, back
         assert trace.peak_resident_bytes <= trace.header.memory_limit_bytes
     else:
         assert trace.header.machine["compute_units"] == "cpu_only"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_small_model_makes_the_video_of_the_torch_executor(tmp_path):
+    name = "opensora-small-48x48-lpl15-tdtm8"
+    store, packages = build_store_and_export(tmp_path, OPENSORA_SMALL, name)
+    settings = parse_name(name)[1]
+    (reference,), _ = run_job("torch", store, settings, tmp_path / "torch")
+    (video,), _ = run_job("mil", packages, settings, tmp_path / "mil")
+    assert video_similarity(video, reference) >= SIMILAR
 
 
 def test_a_run_that_broke_off_goes_on_with_the_same_video(packages, backend, tmp_path, monkeypatch):
@@ -411,6 +430,15 @@ def test_plans_and_folders_that_do_not_belong_together_are_refused(exported, sto
 # The commands
 
 
+@pytest.fixture(params=["this process", pytest.param("a worker", marks=pytest.mark.slow)])
+def where_it_runs(request, monkeypatch):
+    """A worker takes seconds to start; the command is the same."""
+    if request.param == "this process":
+        monkeypatch.setattr(worker, "_say", lambda message: None)
+        monkeypatch.setattr("cidl_sim.diffusion.job.run_job", lambda job, **_: do(job))
+
+
+@pytest.mark.usefixtures("where_it_runs")
 def test_packages_are_planned_and_run_from_the_command_line(folders, tmp_path):
     workload, device, plan, trace = (tmp_path / name for name in ("w.json", "d.toml", "p.json", "t.json"))
     name = "opensora-nano-3s-lpl1-tdtm1"

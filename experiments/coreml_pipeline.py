@@ -150,9 +150,9 @@ def report(runs: list[Ran]) -> str:
             f"load {os.getloadavg()[0]:.1f} at the end; {versions}. **Core ML ran nowhere.**",
             "",
             "`mil`: the packages of `cidl coreml export`, run by the interpreter with every result rounded to the "
-            "dtype that the package declares; `torch`: the executor, with the fp32 store that they were made from. Random "
-            f"weights, one seed, one prompt, policy `spread`; each run in a process that was held to the limit of its "
-            f"plan ({enforced}).",
+            "dtype that the package declares; `torch`: the executor, with the fp32 store that they were made from. "
+            f"Random weights, one seed, one prompt, policy `spread`; each run in a process that was held "
+            f"to the limit of its plan ({enforced}).",
             "",
             "Videos, compared with that of `torch` for the same workload, frame by frame: SSIM with windows of 7x7, "
             "the largest difference of a value (of 255), and the share of values that differ.",
@@ -161,9 +161,9 @@ def report(runs: list[Ran]) -> str:
             "|---|---|---|---|---|---|---|---|",
             *(video_line(run, references[run.row.workload]) for run in compared),
             "",
-            f"Memory in MB. The plans have room for {WEIGHTS_SHARE:.0%} of the weights beside the largest "
-            f"workspace, and {BASELINE_BYTES / 1e6:.0f} for the process itself. At the start: what the process really held before its "
-            "first load. Needed: the peak that the kernel saw, less page cache that it could drop. Beyond: what was "
+            f"Memory in MB. The plans have room for {WEIGHTS_SHARE:.0%} of the weights beside the largest workspace, "
+            f"and {BASELINE_BYTES / 1e6:.0f} for the process itself. At the start: what the process really held before "
+            "its first load. Needed: the peak that the kernel saw, less page cache that it could drop. Beyond: what was "
             "needed above the process at the start and the accounted weights and workspace. The times are those of an "
             "interpreter on a shared machine: they say nothing about a device.",
             "",

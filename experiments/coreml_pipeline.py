@@ -163,9 +163,9 @@ def report(runs: list[Ran]) -> str:
             "",
             f"Memory in MB. The plans have room for {WEIGHTS_SHARE:.0%} of the weights beside the largest workspace, "
             f"and {BASELINE_BYTES / 1e6:.0f} for the process itself. At the start: what the process really held before "
-            "its first load. Needed: the peak that the kernel saw, less page cache that it could drop. Beyond: what was "
-            "needed above the process at the start and the accounted weights and workspace. The times are those of an "
-            "interpreter on a shared machine: they say nothing about a device.",
+            "its first load. Needed: the peak that the kernel saw, less page cache that it could drop. Beyond: what "
+            "was needed above the process at the start and the accounted weights and workspace. The times are those of "
+            "an interpreter on a shared machine: they say nothing about a device.",
             "",
             "| workload | back end | dtype | weights | limit | accounted | at the start | needed | beyond "
             "| makespan (s) | loads (s) |",

@@ -17,10 +17,10 @@ from cidl_sim.core.files import write_text
 from cidl_sim.coreml.quiet import quiet
 
 
-def check_macos() -> None:
-    """MachineError elsewhere."""
+def check_macos(elsewhere: str = "--backend mil runs the same packages in the interpreter") -> None:
+    """MachineError on other systems; `elsewhere` says what can be done there."""
     if sys.platform != "darwin":
-        raise MachineError("Core ML runs on macOS only; --backend mil runs the same packages in the interpreter")
+        raise MachineError(f"Core ML runs on macOS only; {elsewhere}")
 
 
 def core_ml() -> Any:

@@ -5,13 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from cidl_sim.commands.console import AsJson, Optional, StoreOption, progress, rows_as_object, show
+import typer
+
+from cidl_sim.commands.console import (
+    AsJson,
+    Optional,
+    StoreOption,
+    print_json_text,
+    progress,
+    rows_as_object,
+    screen,
+    show,
+)
 from cidl_sim.core.errors import InputError, PackageError
 from cidl_sim.coreml.manifest import Compression, Manifest, Precision
-from cidl_sim.report.tables import rows_table
+from cidl_sim.report.tables import rows_table, workload_table
 
 if TYPE_CHECKING:
     from cidl_sim.coreml.check_export import FunctionCheck
+
+
+PackagesOption = Annotated[Path, Optional("--packages", metavar="DIR", help="The folder of an export.")]
 
 
 def export(
@@ -59,7 +73,7 @@ def export(
 
 def check(
     store: StoreOption,
-    packages: Annotated[Path, Optional("--packages", metavar="DIR", help="The folder of an export.")],
+    packages: PackagesOption,
     blocks: Annotated[
         list[str] | None, Optional("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")
     ] = None,
@@ -83,6 +97,27 @@ def check(
         raise PackageError(
             f"{packages}: {len(wrong)} of {len(rows)} functions are flagged or further off than allowed, first {first}"
         )
+
+
+def workload(
+    name: Annotated[
+        str | None, typer.Argument(help="A named workload of the model; without it the first that was exported.")
+    ] = None,
+    *,
+    packages: PackagesOption,
+    out: Annotated[Path | None, Optional("-o", help="Write the workload file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the workload of an export, its weights as large as the packages; what a run of them is planned for."""
+    from cidl_sim.coreml.packages import Packages
+
+    made = Packages.open(packages).named_workload(name)
+    if out is not None:
+        made.write(out)
+    if as_json:
+        print_json_text(made.to_json())
+    else:
+        screen.print(workload_table(made))
 
 
 def _check_row(check: FunctionCheck) -> dict[str, Any]:

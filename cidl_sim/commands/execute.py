@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 from cidl_sim.commands.console import (
     AsJson,
     ComputeDeviceOption,
     Optional,
-    StoreOption,
     compute_device_named,
     messages,
     progress,
@@ -18,15 +17,17 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.errors import InputError, PlanError
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
-from cidl_sim.models.config import (
-    LPL_RULES,
-)
+from cidl_sim.coreml.macos import check_macos
+from cidl_sim.diffusion.job import BackendName, ComputeUnits
+from cidl_sim.models.config import LPL_RULES
 from cidl_sim.report.tables import comparison_table
 
 
 def run(
     plan_file: Annotated[Path, Optional("--plan", help="The plan to run.")],
-    store: StoreOption,
+    store: Annotated[
+        Path, Optional("--store", metavar="DIR", help="The block store; of --backend mil and coreml, the export.")
+    ],
     out: Annotated[Path, Optional("-o", help="The video to write (mp4); several get numbers: video-1.mp4, ...")],
     prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
     prompts_file: Annotated[
@@ -43,6 +44,12 @@ def run(
     lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
     frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,
     device: ComputeDeviceOption = "cpu",
+    backend: Annotated[
+        str, Optional("--backend", help="torch; mil: packages, interpreted; coreml: packages, by Core ML (macOS).")
+    ] = "torch",
+    compute_units: Annotated[
+        str | None, Optional("--compute-units", help="Of Core ML: all, cpu_only, cpu_and_gpu or cpu_and_ne.")
+    ] = None,
     verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
     resume: Annotated[bool, Optional("--resume", help="Go on from the last denoising step of a killed run.")] = False,
     as_json: AsJson = False,
@@ -53,21 +60,20 @@ def run(
     if lpl_rule not in LPL_RULES:
         raise InputError(f"--lpl-rule {lpl_rule!r}: choose one of {', '.join(LPL_RULES)}")
     compute_device = compute_device_named(device)
+    chosen, units = _backend_named(backend, compute_units, device)
     plan = read_plan(plan_file)
     prompts = _prompts(plan, prompt, prompts_file)
     _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
 
     # What is refused above needs no torch, which takes seconds to import.
     from cidl_sim.diffusion.job import Job, describe_mode, run_job
-    from cidl_sim.diffusion.matching import workload_for_plan
-    from cidl_sim.executor.store import BlockStore
+    from cidl_sim.diffusion.sources import open_source
 
     videos = _numbered(out, len(prompts))
     saved_run = out.with_name(out.name + ".resume")
     if resume and not saved_run.is_file():
         messages.print(f"{saved_run}: nothing was saved, so the run starts from its beginning", highlight=False)
-    opened = BlockStore.open(store, verify=verify)
-    workload, _ = workload_for_plan(opened, plan)
+    workload, _ = open_source(chosen, store, verify=verify).workload_for_plan(plan)
     limit = memory_limit or plan.memory_limit_bytes
     plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     job = Job(
@@ -85,6 +91,8 @@ def run(
         saved_run=str(saved_run.absolute()),
         resume=resume,
         device=compute_device,
+        backend=chosen,
+        compute_units=units,
     )
     with progress() as step:
         # On an accelerator the limit is about its memory, which PyTorch is told to stay within.
@@ -136,6 +144,21 @@ def demo(
         ]
 
     show(summary, as_json, lines)
+
+
+def _backend_named(backend: str, compute_units: str | None, device: str) -> tuple[BackendName, ComputeUnits]:
+    """The arguments of --backend and --compute-units. InputError: unknown; MachineError: no Core ML here."""
+    if backend not in get_args(BackendName):
+        raise InputError(f"--backend {backend!r}: choose one of {', '.join(get_args(BackendName))}")
+    if backend != "torch" and device != "cpu":
+        raise InputError("--device goes with --backend torch; Core ML takes --compute-units")
+    if backend != "coreml" and compute_units is not None:
+        raise InputError("--compute-units goes with --backend coreml")
+    if compute_units is not None and compute_units not in get_args(ComputeUnits):
+        raise InputError(f"--compute-units {compute_units!r}: choose one of {', '.join(get_args(ComputeUnits))}")
+    if backend == "coreml":
+        check_macos()
+    return cast(BackendName, backend), cast(ComputeUnits, compute_units or "all")
 
 
 def _prompts(plan: Plan, prompt: str | None, file: Path | None) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ from cidl_sim.coreml.manifest import (
     read_manifest,
 )
 from cidl_sim.coreml.quiet import quiet
-from cidl_sim.diffusion.matching import store_sizes
+from cidl_sim.diffusion.matching import TOKENIZER_FOLDER, store_sizes
+from cidl_sim.diffusion.model_store import copy_tokenizer
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings
 from cidl_sim.workloads.catalog import DEFAULTS, canonical_name, parse_name
@@ -96,6 +97,7 @@ def export_store(
     ]
     _clear_scratch(out)
     manifest.write(out)
+    copy_tokenizer(store.root / TOKENIZER_FOLDER, out / TOKENIZER_FOLDER)
     done = len(chosen) - len(jobs)
     for weights, package in _exported(jobs, workers):
         kept[weights] = package
@@ -193,6 +195,7 @@ def _begun(
 
     new = Manifest(
         model=sizes.name,
+        sizes=sizes,
         dtype=precision,
         compression=compression,
         partition=store.index.partition,

@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record, read_json, validated, write_text
+from cidl_sim.models.config import OpenSoraSizes
 
 Precision = Literal["fp32", "fp16"]
 Compression = Literal["none", "int8", "palette8", "palette6", "palette4"]
@@ -55,12 +56,24 @@ class Package(Record):
     files: dict[str, PackageFile]
     weight_error: float | None = None
 
+    @field_validator("folder", "files")
+    @classmethod
+    def _stays_in_the_folder(cls, given: str | dict[str, PackageFile]) -> str | dict[str, PackageFile]:
+        for path in [given] if isinstance(given, str) else given:
+            if not path or path.startswith("/") or {"", ".", ".."} & set(path.split("/")) or "\0" in path:
+                raise ValueError(f"{path!r} leaves the folder of the export")
+        return given
+
 
 class Manifest(Record):
-    """An export. `workloads`: the kinds of block of each, in order of first use; `missing`: not exported yet."""
+    """An export of the model with these sizes.
+
+    `workloads`: the kinds of block of each, in order of first use; `missing`: not exported yet.
+    """
 
     format: Literal["cidl-coreml/1"] = "cidl-coreml/1"
     model: str
+    sizes: OpenSoraSizes
     dtype: Precision
     compression: Compression
     partition: str

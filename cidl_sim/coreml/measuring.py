@@ -11,7 +11,6 @@ import asyncio
 import gc
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from cidl_sim.core.errors import InputError, MachineError
 from cidl_sim.core.workload import Block
+from cidl_sim.coreml.macos import check_macos
 from cidl_sim.coreml.manifest import Function, Manifest, Package
 from cidl_sim.coreml.profile import BlockSamples, Recording
 from cidl_sim.coreml.quiet import quiet
@@ -114,10 +114,7 @@ def blocks_of(manifest: Manifest) -> dict[str, Block]:
 
 def require_macos() -> None:
     """MachineError anywhere else."""
-    if sys.platform != "darwin":
-        raise MachineError(
-            "Core ML runs on macOS only; recorded samples become a profile anywhere, with --from-samples FILE"
-        )
+    check_macos("recorded samples become a profile anywhere, with --from-samples FILE")
 
 
 # This Mac

@@ -22,7 +22,18 @@ from torch import Tensor
 
 from cidl_sim.core.errors import PackageError
 from cidl_sim.coreml.mil_ops import OPS
-from cidl_sim.coreml.mil_program import Argument, Blob, Function, Name, Operation, Output, read_package, used_until
+from cidl_sim.coreml.mil_program import (
+    Argument,
+    Blob,
+    Bytes,
+    Function,
+    Name,
+    Operation,
+    Output,
+    mapped,
+    read_package,
+    used_until,
+)
 
 Mode = Literal["rounded", "exact"]
 Observer = Callable[[Operation, tuple[Tensor, ...]], None]
@@ -124,9 +135,12 @@ class Program:
         return {value.name: _kept(inputs[value.name], value, mode) for value in function.inputs}
 
 
-def load_package(path: Path) -> Program:
-    """The package in the folder `path`, ready to run. PackageError if it cannot be read."""
-    saved = read_package(path)
+def load_package(path: Path, bytes_of: Callable[[Path], Bytes] = mapped) -> Program:
+    """The package in the folder `path`, ready to run. PackageError if it cannot be read.
+
+    `bytes_of` gives what its files of weights hold; by default they are mapped.
+    """
+    saved = read_package(path, bytes_of)
     return Program(saved.path, saved.functions, saved.default)
 
 

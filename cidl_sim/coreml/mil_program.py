@@ -2,7 +2,7 @@
 
 A package is a folder: `Manifest.json` names the model file (a protobuf), beside which lies the file of weights.
 What is read here is what was saved, not the program that a converter holds in memory. Large values stay in
-the file of weights until they are used.
+the file of weights until they are used, or come from memory that the caller has read it into.
 
 The file of weights is a header of 64 bytes and, for each value, a record of 64 bytes (a mark, the type of the data,
 its size in bytes, its position) and the data; numbers of fewer than 8 bits are packed, the lowest bits first.
@@ -13,13 +13,15 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cidl_sim.core.errors import PackageError
@@ -64,6 +66,9 @@ _RECORD = struct.Struct("<IIQQ")
 _RECORD_MARK = 0xDEADBEEF
 
 
+Bytes = NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Type of a tensor: MIL's name of its data type, and its dimensions (None where the package leaves one open)."""
@@ -79,24 +84,30 @@ class TensorType:
 
 @dataclass(frozen=True)
 class Blob:
-    """A value that lies in a file of weights, at the position of its record."""
+    """A value that lies in a file of weights, whose bytes are `stored`, at the position of its record."""
 
     path: Path
     position: int
     type: TensorType
+    stored: Bytes = field(repr=False, compare=False)
 
     def read(self) -> Tensor:
-        """The value, mapped from the file where it is not packed. PackageError if the file holds no such value."""
+        """The value, a view of the file's bytes where it is not packed. PackageError if the file holds no such."""
         try:
-            with self.path.open("rb") as file:
-                file.seek(self.position)
-                mark, _, size, start = _RECORD.unpack(file.read(_RECORD.size))
-            if mark != _RECORD_MARK:
+            mark, _, size, start = _RECORD.unpack(self.stored[self.position : self.position + _RECORD.size].tobytes())
+            if mark != _RECORD_MARK or start + size > len(self.stored):
                 raise ValueError
-            stored = np.memmap(self.path, np.uint8, "c", start, (size,))
-            return _tensor(stored, self.type)
-        except (OSError, ValueError, struct.error):
+            return _tensor(self.stored[start : start + size], self.type)
+        except (ValueError, struct.error):
             raise PackageError(f"{self.path}: no value of type {self.type.dtype} at {self.position}") from None
+
+
+def mapped(path: Path) -> Bytes:
+    """The bytes of a file, mapped: read when they are used, and copied when they are written to."""
+    try:
+        return np.memmap(path, np.uint8, "c")
+    except (OSError, ValueError) as problem:
+        raise PackageError(f"{path}: cannot be read ({problem})") from None
 
 
 @dataclass(frozen=True)
@@ -153,15 +164,15 @@ class SavedProgram:
     default: str
 
 
-def read_package(path: Path) -> SavedProgram:
-    """The program of the package in the folder `path`.
+def read_package(path: Path, bytes_of: Callable[[Path], Bytes] = mapped) -> SavedProgram:
+    """The program of the package in the folder `path`; `bytes_of` gives what its files of weights hold.
 
     A pipeline of programs, which is how a bisected model can be saved, becomes one function.
     PackageError: it is none, has no ML program (other kinds of models have none), or has parts that are not known here.
     """
     model_path = _model_path(path)
     model = _parsed(model_path)
-    reader = _Reader(path, model_path.parent)
+    reader = _Reader(path, model_path.parent, cache(bytes_of))
     if model.WhichOneof("Type") == "pipeline":
         stages = [reader.functions(stage)["main"] for stage in model.pipeline.models]
         whole = _joined(stages, tuple(output.name for output in model.description.output))
@@ -201,6 +212,7 @@ class _Reader:
 
     package: Path
     folder: Path
+    bytes_of: Callable[[Path], Bytes]
 
     def functions(self, model: Any) -> dict[str, Function]:
         kind = model.WhichOneof("Type")
@@ -250,7 +262,8 @@ class _Reader:
         value_type = self.type(value.type)
         if value.WhichOneof("value") == "blobFileValue":
             name = value.blobFileValue.fileName.removeprefix("@model_path/")
-            return Blob(self.folder / name, value.blobFileValue.offset, value_type)
+            file = self.folder / name
+            return Blob(file, value.blobFileValue.offset, value_type, self.bytes_of(file))
         field = value.immediateValue.tensor.WhichOneof("value")
         values = getattr(value.immediateValue.tensor, field).values
         if field == "strings":
@@ -293,7 +306,7 @@ def _sizes(value_type: TensorType) -> tuple[int, ...]:
     return tuple(size or 0 for size in value_type.shape)
 
 
-def _tensor(stored: np.ndarray[Any, np.dtype[np.uint8]], value_type: TensorType) -> Tensor:
+def _tensor(stored: Bytes, value_type: TensorType) -> Tensor:
     """Bytes as a tensor of this type; ValueError if there are too few."""
     shape = _sizes(value_type)
     bits = _PACKED_BITS.get(value_type.dtype)
@@ -306,9 +319,7 @@ def _tensor(stored: np.ndarray[Any, np.dtype[np.uint8]], value_type: TensorType)
     return unpacked
 
 
-def unpack_bits(
-    packed: np.ndarray[Any, np.dtype[np.uint8]], bits: int, count: int
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def unpack_bits(packed: Bytes, bits: int, count: int) -> Bytes:
     """`count` numbers of `bits` bits each, the lowest bits first, as bytes. ValueError if there are fewer."""
     single = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
     return np.packbits(single, axis=1, bitorder="little").reshape(count)

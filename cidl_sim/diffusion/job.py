@@ -25,6 +25,8 @@ from cidl_sim.executor.memory_limit import MemoryGroup
 
 OnProgress = Callable[[int, int, str], None]
 ComputeDevice = Literal["cpu", "cuda", "mps"]
+BackendName = Literal["torch", "mil", "coreml"]
+ComputeUnits = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]
 # A worker that was asked to stop ends after the visit under way.
 _GRACE_S = 60
 _ERRORS: dict[int, type[CidlError]] = {2: InputError, 3: InfeasibleError, 4: MachineError}
@@ -35,7 +37,9 @@ class Job(Record):
 
     `videos` and `frames_folders` name one file and folder for each prompt, or are empty. `saved_run`: the file that
     keeps the run's state after each denoising step; with `resume` the run goes on from it. `device`: "cpu", or an
-    accelerator whose memory the plan's limit is then about. `sample_memory` and `rotate_slots` are for calibration.
+    accelerator whose memory the plan's limit is then about. `backend`: PyTorch with the blocks of a store, or what runs
+    the packages of the export that `store` then is, on `compute_units` (of Core ML). `sample_memory` and `rotate_slots`
+    are for calibration.
     """
 
     plan: str
@@ -52,6 +56,8 @@ class Job(Record):
     saved_run: str | None = None
     resume: bool = False
     device: ComputeDevice = "cpu"
+    backend: BackendName = "torch"
+    compute_units: ComputeUnits = "all"
     sample_memory: bool = False
     rotate_slots: bool = False
 

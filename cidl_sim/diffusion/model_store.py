@@ -69,7 +69,7 @@ def import_checkpoints(
 
     source = ", ".join(f"{part} from {folder.absolute()}" for part, folder in folders.items())
     store = _write(root, sizes, dtype, partition, source, make, on_block)
-    _copy_tokenizer(folders["t5"], root / TOKENIZER_FOLDER)
+    copy_tokenizer(folders["t5"], root / TOKENIZER_FOLDER)
     return store
 
 
@@ -124,7 +124,8 @@ def _write(
     )
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of T5's tokenizer, if there is one in `source`. MachineError if the disk does not take them."""
     files = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
     if not any(file.name in ("tokenizer.json", "spiece.model") for file in files):
         return

@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,25 +23,28 @@ from typing import Any
 import torch
 
 from cidl_sim.core.errors import CidlError, MachineError, PlanError
-from cidl_sim.core.files import sha256_of
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
+from cidl_sim.coreml.backend import PackageBackend, runner_for
+from cidl_sim.coreml.packages import Packages
 from cidl_sim.diffusion.job import Job, JobResult
-from cidl_sim.diffusion.matching import TOKENIZER_FOLDER, store_sizes, workload_for_plan
+from cidl_sim.diffusion.matching import TOKENIZER_FOLDER
 from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.diffusion.saved_run import SavedRunError, read_run, save_run
+from cidl_sim.diffusion.sources import Source, open_source
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, SeveralVideos, TextToVideo
 from cidl_sim.diffusion.video_file import write_frames, write_video
 from cidl_sim.executor.accelerator_backend import AcceleratorBackend, check_device
 from cidl_sim.executor.backend import Backend
 from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process, prepare_memory
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
-from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
 from cidl_sim.models.config import VideoSettings
 from cidl_sim.models.open_sora import stage_definitions
 from cidl_sim.workloads.catalog import workload_of
+
+_LIBRARIES = ("cidl-sim", "torch", "transformers", "diffusers", "coremltools")
 
 
 def main() -> int:
@@ -66,28 +69,23 @@ def main() -> int:
 def do(job: Job) -> JobResult:
     """Run the plan (or the control), write videos and trace, and report."""
     check_device(job.device)
-    store = BlockStore.open(Path(job.store), verify=job.verify)
+    source = open_source(job.backend, Path(job.store), verify=job.verify)
     plan = read_plan(Path(job.plan))
-    workload, settings = workload_for_plan(store, plan)
+    workload, settings = source.workload_for_plan(plan)
     limit = job.memory_limit_bytes or plan.memory_limit_bytes
     if not job.control:
         plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
-    program, token_ids = _program(job, store, workload, settings)
+    program, token_ids = _program(job, source, workload, settings)
     threads = plan.compute_threads or max(1, (os.cpu_count() or 2) - plan.channels)
     torch.set_num_threads(threads)
-    sizes = store_sizes(store)
-    stages = stage_definitions(sizes, settings, sizes.nominal_text_tokens)
     _warm_up()
+    make_backend = _backend_maker(job, source, workload, settings, token_ids)
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
     prepare_memory(charged, limit)
     peak = PeakMemory(charged)
-    backend: TorchBackend | AcceleratorBackend
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
-    if job.device == "cpu":
-        backend = TorchBackend(store, stages, capacity, token_ids, rotate_slots=job.rotate_slots)
-    else:
-        backend = AcceleratorBackend(store, stages, token_ids, job.device, None if job.control else limit)
+    backend = make_backend(capacity, None if job.control else limit)
     watch = _Watch(workload, backend, peak, sample=job.sample_memory)
     trace: Trace | None = None
     try:
@@ -96,10 +94,10 @@ def do(job: Job) -> JobResult:
         else:
             limits = Limits(limit, plan.baseline_bytes, charged.wanted_limit_bytes)
             runtime = Runtime(workload, plan, limits, backend, program)
-            keeper = _Keeper(job, store, workload, program, runtime)
+            keeper = _Keeper(job, source, workload, program, runtime)
             trace = _trace_of_run(job, plan, runtime, keeper, watch, _Machine(backend, threads, baseline, limit, peak))
             makespan_s = trace.makespan_s
-        touched = backend.figures()["touched_bytes"]
+        touched = int(backend.figures()["touched_bytes"])
     finally:
         backend.close()
     _write_video(job, program, len(program.videos) - 1)
@@ -120,6 +118,22 @@ def do(job: Job) -> JobResult:
         threads=threads,
         fall_backs=tuple(backend.fall_backs),
     )
+
+
+MakeBackend = Callable[[int, int | None], Backend]  # of the bytes for weights, and of the limit for everything
+
+
+def _backend_maker(
+    job: Job, source: Source, workload: Workload, settings: VideoSettings, token_ids: torch.Tensor
+) -> MakeBackend:
+    """What makes the back end; the libraries that it needs are in memory after this."""
+    if isinstance(source, Packages):
+        runner = runner_for(job.backend, source, job.compute_units)
+        return lambda capacity, limit: PackageBackend(source, workload, runner)
+    store, stages = source.store, stage_definitions(source.sizes, settings, source.sizes.nominal_text_tokens)
+    if job.device == "cpu":
+        return lambda capacity, limit: TorchBackend(store, stages, capacity, token_ids, rotate_slots=job.rotate_slots)
+    return lambda capacity, limit: AcceleratorBackend(store, stages, token_ids, job.device, limit)
 
 
 def _trace_of_run(job: Job, plan: Plan, runtime: Runtime, keeper: _Keeper, watch: _Watch, machine: _Machine) -> Trace:
@@ -143,13 +157,13 @@ def _trace_of_run(job: Job, plan: Plan, runtime: Runtime, keeper: _Keeper, watch
 
 
 def _program(
-    job: Job, store: BlockStore, workload: Workload, settings: VideoSettings
+    job: Job, source: Source, workload: Workload, settings: VideoSettings
 ) -> tuple[SeveralVideos, torch.Tensor]:
     """One video for each prompt, and the token ids of all prompts."""
-    sizes = store_sizes(store)
+    sizes = source.sizes
     if len(job.prompts) != settings.prompts:
         raise PlanError(f"the plan was made for {settings.prompts} prompts, {len(job.prompts)} were given")
-    tokenizer = store.root / TOKENIZER_FOLDER
+    tokenizer = source.root / TOKENIZER_FOLDER
     folder = tokenizer if tokenizer.is_dir() else None
     tokens = [encode_prompt(prompt, sizes.text_encoder_tokens, folder) for prompt in job.prompts]
     alone = settings.model_copy(update={"prompts": 1})
@@ -161,15 +175,14 @@ def _program(
 class _Keeper:
     """Saves the run after each denoising step, goes on from where one was saved, and writes finished videos."""
 
-    def __init__(
-        self, job: Job, store: BlockStore, workload: Workload, program: SeveralVideos, runtime: Runtime
-    ) -> None:
+    def __init__(self, job: Job, source: Source, workload: Workload, program: SeveralVideos, runtime: Runtime) -> None:
         self._job = job
         self._program = program
         self._runtime = runtime
         self._identity = {
             "workload": workload.sha256,
-            "store": sha256_of(store.index.model_dump(mode="json")),
+            "store": source.sha256,
+            "backend": job.backend,
             "prompts": list(job.prompts),
             "seed": job.seed,
             "lpl_rule": job.lpl_rule,
@@ -287,7 +300,7 @@ class _Machine:
                 **self._backend.figures(),
                 "read_bytes": _bytes_read_from_disk() - self._read_before,
             },
-            "versions": {name: metadata.version(name) for name in ("cidl-sim", "torch", "transformers", "diffusers")},
+            "versions": {name: metadata.version(name) for name in _LIBRARIES},
             "date": datetime.now(UTC).date().isoformat(),
         }
 

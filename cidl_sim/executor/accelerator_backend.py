@@ -130,9 +130,9 @@ class AcceleratorBackend:
         """Bytes held for weights on the device."""
         return self._held_bytes
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> dict[str, int | str]:
         """The most bytes of weights held at once, and on CUDA the most that PyTorch held in all."""
-        figures = {"touched_bytes": self._peak_bytes, "slots_stitched": 0}
+        figures: dict[str, int | str] = {"touched_bytes": self._peak_bytes, "slots_stitched": 0}
         if self._device == "cuda":
             figures["device_peak_bytes"] = torch.cuda.max_memory_reserved()
         return figures

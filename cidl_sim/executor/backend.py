@@ -42,8 +42,8 @@ class Backend(Protocol):
     def footprint_bytes(self) -> int:
         """Bytes held for weights now, touched but unused memory included."""
 
-    def figures(self) -> dict[str, int]:
-        """What the trace's header should say of the memory: `touched_bytes`, `slots_stitched` and the like."""
+    def figures(self) -> dict[str, int | str]:
+        """What the trace's header should say: `touched_bytes`, the most held for weights, and what else there is."""
 
     def close(self) -> None:
         """Give everything back."""

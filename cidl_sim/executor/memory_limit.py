@@ -22,6 +22,8 @@ from pathlib import Path
 from cidl_sim.core.trace import EnforcedBy
 
 _SAFETY_BYTES = 16 << 20
+# Freed memory that the heap may hold beyond a visit's workspace. Giving it back costs its page faults again.
+_HEAP_SLACK_BYTES = 32 << 20
 _MAPPED: dict[str, str] = {"cgroup-v1": "mapped_file", "cgroup-v2": "file_mapped", "systemd-scope": "file_mapped"}
 GROUP_VARIABLE = "CIDL_MEMORY_GROUP"  # tells the child "<mechanism>:<folder>"
 _V1_ROOT = Path("/sys/fs/cgroup/memory")
@@ -366,6 +368,18 @@ def trim_heap() -> None:
     """Return the heap's free pages to the kernel, those between pieces in use included (glibc only)."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Heap:
+    """The process's heap, whose free memory should not stay charged when weights need the room."""
+
+    def __init__(self) -> None:
+        self._before_bytes = anonymous_bytes()
+
+    def trim_beyond(self, needed_bytes: int) -> None:
+        """Give free memory back if the heap has grown by more than what is needed and some slack."""
+        if anonymous_bytes() - self._before_bytes > needed_bytes + _HEAP_SLACK_BYTES:
+            trim_heap()
 
 
 def _resident_bytes(field_name: str) -> int:

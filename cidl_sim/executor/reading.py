@@ -1,10 +1,11 @@
-"""Reading a store's blocks past the page cache, in one pass, into memory that the caller gives."""
+"""Reading blocks past the page cache, in one pass, into memory that the caller gives."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from cidl_sim.core.errors import StoreError
 from cidl_sim.executor.arena import PAGE
@@ -23,6 +24,13 @@ def read_block(store: BlockStore, weights: str, buffer: memoryview) -> bool:
     with _reading(str(store.path(weights))) as (fd, direct):
         # Direct reads want whole pages; the file's end cuts them short.
         _read_into(fd, buffer, entry.data_offset, entry.data_bytes)
+    return direct
+
+
+def read_file(path: Path, buffer: memoryview, size: int) -> bool:
+    """Read the first `size` bytes of a file; `buffer`, the result and the error are those of `read_block`."""
+    with _reading(str(path)) as (fd, direct):
+        _read_into(fd, buffer, 0, size)
     return direct
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from cidl_sim.core.checked_files import check_files
 from cidl_sim.core.errors import MachineError, StoreError
 from cidl_sim.core.files import Record, read_json, replacing, validated, write_text
 
@@ -84,21 +85,9 @@ class BlockStore:
         if not (root / "store.json").is_file():
             raise StoreError(f"{root}: not a block store (no store.json); make one with 'cidl model build'")
         index = validated(StoreIndex, read_json(root / "store.json", StoreError), str(root / "store.json"), StoreError)
-        store = cls(root, index)
-        for block in index.blocks.values():
-            store._check_size(block)
-        stamp = store._stamp()
-        stamp_file = root / ".verified.json"
-        try:
-            known = json.loads(stamp_file.read_text()) == stamp
-        except (OSError, ValueError):
-            known = False
-        if verify or not known:
-            for block in index.blocks.values():
-                store._check_hash(block)
-            with suppress(MachineError):  # the stamp only saves time; the disk may be full or not ours
-                write_text(stamp_file, json.dumps(stamp))
-        return store
+        listed = {block.file: (block.file_bytes, block.sha256) for block in index.blocks.values()}
+        check_files(root, listed, index="store.json", error=StoreError, verify=verify)
+        return cls(root, index)
 
     def path(self, weights: str) -> Path:
         """The file that holds `weights`."""
@@ -126,33 +115,6 @@ class BlockStore:
             ]
         except (OSError, ValueError, KeyError, TypeError, struct.error) as problem:
             raise StoreError(f"{path}: cannot be read ({type(problem).__name__}: {problem})") from None
-
-    def _check_size(self, block: BlockFile) -> None:
-        path = self.root / block.file
-        try:
-            size = path.stat().st_size
-        except OSError as problem:
-            raise StoreError(f"{path}: missing or unreadable ({problem.strerror})") from None
-        if size != block.file_bytes:
-            raise StoreError(f"{path}: truncated or altered ({size} bytes instead of {block.file_bytes})")
-
-    def _check_hash(self, block: BlockFile) -> None:
-        path = self.root / block.file
-        try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED) if hasattr(os, "posix_fadvise") else None
-        except OSError as problem:
-            raise StoreError(f"{path}: cannot be read ({problem.strerror})") from None
-        if digest != block.sha256:
-            raise StoreError(f"{path}: altered (its SHA-256 is not the one in store.json)")
-
-    def _stamp(self) -> dict[str, list[int | str]]:
-        stats = {b.file: (self.root / b.file).stat() for b in self.index.blocks.values()}
-        return {
-            b.file: [b.sha256, stats[b.file].st_size, stats[b.file].st_mtime_ns, stats[b.file].st_ino]
-            for b in self.index.blocks.values()
-        }
 
 
 def write_store(

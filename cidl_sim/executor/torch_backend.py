@@ -17,13 +17,10 @@ from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit
 from cidl_sim.executor.arena import PAGE, Arena, Slot, populating
 from cidl_sim.executor.backend import Call
-from cidl_sim.executor.memory_limit import anonymous_bytes, trim_heap
+from cidl_sim.executor.memory_limit import Heap
 from cidl_sim.executor.reading import BUFFERED, read_block, read_rows
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, StageDefinition
-
-# Freed memory that the heap may hold beyond a visit's workspace. Giving it back costs its page faults again.
-HEAP_SLACK_BYTES = 32 << 20
 
 
 class BlockModules:
@@ -113,7 +110,7 @@ class TorchBackend:
         self._arena = Arena(capacity_bytes + self._rounding, everything + self._rounding, rotate=rotate_slots)
         self._slots: dict[str, Slot] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
-        self._heap_before = anonymous_bytes()
+        self._heap = Heap()
 
     def reserve(self, weights: str) -> None:
         """Take a slot for `weights`."""
@@ -133,8 +130,7 @@ class TorchBackend:
 
     def callable_for(self, visit: Visit) -> Call:
         """The module of the visit's kind with its parameters pointed at the loaded weights."""
-        if anonymous_bytes() - self._heap_before > visit.block.workspace_bytes + HEAP_SLACK_BYTES:
-            trim_heap()
+        self._heap.trim_beyond(visit.block.workspace_bytes)
         return self._modules.bound(visit, self._tensors[visit.block.weights])
 
     def unload(self, weights: str) -> None:
@@ -154,7 +150,7 @@ class TorchBackend:
         """Pages of the arena that the kernel holds."""
         return self._arena.touched_bytes
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> dict[str, int | str]:
         """Pages of the arena that were ever held at once, and slots made of several holes."""
         return {"touched_bytes": self._arena.peak_touched_bytes, "slots_stitched": self._arena.stitched_slots}
 

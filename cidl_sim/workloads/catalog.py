@@ -119,7 +119,10 @@ def measure_workload(sizes: OpenSoraSizes, settings: VideoSettings) -> Workload:
 
     nominal = stage_definitions(sizes, settings, sizes.nominal_text_tokens)
     longest = stage_definitions(sizes, settings, sizes.stdit.max_text_tokens)
-    by_kind = _kinds_of(sizes, settings.model_copy(update={"partition": "reference"}))
+    # What a block costs does not depend on how often it is run, nor on the cut.
+    by_kind = _kinds_of(
+        sizes, settings.model_copy(update={"partition": "reference", "steps": 1, "lpl": "off", "tdtm": 0})
+    )
     stages = []
     for stage, stage_at_longest in zip(nominal, longest, strict=True):
         blocks = []
@@ -136,7 +139,7 @@ def measure_workload(sizes: OpenSoraSizes, settings: VideoSettings) -> Workload:
 
 @cache
 def _kinds_of(sizes: OpenSoraSizes, settings: VideoSettings) -> dict[str, Block]:
-    """The kinds measured so far: the partitions of one pipeline have most of them in common."""
+    """The kinds measured so far: partitions and numbers of steps of one pipeline have most of them in common."""
     return {}
 
 

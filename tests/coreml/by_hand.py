@@ -6,6 +6,7 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.export import TARGET_NAME
 from cidl_sim.coreml.manifest import Function, Manifest, Package, TensorSpec
 from cidl_sim.coreml.profile import BlockSamples, Recording
+from cidl_sim.models.config import OPENSORA_TINY
 from cidl_sim.workloads.catalog import find_workload
 
 TINY = "opensora-tiny-32x32-17f-6s-fp16-tdtm3"
@@ -41,6 +42,7 @@ def manifest_by_hand(missing: tuple[str, ...] = ()) -> Manifest:
     }
     return Manifest(
         model="opensora-tiny",
+        sizes=OPENSORA_TINY,
         dtype="fp16",
         compression="none",
         partition="reference",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,45 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cidl_sim.coreml.conversion import _FlatGroupNorm, _ScalarEmbedder
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings
 from cidl_sim.models.open_sora import BlockDefinition, stage_definitions
 from cidl_sim.models.random_weights import random_weights
-from cidl_sim.models.stdit3 import FREQUENCIES, STDiT3Part1
+from cidl_sim.models.stdit3 import STDiT3Part1
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 # Squares of large numbers and sines of large ones need fp32.
 KEPT_IN_FP32 = {"pow", "reduce_mean", "rsqrt", "sin", "cos"}
-
-
-class GroupNorm(nn.Module):
-    """Group norm whose values never have more than five dimensions, the most that Core ML takes."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = norm.weight, norm.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(x.shape[0], self.groups, -1)
-        centred = rows - rows.mean(-1, keepdim=True)
-        normal = centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
-        channels = (1, -1) + (1,) * (x.dim() - 2)
-        return normal.reshape(x.shape) * self.weight.reshape(channels) + self.bias.reshape(channels)
-
-
-class ScalarEmbedder(nn.Module):
-    """The embedder of a scalar whose frequencies are a constant: the converter's own exp differs in the last digit."""
-
-    def __init__(self, embedder: nn.Module) -> None:
-        super().__init__()
-        self.mlp = embedder.mlp
-        half = FREQUENCIES // 2
-        self.frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
-
-    def forward(self, scalar: Tensor) -> Tensor:
-        angles = scalar[:, None] * self.frequencies[None]
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
 
 def blocks_by_kind(sizes: OpenSoraSizes, settings: VideoSettings, text_tokens: int) -> dict[str, BlockDefinition]:
@@ -89,11 +59,11 @@ def exportable(module: nn.Module) -> nn.Module:
         # The converter's 1 / x is 1 / (x + 1e-4), in constants too.
         positions = module._positions(torch.empty(0))
         module._positions = lambda x: positions
-        module.t_embedder = ScalarEmbedder(module.t_embedder)
-        module.fps_embedder = ScalarEmbedder(module.fps_embedder)
+        module.t_embedder = _ScalarEmbedder(module.t_embedder)
+        module.fps_embedder = _ScalarEmbedder(module.fps_embedder)
     for name, child in module.named_children():
         if isinstance(child, nn.GroupNorm):
-            setattr(module, name, GroupNorm(child))
+            setattr(module, name, _FlatGroupNorm(child))
         else:
             exportable(child)
     return module

@@ -73,6 +73,7 @@ def test_an_export_lists_its_packages_and_goes_on_where_it_stopped(tmp_path, tin
     assert package.files == files_of(out / package.folder)
     assert package.source_sha256 == store.entry("t5.final_norm").sha256
     assert [spec.name for spec in package.functions["main"].inputs] == ["hidden"]
+    assert first.sizes == OPENSORA_TINY
     assert list(first.workloads) == ["opensora-tiny-32x32-17f-6s-fp16"]
     every_kind = {
         kind
@@ -166,10 +167,13 @@ def test_a_failed_package_leaves_those_before_it(tmp_path, tiny_store, in_this_p
     shutil.copytree(tiny_store, root)
     store = BlockStore.open(root)
     (root / "vae.spatial.part1.safetensors").write_bytes(b"nothing")
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(StoreError, match=r"vae\.spatial\.part1\.safetensors"):
         export_store(store, out, "fp16", blocks=QUICK)
     assert list(read_manifest(out).packages) == ["t5.final_norm"]
-    assert {path.name for path in out.iterdir()} == {"manifest.json", "t5.final_norm.mlpackage"}
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "t5.final_norm.mlpackage", "tokenizer"}
+    assert (out / "tokenizer" / "tokenizer.json").read_text() == "{}"
 
 
 def test_the_command_exports_and_says_what_it_did(tmp_path, tiny_store):

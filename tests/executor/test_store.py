@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cidl_sim.core import checked_files
 from cidl_sim.core.errors import MachineError, StoreError
 from cidl_sim.executor.store import ALIGNMENT, BlockStore, write_store
 
@@ -231,13 +232,13 @@ def test_a_block_that_the_store_does_not_have_is_named(tmp_path):
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were hashed, in order."""
     files: list[str] = []
-    check = BlockStore._check_hash
+    check = checked_files._check_hash
 
-    def counted(store: BlockStore, block: object) -> None:
-        files.append(block.file)
-        check(store, block)
+    def counted(path: Path, *rest: object) -> None:
+        files.append(path.name)
+        check(path, *rest)
 
-    monkeypatch.setattr(BlockStore, "_check_hash", counted)
+    monkeypatch.setattr(checked_files, "_check_hash", counted)
     return files
 
 
@@ -323,7 +324,7 @@ def test_a_store_that_cannot_be_written_to_opens_without_a_stamp(tmp_path, hashe
     def full_disk(path: Path, text: str) -> None:
         raise MachineError("no space left")
 
-    monkeypatch.setattr("cidl_sim.executor.store.write_text", full_disk)
+    monkeypatch.setattr("cidl_sim.core.checked_files.write_text", full_disk)
     BlockStore.open(tmp_path)
     BlockStore.open(tmp_path)
     assert hashed == FILES + FILES

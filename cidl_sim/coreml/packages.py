@@ -1,0 +1,124 @@
+"""The packages of an export as what a run takes its blocks from: their workload, and the function of each block."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from cidl_sim.core.checked_files import check_files
+from cidl_sim.core.errors import InputError, PackageError
+from cidl_sim.core.files import sha256_of
+from cidl_sim.core.plan import Plan
+from cidl_sim.core.workload import Block, Workload
+from cidl_sim.coreml.manifest import MANIFEST, Function, Manifest, Package, read_manifest
+from cidl_sim.diffusion.matching import settings_of
+from cidl_sim.models.config import OpenSoraSizes, VideoSettings
+from cidl_sim.workloads.catalog import parse_name, workload_of
+
+
+class Packages:
+    """The folder of an export that was opened and, once per state of its files, verified."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, root: Path, *, verify: bool = False) -> Packages:
+        """Open the export in folder `root`.
+
+        InputError: there is none; PackageError names the file that is missing, truncated or altered. Hashes are checked
+        once for each state of the files, or always with `verify`.
+        """
+        manifest = read_manifest(root)
+        listed = {
+            f"{package.folder}/{name}": (file.bytes, file.sha256)
+            for package in manifest.packages.values()
+            for name, file in package.files.items()
+        }
+        check_files(root, listed, index=MANIFEST, error=PackageError, verify=verify)
+        return cls(root, manifest)
+
+    @property
+    def sizes(self) -> OpenSoraSizes:
+        """The sizes of the model."""
+        return self.manifest.sizes
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the packages: that of the manifest."""
+        return sha256_of(self.manifest.model_dump(mode="json"))
+
+    def path(self, weights: str) -> Path:
+        """The package of these weights. PackageError if there is none."""
+        return self.root / self.package(weights).folder
+
+    def package(self, weights: str) -> Package:
+        """What the manifest says of the package of these weights. PackageError if there is none."""
+        if weights not in self.manifest.packages:
+            raise PackageError(f"{self.root}: no package of {weights!r}; go on with 'cidl coreml export'")
+        return self.manifest.packages[weights]
+
+    def function(self, weights: str, kind: str) -> tuple[str, Function]:
+        """The function of a package that computes this kind of block, and its name. PackageError if there is none."""
+        for name, function in self.package(weights).functions.items():
+            if function.kind == kind:
+                return name, function
+        raise PackageError(
+            f"{self.path(weights)}: no function for {kind!r}; export this workload too (cidl coreml export --workload)"
+        )
+
+    def named_workload(self, name: str | None) -> Workload:
+        """The named workload of this model in the packages' dtype; without a name the first that was exported.
+
+        InputError for another model's or another cut's, PackageError if packages or functions for it are missing.
+        """
+        chosen = next(iter(self.manifest.workloads)) if name is None else name
+        model, settings = parse_name(chosen)
+        if (model, settings.partition) != (self.sizes, self.manifest.partition):
+            raise InputError(
+                f"workload {chosen!r}: {self.root} holds packages of {self.sizes.name!r}, "
+                f"cut as {self.manifest.partition!r}"
+            )
+        return self.workload(settings.model_copy(update={"dtype": self.manifest.dtype}))
+
+    def workload(self, settings: VideoSettings) -> Workload:
+        """The pipeline under these settings with its weights as large as the packages; PackageError if one is missing.
+
+        A package is loaded whole: of the token embedding not only a prompt's rows, and compressed weights as they are.
+        """
+        from cidl_sim.models.open_sora import stage_definitions
+
+        # Before anything is measured, which takes seconds.
+        for definition in stage_definitions(self.sizes, settings, self.sizes.nominal_text_tokens):
+            for block in definition.blocks:
+                self.function(block.weights, block.kind)
+        measured = workload_of(self.sizes, settings)
+        stages = [
+            stage.model_copy(update={"blocks": tuple(self._as_package(block) for block in stage.blocks)})
+            for stage in measured.stages
+        ]
+        compression = self.manifest.compression
+        suffix = "" if compression == "none" else f"-{compression}"
+        return Workload(
+            name=f"{measured.name}-packages{suffix}",
+            settings={**measured.settings, "compression": compression},
+            stages=tuple(stages),
+        )
+
+    def _as_package(self, block: Block) -> Block:
+        return block.model_copy(update={"weight_bytes": self.package(block.weights).bytes})
+
+    def workload_for_plan(self, plan: Plan) -> tuple[Workload, VideoSettings]:
+        """The workload of these packages under the plan's settings. PlanError if the plan is not for it."""
+        manifest = self.manifest
+        held = {
+            "model": manifest.model,
+            "dtype": manifest.dtype,
+            "partition": manifest.partition,
+            "compression": manifest.compression,
+        }
+        settings = settings_of(plan, held, f"{self.root} holds packages of")
+        workload = self.workload(settings)
+        plan.check_workload(workload)
+        return workload, settings

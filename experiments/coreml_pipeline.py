@@ -28,7 +28,7 @@ from bench_executor import processor
 from cidl_sim.core.plan import resident_need
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import read_workload
-from tests.similarity import structural_similarity
+from cidl_sim.quality.scores import frame_ssim
 
 RESULTS = Path(__file__).parent / "results" / "coreml_pipeline.md"
 STATIC = "opensora-small-48x48-lpl15-tdtm8"
@@ -117,7 +117,7 @@ def picture(path: Path) -> np.ndarray[Any, Any]:
 
 
 def video_line(run: Ran, reference: Ran) -> str:
-    similar = [structural_similarity(a, b) for a, b in zip(run.frames, reference.frames, strict=True)]
+    similar = frame_ssim(run.frames, reference.frames)
     apart = np.abs(run.frames.astype(int) - reference.frames.astype(int))
     return (
         f"| {run.row.workload} | {run.row.backend} | {run.row.dtype} | {run.evaluations} "

@@ -22,17 +22,18 @@ _SAME = 40.0  # RGB distance from the median frame's colour up to which a pixel 
 
 
 def ssim(video: Frames, reference: Frames) -> float:
-    """Mean structural similarity of the frames (Wang et al. 2004), 11x11 Gaussian window, 1 is equal."""
-    return float(
-        np.mean(
-            [
-                structural_similarity(
-                    a, b, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-                )
-                for a, b in zip(video, reference, strict=True)
-            ]
+    """Mean structural similarity of the frames, 1 is equal; see `frame_ssim`."""
+    return float(np.mean(frame_ssim(video, reference)))
+
+
+def frame_ssim(video: Frames, reference: Frames) -> list[float]:
+    """Structural similarity of each frame (Wang et al. 2004), with their Gaussian window of 11x11."""
+    return [
+        float(
+            structural_similarity(a, b, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
         )
-    )
+        for a, b in zip(video, reference, strict=True)
+    ]
 
 
 def psnr(video: Frames, reference: Frames) -> float:

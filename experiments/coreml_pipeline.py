@@ -154,8 +154,8 @@ def report(runs: list[Ran]) -> str:
             f"Random weights, one seed, one prompt, policy `spread`; each run in a process that was held "
             f"to the limit of its plan ({enforced}).",
             "",
-            "Videos, compared with that of `torch` for the same workload, frame by frame: SSIM with Gaussian windows of "
-            "11x11, the largest difference of a value (of 255), and the share of values that differ.",
+            "Videos, compared with that of `torch` for the same workload, frame by frame: SSIM with Gaussian windows "
+            "of 11x11, the largest difference of a value (of 255), and the share of values that differ.",
             "",
             "| workload | back end | dtype | evaluations | least SSIM | mean SSIM | largest difference | differ |",
             "|---|---|---|---|---|---|---|---|",

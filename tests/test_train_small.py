@@ -9,7 +9,7 @@ import torch
 import train_classifier
 import train_flow
 import train_vae
-from data import Captions, load_clips
+from data import Captions, load_clips, make_spatial_latents
 from publish import publish
 from tokenizer import train_tokenizer
 
@@ -37,11 +37,9 @@ def trained(one_thread, tmp_path_factory) -> tuple[Path, dict[str, list[float]]]
     out = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
     train_tokenizer(out / "tokenizer")
-    losses = {
-        "spatial": [train_vae.train_spatial(out, steps, 4, 0, SIZES.vae) for steps in (5, 40)],
-        "temporal": [train_vae.train_temporal(out, steps, 4, 0, SIZES.vae) for steps in (5, 40)],
-    }
-    train_flow.make_latents(out, 40, 0, SIZES)
+    losses = {"spatial": [train_vae.train_spatial(out, steps, 4, 0, SIZES.vae) for steps in (5, 40)]}
+    make_spatial_latents(out, 40, 0, SIZES.vae)
+    losses["temporal"] = [train_vae.train_temporal(out, steps, 4, 0, SIZES.vae) for steps in (5, 40)]
     losses["flow"] = [train_flow.train_flow(out, steps, 8, 0, SIZES) for steps in (5, 60)]
     return out, losses
 
@@ -70,7 +68,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path):
 def test_captions_are_tokenized_as_the_pipeline_does(trained):
     out, _ = trained
     captions = Captions(out / "tokenizer")
-    for clips in load_clips(out, 0):
+    for clips in load_clips(out, 0, SIZES.vae):
         for template in ((True, True, True), (False, True, True), (False, False, False)):
             ids = captions.ids(clips.scenes[:3], template)
             for scene, fast in zip(clips.scenes, ids, strict=False):

@@ -10,26 +10,37 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
+from checkpoints import mean_state
+from diffusers import AutoencoderKL
 from torch import Tensor
-from train_vae import spatial_latents, to_unit
 
 from cidl_sim.diffusion.prompt import AESTHETIC_SUFFIX
-from cidl_sim.models.vae import TemporalVAE
+from cidl_sim.models.config import VAESizes
+from cidl_sim.models.vae import SPATIAL_SCALE, TemporalVAE, autoencoder_kl
 from cidl_sim.quality.shapes import Scene, caption, random_scene, render, seen_combinations
 
 END = 1
 # What a caption leaves out: nothing, or one of these; users do not say everything.
 FULL = (True, True, True)
 SHORTER = ((False, True, True), (True, False, True), (True, True, False), (False, False, False))
+# Three clips in four are of the smaller resolution, three in five have one object.
+RESOLUTIONS = ((48, 0.75), (64, 0.25))
+OBJECTS = ((1, 0.6), (2, 0.4))
+_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Latents (N, 4, T, H, W) in fp16 and the scenes that they show; one resolution and number of objects."""
+    """Latents (N, 4, T, H, W) and the scenes that they show; one resolution and number of objects."""
 
     side: int
     latents: Tensor
     scenes: list[Scene]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.side, self.side
 
 
 def scenes_for(seed: int, side: int, objects: int, count: int) -> list[Scene]:
@@ -38,23 +49,60 @@ def scenes_for(seed: int, side: int, objects: int, count: int) -> list[Scene]:
     return [random_scene(random, objects, seen_combinations()) for _ in range(count)]
 
 
+def load_spatial(folder: Path, sizes: VAESizes) -> AutoencoderKL:
+    """The trained spatial autoencoder."""
+    spatial = autoencoder_kl(sizes)
+    spatial.load_state_dict(mean_state(folder / "spatial.pt"))
+    return spatial.eval().requires_grad_(False)
+
+
 @torch.no_grad()
-def encoded(spatial: torch.nn.Module, temporal: TemporalVAE, scenes: list[Scene], side: int) -> Iterator[Tensor]:
-    """The means of the latents, sixteen clips at a time, as the temporal decoder takes them."""
-    for start in range(0, len(scenes), 16):
-        video = np.stack([render(scene, height=side, width=side) for scene in scenes[start : start + 16]])
-        mean = temporal.moments(spatial_latents(spatial, to_unit(video))).chunk(2, dim=1)[0]
-        yield mean.half()
+def make_spatial_latents(folder: Path, count: int, seed: int, sizes: VAESizes) -> None:
+    """Encode the frames of `count` clips, in fp16, as the temporal half takes them. What is there is kept."""
+    spatial = load_spatial(folder, sizes)
+    for (side, part), (objects, share) in itertools.product(RESOLUTIONS, OBJECTS):
+        file = folder / f"frames-{side}-{objects}.pt"
+        if file.is_file():
+            continue
+        scenes, made = scenes_for(seed, side, objects, round(count * part * share)), []
+        for start in range(0, len(scenes), _AT_A_TIME):
+            videos = [render(scene, height=side, width=side) for scene in scenes[start : start + _AT_A_TIME]]
+            video = to_unit(np.stack(videos))
+            mean = spatial.encode(video.flatten(0, 1)).latent_dist.mean * SPATIAL_SCALE
+            made.append(mean.unflatten(0, video.shape[:2]).transpose(1, 2).half())
+        torch.save(torch.cat(made), file)
+        print(f"{file}: {len(scenes)} clips", flush=True)
 
 
-def load_clips(folder: Path, seed: int) -> list[Clips]:
-    """All clips of `latents-SIDE-OBJECTS.pt` in a folder."""
-    clips = []
-    for file in sorted(folder.glob("latents-*-*.pt")):
+def load_spatial_latents(folder: Path, seed: int) -> list[Clips]:
+    """All clips of `make_spatial_latents`, (N, 4, frames, H, W) in fp16."""
+    groups = []
+    for file in sorted(folder.glob("frames-*-*.pt")):
         side, objects = map(int, file.stem.split("-")[1:])
         latents: Tensor = torch.load(file, weights_only=True)
-        clips.append(Clips(side, latents, scenes_for(seed, side, objects, len(latents))))
-    return clips
+        groups.append(Clips(side, latents, scenes_for(seed, side, objects, len(latents))))
+    return groups
+
+
+@torch.no_grad()
+def load_clips(folder: Path, seed: int, sizes: VAESizes) -> list[Clips]:
+    """The same clips through the trained temporal encoder: the means of the latents, (N, 4, T, H, W) in fp32."""
+    temporal = TemporalVAE(sizes)
+    temporal.load_state_dict(mean_state(folder / "temporal.pt"))
+    temporal.eval()
+    return [
+        Clips(
+            group.side,
+            torch.cat([temporal.moments(x.float()).chunk(2, dim=1)[0] for x in group.latents.split(64)]),
+            group.scenes,
+        )
+        for group in load_spatial_latents(folder, seed)
+    ]
+
+
+def to_unit(frames: np.ndarray) -> Tensor:
+    """(..., H, W, 3) in 0..255 -> (..., 3, H, W) in -1..1."""
+    return torch.from_numpy(frames).float().div(127.5).sub(1).movedim(-1, -3)
 
 
 class Captions:
@@ -86,4 +134,4 @@ def batches(
         template = FULL if random.random() < 0.7 else SHORTER[random.integers(len(SHORTER))]
         chosen = random.integers(len(group.scenes), size=batch)
         ids = captions.ids([group.scenes[i] for i in chosen], template)
-        yield group.side, group.latents[torch.from_numpy(chosen)].float(), ids
+        yield group.side, group.latents[torch.from_numpy(chosen)], ids

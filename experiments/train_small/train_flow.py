@@ -1,6 +1,6 @@
 """Train text encoder and denoiser: `python experiments/train_small/train_flow.py --out FOLDER`, after train_vae.py.
 
-Latents of all clips are made first, then the rectified flow from noise to them is learned. Goes on where it stopped.
+The rectified flow from noise to the latents of the clips that train_vae.py encoded. Goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import itertools
 from pathlib import Path
 
 import torch
-from checkpoints import RunningMean, Training, learning_rate, mean_state
-from data import Captions, Clips, batches, encoded, load_clips, scenes_for
+from checkpoints import RunningMean, Training, learning_rate
+from data import Captions, Clips, batches, load_clips
 from network import TextToLatent, flow_loss
 from tokenizer import train_tokenizer
 from torch import Tensor
 
 from cidl_sim.diffusion.rectified_flow import TIMESTEPS, time_ratio, transformed
 from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
-from cidl_sim.models.vae import LATENT_CHANNELS, TemporalVAE, autoencoder_kl
+from cidl_sim.models.vae import LATENT_CHANNELS
 from cidl_sim.quality.shapes import CLIP_FRAMES
 
 DROPPED = 0.1  # captions replaced by the null text, for classifier-free guidance
@@ -30,35 +30,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     train_tokenizer(args.out / "tokenizer", args.seed)
-    make_latents(args.out, args.clips, args.seed)
     train_flow(args.out, args.steps, args.batch, args.seed)
-
-
-def make_latents(out: Path, count: int, seed: int, sizes: OpenSoraSizes = OPENSORA_SHAPES) -> None:
-    """Encode `count` clips: three in four at 48x48, three in five with one object. What is there is kept."""
-    spatial, temporal = autoencoder_kl(sizes.vae), TemporalVAE(sizes.vae)
-    spatial.load_state_dict(mean_state(out / "spatial.pt"))
-    temporal.load_state_dict(mean_state(out / "temporal.pt"))
-    spatial.eval(), temporal.eval()
-    for (side, part), (objects, share) in itertools.product(((48, 0.75), (64, 0.25)), ((1, 0.6), (2, 0.4))):
-        file = out / f"latents-{side}-{objects}.pt"
-        if not file.is_file():
-            scenes = scenes_for(seed, side, objects, round(count * part * share))
-            latents = torch.cat(list(encoded(spatial, temporal, scenes, side)))
-            torch.save(latents, file)
-            print(f"{file}: {len(latents)} clips", flush=True)
 
 
 def latent_statistics(clips: list[Clips]) -> tuple[Tensor, Tensor]:
     """Standard deviation and mean of each channel, (1, 4, 1, 1, 1): the VAE's buffers `scale` and `shift`."""
-    everything = torch.cat([c.latents.float().transpose(0, 1).flatten(1) for c in clips], dim=1)
+    everything = torch.cat([c.latents.transpose(0, 1).flatten(1) for c in clips], dim=1)
     shape = (1, LATENT_CHANNELS, 1, 1, 1)
     return everything.std(dim=1).view(shape), everything.mean(dim=1).view(shape)
 
 
 def train_flow(out: Path, steps: int, batch: int, seed: int, sizes: OpenSoraSizes = OPENSORA_SHAPES) -> float:
     """Noise -> latents. Returns the mean loss of the last steps."""
-    clips = load_clips(out, seed)
+    clips = load_clips(out, seed, sizes.vae)
     scale, shift = latent_statistics(clips)
     model = TextToLatent(sizes)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
@@ -103,7 +87,6 @@ def transformed_times(u: Tensor, ratio: float) -> Tensor:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=32000)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,7 @@
 """Train both halves of the small video VAE: `python experiments/train_small/train_vae.py --out FOLDER`.
 
-First the spatial autoencoder on single frames, then the temporal one on its latents, with some of the frames decoded to
-pixels. Both go on where they stopped. The data is drawn anew from the seed and the step, so a resumed run sees what an
-uninterrupted one would have seen.
+First the spatial autoencoder on single frames, then the temporal one on the latents of clips that were encoded once.
+All go on where they stopped; what a step sees depends on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -14,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from checkpoints import RunningMean, Training, learning_rate, mean_state
+from checkpoints import RunningMean, Training, learning_rate
+from data import load_spatial, load_spatial_latents, make_spatial_latents, to_unit
 from torch import Tensor
 
 from cidl_sim.models.config import OPENSORA_SHAPES, VAESizes
-from cidl_sim.models.vae import SPATIAL_SCALE, TemporalVAE, autoencoder_kl
+from cidl_sim.models.vae import LATENT_CHANNELS, SPATIAL_SCALE, TemporalVAE, autoencoder_kl
 from cidl_sim.quality.shapes import CLIP_FRAMES, random_scene, render, seen_combinations
 
 SIDES = (48, 48, 48, 64)  # three batches in four are of the smaller resolution
 KL_WEIGHT = 1e-4
 LATENT_NOISE = 0.05
+FIRST_LOGVAR = -6.0
 OBJECT_CONTRAST, OBJECT_WEIGHT = 0.1, 5.0
 
 
@@ -34,6 +35,7 @@ def main() -> None:
     if args.part in ("spatial", "both"):
         train_spatial(args.out, args.spatial_steps, args.batch, args.seed)
     if args.part in ("temporal", "both"):
+        make_spatial_latents(args.out, args.clips, args.seed, OPENSORA_SHAPES.vae)
         train_temporal(args.out, args.temporal_steps, args.batch, args.seed)
 
 
@@ -62,31 +64,42 @@ def train_spatial(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes 
 
 
 def train_temporal(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes = OPENSORA_SHAPES.vae) -> float:
-    """Latents of frames -> a quarter as many -> latents of frames. Returns the mean loss of the last steps."""
-    spatial = autoencoder_kl(sizes)
-    spatial.load_state_dict(mean_state(out / "spatial.pt"))
-    spatial.eval().requires_grad_(False)
+    """Latents of frames -> a quarter as many -> latents of frames. Returns the mean loss of the last steps.
+
+    The last fifth of the steps also decodes some of the frames to pixels.
+    """
+    spatial = load_spatial(out, sizes)
+    groups = load_spatial_latents(out, seed)
     model = TemporalVAE(sizes)
+    # Without noise at first: the decoder would learn to ignore a latent that is mostly noise.
+    torch.nn.init.constant_(model.quant_conv.conv.bias[LATENT_CHANNELS:], FIRST_LOGVAR)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     training = Training(out, "temporal", model, optimizer, ema=0.998)
     training.resume()
     mean_loss = RunningMean(20)
+    shares = np.array([len(group.scenes) for group in groups]) / sum(len(group.scenes) for group in groups)
     while training.step < steps:
-        video = to_unit(random_clips(seed, "temporal", training.step, batch // 2))
-        x = spatial_latents(spatial, video)
+        random = np.random.default_rng([seed, training.step, 1])
+        group = groups[random.choice(len(groups), p=shares)]
+        chosen = random.integers(len(group.scenes), size=batch)
+        x = group.latents[torch.from_numpy(chosen)].float()
         mean, logvar = model.moments(x).chunk(2, dim=1)
         logvar = logvar.clamp(-30, 10)
         # At least so much noise: the flow's latents are never exact, and the decoder should forgive that.
         z = mean + torch.randn_like(mean) * torch.exp(0.5 * logvar).clamp(min=LATENT_NOISE)
         y = model.decode(z, CLIP_FRAMES)
-        kept = torch.randint(0, CLIP_FRAMES, (2,))
-        pixels = spatial.decode(y[:, :, kept].transpose(1, 2).flatten(0, 1) / SPATIAL_SCALE).sample
-        error = reconstruction_error(pixels, video[:, kept].flatten(0, 1))
         kl = divergence(mean, logvar)
-        mean_loss.add(_step(training, optimizer, F.mse_loss(y, x) + error + KL_WEIGHT * kl, steps, 1e-3))
+        loss = latent_error(y, x) + KL_WEIGHT * kl
+        if training.step >= 0.8 * steps:
+            few = random.permutation(batch)[: batch // 4 + 1]
+            kept = random.permutation(CLIP_FRAMES)[:3]
+            video = to_unit(np.stack([render(group.scenes[chosen[i]], CLIP_FRAMES, *group.sides)[kept] for i in few]))
+            decoded = y[few][:, :, kept].transpose(1, 2).flatten(0, 1)
+            pixels = spatial.decode(decoded / SPATIAL_SCALE).sample
+            loss = loss + reconstruction_error(pixels, video.flatten(0, 1))
+        mean_loss.add(_step(training, optimizer, loss, steps, 1.5e-3))
         if training.step % 50 == 0:
-            mse = F.mse_loss(pixels, video[:, kept].flatten(0, 1)).item()
-            training.log(loss=mean_loss.value, mse=mse, latent_mse=F.mse_loss(y, x).item(), kl=kl.item())
+            training.log(loss=mean_loss.value, latent_mse=F.mse_loss(y, x).item(), kl=kl.item())
         if training.step % 250 == 0 or training.step == steps:
             training.save()
     return mean_loss.value
@@ -112,18 +125,6 @@ def random_clips(seed: int, purpose: str, step: int, count: int) -> np.ndarray:
     return np.stack([render(scene, CLIP_FRAMES, side, side) for scene in scenes])
 
 
-def to_unit(frames: np.ndarray) -> Tensor:
-    """(..., H, W, 3) in 0..255 -> (..., 3, H, W) in -1..1."""
-    return torch.from_numpy(frames).float().div(127.5).sub(1).movedim(-1, -3)
-
-
-@torch.no_grad()
-def spatial_latents(spatial: torch.nn.Module, video: Tensor) -> Tensor:
-    """(B, F, 3, H, W) -> (B, 4, F, H/8, W/8), the posterior's means at the size that the temporal half takes."""
-    mean = spatial.encode(video.flatten(0, 1)).latent_dist.mean * SPATIAL_SCALE
-    return mean.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
-
-
 def reconstruction_error(y: Tensor, x: Tensor) -> Tensor:
     """Mean absolute error and ten times the mean square. (B, 3, H, W) each.
 
@@ -133,6 +134,14 @@ def reconstruction_error(y: Tensor, x: Tensor) -> Tensor:
     objects = (x - background).abs().amax(dim=1, keepdim=True) > OBJECT_CONTRAST
     weight = 1 + OBJECT_WEIGHT * objects
     return (weight * ((y - x).abs() + 10 * (y - x).square())).mean()
+
+
+def latent_error(y: Tensor, x: Tensor) -> Tensor:
+    """Mean square of the error over the channel's variance; what differs from the clip's median counts more."""
+    background = x.flatten(2).median(dim=2).values[:, :, None, None, None]
+    spread = x.std(dim=(0, 2, 3, 4), keepdim=True)
+    objects = ((x - background).abs() / spread).amax(dim=1, keepdim=True) > OBJECT_CONTRAST
+    return ((1 + OBJECT_WEIGHT * objects) * ((y - x) / spread).square()).mean()
 
 
 def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -145,10 +154,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--part", choices=("spatial", "temporal", "both"), default="both")
     parser.add_argument("--spatial-steps", type=int, default=7000)
-    parser.add_argument("--temporal-steps", type=int, default=2500)
-    parser.add_argument(
-        "--batch", type=int, default=16, help="frames of the spatial part; the temporal one takes half as many clips"
-    )
+    parser.add_argument("--temporal-steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=16, help="frames of the spatial part, clips of the temporal one")
+    parser.add_argument("--clips", type=int, default=20000, help="clips to encode, for the flow as well")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

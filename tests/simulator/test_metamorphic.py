@@ -206,6 +206,7 @@ WITHOUT_EFFECT = {
     "measured.a.load_spread": "how well a cost is known; simulations take their noise from [noise]",
     "measured.a.exec_spread": "how well a cost is known; simulations take their noise from [noise]",
     "measured.a.workspace_bytes": "what validation predicts the kernel's peak from; plans account the workload's",
+    "coreml": "what is said of first and later runs, and of the disk; a simulation takes the costs",
     "provenance": "where the figures come from",
 }
 

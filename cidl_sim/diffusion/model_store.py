@@ -19,6 +19,7 @@ from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, stage_defin
 from cidl_sim.models.random_weights import random_weights
 
 OnBlock = Callable[[str, int], None]
+TOKENIZER_MODELS = ("tokenizer.json", "spiece.model")  # either holds a tokenizer by itself
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
@@ -127,7 +128,7 @@ def _write(
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the files of T5's tokenizer, if there is one in `source`. MachineError if the disk does not take them."""
     files = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    if not any(file.name in ("tokenizer.json", "spiece.model") for file in files):
+    if not any(file.name in TOKENIZER_MODELS for file in files):
         return
     try:
         target.mkdir(parents=True, exist_ok=True)

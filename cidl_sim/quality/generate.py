@@ -15,6 +15,7 @@ from transformers import T5EncoderModel
 
 from cidl_sim.diffusion import rectified_flow as flow
 from cidl_sim.diffusion.checkpoint import Checkpoint
+from cidl_sim.diffusion.model_store import TOKENIZER_MODELS
 from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings
@@ -58,9 +59,13 @@ class WholeModel:
     """Text encoder, denoiser and VAE of one checkpoint, in fp32."""
 
     def __init__(self, sizes: OpenSoraSizes, folders: dict[str, Path]) -> None:
-        """`folders`: "t5" (with the tokenizer), "stdit" and "vae", each with a published checkpoint."""
+        """`folders`: "t5", "stdit" and "vae", each with a published checkpoint.
+
+        Without a tokenizer beside T5's weights prompts are taken as bytes, as in the pipeline.
+        """
         self.sizes = sizes
-        self._tokenizer = folders["t5"]
+        has_tokenizer = any((folders["t5"] / name).is_file() for name in TOKENIZER_MODELS)
+        self._tokenizer = folders["t5"] if has_tokenizer else None
         self._text_encoder = T5EncoderModel(library_config(sizes.t5))
         self.denoiser = STDiT3(sizes.stdit, sizes.t5.d_model, Geometry((1, 2, 2), 256))
         self._vae = VideoVAE(sizes.vae)

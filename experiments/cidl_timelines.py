@@ -7,7 +7,7 @@ as the full one, whose limit the kernel holds and leaves room for as many retain
 the picture, one bound by executions as the phone is, one with loads and executions nearer to each other. Beside them
 simulations with this machine's profile, the published figures, and the paper's formula for what a step saves. Writes
 experiments/results/cidl_timelines.md and three pictures when everything has run; --quick runs a tiny model once and
-writes to a temporary folder. About 15 minutes on 2 cores, --quick one.
+writes to a temporary folder. About 10 minutes on 2 cores, --quick one.
 """
 
 from __future__ import annotations

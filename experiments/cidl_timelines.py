@@ -244,7 +244,8 @@ def why_lines(rows: Rows, phones: Sequence[Case]) -> list[str]:
         f"{first_s - first_ci_s:g} s no rule of the app explains. Had first loads overlapped, {overlapped:.0f} s would "
         f"be left of {first:.0f} (`next_block`); on the phone they did not. On this machine a first load costs what "
         "any load costs, so its first step is not the phone's; with CI-DL it is longer than without, because "
-        "weights that stay take memory that has to be touched for the first time, which the simulation knows.",
+        "weights that stay take memory that has to be touched for the first time, which the simulation knows. "
+        "CI and no technique do the same in it: what they differ by here is the spread of the runs.",
         f"- **DL** saves next to nothing on the phone's profile: executions ({exec_s:.2f} s) hide loads ({load_s:.2f} "
         "s), so that with CI only the first pair's load is waited for. What would make it more is below. Where a load "
         "takes longer than an execution, as here at 48x48, DL saves more. The app's rule sets the baseline aside "

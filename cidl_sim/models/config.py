@@ -129,7 +129,7 @@ OPENSORA_SMALL = OpenSoraSizes(
 OPENSORA_SHAPES = OpenSoraSizes(
     name="opensora-shapes",
     t5=T5Sizes(layers=3, d_model=128, d_ff=256, heads=4, d_kv=32, vocabulary=96),
-    stdit=STDiT3Sizes(depth=8, hidden=144, heads=4, max_text_tokens=48),
+    stdit=STDiT3Sizes(depth=8, hidden=96, heads=4, max_text_tokens=48),
     vae=VAESizes(
         temporal_filters=16, temporal_res_blocks=1, spatial_channels=(16, 32, 64, 64), spatial_layers=1, groups=8
     ),

@@ -1,6 +1,6 @@
-"""Write what was trained as checkpoints in Open-Sora's keys: `experiments/train_small/publish.py --out FOLDER`.
+"""Write what was trained as checkpoints in Open-Sora's keys: `publish.py --out FOLDER --target CHECKPOINTS`.
 
-The mean parameters are taken, in fp16; the classifier comes along, if it was trained. `cidl model build --size shapes`
+The mean parameters are taken, in fp16; the classifier comes along, if it was trained. `cidl model import --size shapes`
 makes a block store of them.
 """
 
@@ -18,14 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from train_flow import latent_statistics
 
-from cidl_sim.diffusion.pretrained import CLASSIFIER, FOLDER
 from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where train_vae.py and train_flow.py wrote")
-    parser.add_argument("--target", type=Path, default=FOLDER)
+    parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="that of the training")
     args = parser.parse_args()
     publish(args.out, args.target, args.seed)
@@ -45,7 +44,7 @@ def publish(out: Path, target: Path, seed: int, sizes: OpenSoraSizes = OPENSORA_
         (target / part).mkdir(parents=True, exist_ok=True)
         save_file(_half(tensors), target / part / "model.safetensors")
     if (out / "classifier.pt").is_file():
-        save_file(_half(mean_state(out / "classifier.pt")), target / CLASSIFIER)
+        save_file(_half(mean_state(out / "classifier.pt")), target / "classifier.safetensors")
     for file in (out / "tokenizer").iterdir():
         shutil.copyfile(file, target / "t5" / file.name)
     total = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

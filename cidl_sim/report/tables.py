@@ -247,38 +247,30 @@ def what_if_tables(figures: dict[str, Any]) -> list[Any]:
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
-    """Simulated beside measured, a row for each policy."""
-    table = Table(title="simulated against measured", title_justify="left")
-    headings = (
-        "policy",
-        "origin",
-        "bound by",
-        "simulated (s)",
-        "measured (s)",
-        "spread",
-        "prediction",
-        "replay",
-        "peak, accounted",
-        "peak, kernel",
-        "limit",
-    )
-    for heading in headings:
+    """Simulated beside measured, a row for each policy; who measured and what held the limit, if that is the same."""
+    columns: dict[str, list[str]] = {
+        "policy": [row["plan"] if row["plan"].startswith(row["policy"]) else row["policy"] for row in rows],
+        "origin": [", ".join(row["origins"]) for row in rows],
+        "bound by": [row["bound_by"] for row in rows],
+        "simulated (s)": [f"{row['simulated_makespan_s']:.2f}" for row in rows],
+        "measured (s)": [f"{row['measured_makespan_s']:.2f}" for row in rows],
+        "spread": ["-" if row["spread"] is None else f"{row['spread']:.1%}" for row in rows],
+        "prediction": [f"{row['difference']:+.1%}" for row in rows],
+        "replay": [f"{row['replay_error']:+.1%}" for row in rows],
+        "peak, accounted": [f"{row['peak_resident_bytes'] / 1e6:.0f} MB" for row in rows],
+        "peak, kernel": [
+            f"{row['peak_kernel_bytes'] / 1e6:.0f} MB" if row["peak_kernel_bytes"] else "-" for row in rows
+        ],
+        "limit": [row["enforced_by"] for row in rows],
+    }
+    said_once = {name: columns.pop(name)[0] for name in ("origin", "limit") if len(set(columns[name])) == 1}
+    title = "simulated against measured"
+    title += "".join(f", {name}: {value}" for name, value in said_once.items())
+    table = Table(title=title, title_justify="left")
+    for heading in columns:
         table.add_column(heading, justify="left" if heading in ("policy", "origin", "bound by", "limit") else "right")
-    for row in rows:
-        kernel = row["peak_kernel_bytes"]
-        table.add_row(
-            row["plan"] if row["plan"].startswith(row["policy"]) else f"{row['policy']}",
-            ", ".join(row["origins"]),
-            row["bound_by"],
-            f"{row['simulated_makespan_s']:.2f}",
-            f"{row['measured_makespan_s']:.2f}",
-            "-" if row["spread"] is None else f"{row['spread']:.1%}",
-            f"{row['difference']:+.1%}",
-            f"{row['replay_error']:+.1%}",
-            f"{row['peak_resident_bytes'] / 1e6:.0f} MB",
-            f"{kernel / 1e6:.0f} MB" if kernel else "-",
-            row["enforced_by"],
-        )
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 

@@ -177,7 +177,7 @@ def report(runs: list[Ran]) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="cidl-pipeline-", dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory(prefix="cidl-pipeline-") as folder:
         work = Path(folder)
         cidl("model", "build", "--store", work / "store", "--size", "small")
         for dtype in ("fp32", "fp16"):

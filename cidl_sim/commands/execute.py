@@ -18,7 +18,7 @@ from cidl_sim.core.errors import InputError, PlanError
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.coreml.macos import check_macos
-from cidl_sim.diffusion.job import BackendName, ComputeUnits
+from cidl_sim.diffusion.job import BackendName, ComputeUnits, Job, JobResult, describe_mode, run_job
 from cidl_sim.models.config import LPL_RULES
 from cidl_sim.report.tables import comparison_table
 
@@ -66,7 +66,6 @@ def run(
     _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
 
     # What is refused above needs no torch, which takes seconds to import.
-    from cidl_sim.diffusion.job import Job, describe_mode, run_job
     from cidl_sim.diffusion.sources import open_source
 
     videos = _numbered(out, len(prompts))
@@ -104,16 +103,7 @@ def run(
         "memory_limit_bytes": limit,
         **result.model_dump(mode="json"),
     }
-    kernel = f", {result.peak_kernel_bytes / 1e6:.0f} MB as the kernel saw it" if result.peak_kernel_bytes else ""
-    show(
-        summary,
-        as_json,
-        lambda: (
-            f"{', '.join(map(str, videos))}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
-            f"{result.peak_resident_bytes / 1e6:.0f} MB accounted{kernel}, limit {limit / 1e6:.0f} MB held by "
-            f"{describe_mode(result.enforced_by)}"
-        ),
-    )
+    show(summary, as_json, lambda: _told(videos, result, limit))
 
 
 def demo(
@@ -124,7 +114,6 @@ def demo(
 ) -> None:
     """The main job end to end: build, measure, plan, run under a real limit, simulate, compare."""
     from cidl_sim.demo import PROMPT, run_demo
-    from cidl_sim.diffusion.job import describe_mode
 
     with progress() as step:
         made = run_demo(out, prompt or PROMPT, seed, step)
@@ -159,6 +148,16 @@ def _backend_named(backend: str, compute_units: str | None, device: str) -> tupl
     if backend == "coreml":
         check_macos()
     return cast(BackendName, backend), cast(ComputeUnits, compute_units or "all")
+
+
+def _told(videos: list[Path], result: JobResult, limit_bytes: int) -> str:
+    """A finished run in one sentence."""
+    kernel = f", {result.peak_kernel_bytes / 1e6:.0f} MB as the kernel saw it" if result.peak_kernel_bytes else ""
+    return (
+        f"{', '.join(map(str, videos))}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
+        f"{result.peak_resident_bytes / 1e6:.0f} MB accounted{kernel}, limit {limit_bytes / 1e6:.0f} MB held by "
+        f"{describe_mode(result.enforced_by)}"
+    )
 
 
 def _prompts(plan: Plan, prompt: str | None, file: Path | None) -> tuple[str, ...]:

@@ -30,15 +30,15 @@ class Ema:
 
 
 class Training:
-    """The state of a training run in `folder`: step, modules, optimizer, mean parameters, losses."""
+    """The state of a training run in `folder`: step, modules, optimizers, mean parameters, losses."""
 
     def __init__(
-        self, folder: Path, name: str, module: nn.Module, optimizer: torch.optim.Optimizer, ema: float
+        self, folder: Path, name: str, module: nn.Module, *optimizers: torch.optim.Optimizer, ema: float
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / f"{name}.pt"
         self._log = folder / f"{name}.log.jsonl"
-        self._module, self._optimizer = module, optimizer
+        self._module, self._optimizers = module, optimizers
         self.ema = Ema(module, ema)
         self.step = 0
         self.seconds = 0.0
@@ -50,7 +50,8 @@ class Training:
             return
         state = torch.load(self.file, weights_only=True)
         self._module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.ema.mean, self.ema._updates = state["ema"], state["step"]
         self.step, self.seconds = state["step"], state["seconds"]
 
@@ -60,7 +61,7 @@ class Training:
         self.seconds, self._began = self.seconds + now - self._began, now
         state: dict[str, Any] = {
             "module": self._module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "ema": self.ema.mean,
             "step": self.step,
             "seconds": self.seconds,

@@ -121,17 +121,18 @@ class Captions:
 
 
 def batches(
-    clips: list[Clips], captions: Captions, batch: int, seed: int, first: int = 0
+    clips: list[Clips], captions: Captions, batch: int, seed: int, first: int = 0, *, rank: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Endless, from step `first` on: side, latents (B, 4, T, H, W) and token ids (B, L).
 
-    Each batch is of one group, which is drawn by its number of clips.
+    Each batch is of one group, which is drawn by its number of clips. Processes that train together draw the same
+    group, so that none waits for another, and clips of their own.
     """
     sizes = np.array([len(c.scenes) for c in clips], dtype=float)
     for step in itertools.count(first):
         random = np.random.default_rng([seed, step])
         group = clips[random.choice(len(clips), p=sizes / sizes.sum())]
         template = FULL if random.random() < 0.7 else SHORTER[random.integers(len(SHORTER))]
-        chosen = random.integers(len(group.scenes), size=batch)
+        chosen = np.random.default_rng([seed, step, rank]).integers(len(group.scenes), size=batch)
         ids = captions.ids([group.scenes[i] for i in chosen], template)
         yield group.side, group.latents[torch.from_numpy(chosen)], ids

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import tempfile
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from checkpoints import RunningMean, Training, learning_rate
 from data import Captions, Clips, batches, load_clips
 from network import TextToLatent, flow_loss
 from tokenizer import train_tokenizer
-from torch import Tensor
+from torch import Tensor, distributed
 
 from cidl_sim.diffusion.rectified_flow import TIMESTEPS, time_ratio, transformed
 from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
@@ -25,12 +26,25 @@ DROPPED = 0.1  # captions replaced by the null text, for classifier-free guidanc
 PEAK = 1e-3
 
 
+_MOST_PROCESSES = 64
+
+
 def main() -> None:
     args = _arguments()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
     train_tokenizer(args.out / "tokenizer", args.seed)
-    train_flow(args.out, args.steps, args.batch, args.seed)
+    if args.processes == 1:
+        _train(0, args, None)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_train, (args, Path(folder) / "meeting"), args.processes)
+
+
+def _train(rank: int, args: argparse.Namespace, meeting: Path | None) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    if meeting is not None:
+        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=args.processes)
+    train_flow(args.out, args.steps, args.batch // args.processes, args.seed, rank=rank)
 
 
 def latent_statistics(clips: list[Clips]) -> tuple[Tensor, Tensor]:
@@ -40,43 +54,77 @@ def latent_statistics(clips: list[Clips]) -> tuple[Tensor, Tensor]:
     return everything.std(dim=1).view(shape), everything.mean(dim=1).view(shape)
 
 
-def train_flow(out: Path, steps: int, batch: int, seed: int, sizes: OpenSoraSizes = OPENSORA_SHAPES) -> float:
-    """Noise -> latents. Returns the mean loss of the last steps."""
+def train_flow(
+    out: Path, steps: int, batch: int, seed: int, sizes: OpenSoraSizes = OPENSORA_SHAPES, rank: int = 0
+) -> float:
+    """Noise -> latents, `batch` clips a step in each process. Returns the mean loss of the last steps."""
     clips = load_clips(out, seed, sizes.vae)
     scale, shift = latent_statistics(clips)
     model = TextToLatent(sizes)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
-    training = Training(out, "flow", model, optimizer, ema=0.999)
+    optimizers = _optimizers(model)
+    training = Training(out, "flow", model, *optimizers, ema=0.999)
     training.resume()
     mean_loss = RunningMean(50)
-    drawn = batches(clips, Captions(out / "tokenizer"), batch, seed, training.step)
+    drawn = batches(clips, Captions(out / "tokenizer"), batch, seed, training.step, rank=rank)
     for side, latents, ids in itertools.islice(drawn, steps - training.step):
-        torch.manual_seed(seed + training.step)
+        torch.manual_seed((seed + training.step) * _MOST_PROCESSES + rank)
         dropped = torch.rand(batch) < DROPPED
         z = (latents - shift) / scale
         losses = flow_loss(model, z, random_times(batch, side), torch.randn_like(z), ids, dropped, side * side)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(training.step, steps, PEAK)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate(training.step, steps, PEAK)
+            optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
+        _average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         training.ema.update()
         training.step += 1
         mean_loss.add(losses.mean().item())
-        if training.step % 50 == 0:
+        if rank == 0 and training.step % 50 == 0:
             training.log(loss=mean_loss.value)
-        if training.step % 250 == 0 or training.step == steps:
+        if rank == 0 and (training.step % 250 == 0 or training.step == steps):
             training.save()
     return mean_loss.value
 
 
+def _optimizers(model: TextToLatent) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for the rest.
+
+    From one state, 300 steps with Muon gave a 3 % lower loss than with AdamW alone, and took 13 % more time.
+    """
+    matrices, others = [], []
+    tables = ("scale_shift_table", "relative_attention_bias", "text_encoder.blocks.0.")
+    for name, parameter in model.named_parameters():
+        inside = "blocks." in name and not any(table in name for table in tables)
+        (matrices if parameter.dim() == 2 and inside else others).append(parameter)
+    return (
+        torch.optim.Muon(matrices, lr=PEAK, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=PEAK, betas=(0.9, 0.99), weight_decay=0.01),
+    )
+
+
+def _average_gradients(model: TextToLatent) -> None:
+    """Over all processes that train together."""
+    if not distributed.is_initialized():
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
 def random_times(count: int, side: int) -> Tensor:
-    """Times in 0..1: half of them even, half as the sampler spaces them at this resolution."""
+    """Times in 0..1: a quarter even, a quarter as the sampler spaces them at this resolution, half of them noisy.
+
+    What the text says is decided where there is most noise, and there the sampler has few steps.
+    """
     u = torch.rand(count)
-    ratio = time_ratio(side, side, CLIP_FRAMES)
-    spaced = transformed_times(u, ratio)
-    return torch.where(torch.arange(count) % 2 == 0, u, spaced)
+    spaced = transformed_times(u, time_ratio(side, side, CLIP_FRAMES))
+    return torch.stack([u, spaced, (1 + u) / 2, (1 + u) / 2])[torch.arange(count) % 4, torch.arange(count)]
 
 
 def transformed_times(u: Tensor, ratio: float) -> Tensor:
@@ -90,7 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="that train together, one thread each")
     return parser.parse_args()
 
 

@@ -47,6 +47,22 @@ class ClipScorer:
         return float(F.cosine_similarity(_embedding(images), _embedding(words), dim=-1).mean())
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What a user's folder holds."""
+
+    i3d: Any | None = None
+    clip: ClipScorer | None = None
+
+
+def find_networks(folder: Path) -> Networks:
+    """The networks of the folder. InputError if it holds none, or one that cannot be read."""
+    found = Networks(find_i3d(folder), find_clip(folder))
+    if found == Networks():
+        raise InputError(f"{folder}: neither {I3D_FILE} nor {CLIP_FOLDER}/ is there")
+    return found
+
+
 def find_i3d(folder: Path) -> Any | None:
     """The I3D network of the folder, None if it holds none. InputError if it cannot be read."""
     file = folder / I3D_FILE

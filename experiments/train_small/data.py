@@ -12,6 +12,7 @@ import sentencepiece
 import torch
 from checkpoints import mean_state
 from diffusers import AutoencoderKL
+from maps import token_maps
 from torch import Tensor
 
 from cidl_sim.diffusion.prompt import AESTHETIC_SUFFIX
@@ -27,6 +28,19 @@ SHORTER = ((False, True, True), (True, False, True), (True, True, False), (False
 RESOLUTIONS = ((48, 0.75), (64, 0.25))
 OBJECTS = ((1, 0.6), (2, 0.4))
 _AT_A_TIME = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some clips of one resolution and number of objects, with captions of one length.
+
+    Latents (B, 4, T, H, W), token ids (B, L), and what each token of the denoiser shows (B, tokens, channels).
+    """
+
+    side: int
+    latents: Tensor
+    ids: Tensor
+    maps: Tensor
 
 
 @dataclass(frozen=True)
@@ -122,17 +136,20 @@ class Captions:
 
 def batches(
     clips: list[Clips], captions: Captions, batch: int, seed: int, first: int = 0, *, rank: int = 0
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Endless, from step `first` on: side, latents (B, 4, T, H, W) and token ids (B, L).
+) -> Iterator[Batch]:
+    """Endless, from step `first` on.
 
     Each batch is of one group, which is drawn by its number of clips. Processes that train together draw the same
     group, so that none waits for another, and clips of their own.
     """
     sizes = np.array([len(c.scenes) for c in clips], dtype=float)
+    maps = [token_maps(c.scenes, c.side) for c in clips]
     for step in itertools.count(first):
         random = np.random.default_rng([seed, step])
-        group = clips[random.choice(len(clips), p=sizes / sizes.sum())]
+        number = random.choice(len(clips), p=sizes / sizes.sum())
+        group = clips[number]
         template = FULL if random.random() < 0.7 else SHORTER[random.integers(len(SHORTER))]
         chosen = np.random.default_rng([seed, step, rank]).integers(len(group.scenes), size=batch)
         ids = captions.ids([group.scenes[i] for i in chosen], template)
-        yield group.side, group.latents[torch.from_numpy(chosen)], ids
+        rows = torch.from_numpy(chosen)
+        yield Batch(group.side, group.latents[rows], ids, maps[number][rows].float())

@@ -6,6 +6,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+from data import Batch
+from maps import CHANNELS
 from torch import Tensor, nn
 
 from cidl_sim.diffusion.model_store import distinct_blocks
@@ -44,6 +46,21 @@ class TextEncoder(nn.Module):
         }
 
 
+class MapHead(nn.Module):
+    """Reads what each token shows from the middle of the denoiser (maps.py); only for training."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, CHANNELS)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, tokens, hidden) -> (B, tokens, CHANNELS)."""
+        maps: Tensor = self.layers(x)
+        return maps
+
+
 class TextToLatent(nn.Module):
     """Text encoder and denoiser, trained together."""
 
@@ -55,6 +72,13 @@ class TextToLatent(nn.Module):
         self.denoiser = STDiT3(sizes.stdit, sizes.t5.d_model, Geometry((5, 6, 6), 48 * 48))
         _initialise(self.denoiser)
         _initialise_text(self.text_encoder, sizes)
+        self.map_head = MapHead(sizes.stdit.hidden)
+        self.maps = torch.empty(0)  # that the last forward pass read
+        middle = self.denoiser.temporal_blocks[(sizes.stdit.depth - 1) // 2]
+        middle.register_forward_hook(lambda _, __, x: self._read(x))
+
+    def _read(self, x: Tensor) -> None:
+        self.maps = self.map_head(x)
 
     def drift(self, z: Tensor, t: Tensor, ids: Tensor, dropped: Tensor, pixels: int) -> Tensor:
         """Latents (B, 4, T, H, W), times (B,) in 0..1, ids (B, L) -> drift (B, 4, T, H, W).
@@ -101,11 +125,12 @@ def _initialise_text(encoder: TextEncoder, sizes: OpenSoraSizes) -> None:
             nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[1]))
 
 
-def flow_loss(
-    model: TextToLatent, latents: Tensor, t: Tensor, noise: Tensor, ids: Tensor, dropped: Tensor, pixels: int
-) -> Tensor:
-    """Rectified flow: mean square of drift - (latents - noise) at (1 - t) latents + t noise, one for each sample."""
+def flow_loss(model: TextToLatent, batch: Batch, latents: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
+    """Rectified flow: mean square of drift - (latents - noise) at (1 - t) latents + t noise, one for each sample.
+
+    `latents`: the batch's, normalised. Leaves what the middle of the network makes of them in `model.maps`.
+    """
     assert latents.shape[1] == LATENT_CHANNELS
     at = t[:, None, None, None, None]
-    drift = model.drift((1 - at) * latents + at * noise, t, ids, dropped, pixels)
+    drift = model.drift((1 - at) * latents + at * noise, t, batch.ids, dropped, batch.side**2)
     return F.mse_loss(drift, latents - noise, reduction="none").mean(dim=(1, 2, 3, 4))

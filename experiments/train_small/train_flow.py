@@ -11,8 +11,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from checkpoints import RunningMean, Training, learning_rate
 from data import Captions, Clips, batches, load_clips
+from maps import CHANNELS
 from network import TextToLatent, flow_loss
 from tokenizer import train_tokenizer
 from torch import Tensor, distributed
@@ -24,6 +26,7 @@ from cidl_sim.quality.shapes import CLIP_FRAMES
 
 DROPPED = 0.1  # captions replaced by the null text, for classifier-free guidance
 PEAK = 1e-3
+MAP_WEIGHT = 0.5  # of the second target beside the first
 
 
 _MOST_PROCESSES = 64
@@ -64,26 +67,28 @@ def train_flow(
     optimizers = _optimizers(model)
     training = Training(out, "flow", model, *optimizers, ema=0.999)
     training.resume()
-    mean_loss = RunningMean(50)
+    mean_loss, mean_map_loss = RunningMean(50), RunningMean(50)
     drawn = batches(clips, Captions(out / "tokenizer"), batch, seed, training.step, rank=rank)
-    for side, latents, ids in itertools.islice(drawn, steps - training.step):
+    for one in itertools.islice(drawn, steps - training.step):
         torch.manual_seed((seed + training.step) * _MOST_PROCESSES + rank)
         dropped = torch.rand(batch) < DROPPED
-        z = (latents - shift) / scale
-        losses = flow_loss(model, z, random_times(batch, side), torch.randn_like(z), ids, dropped, side * side)
+        z = (one.latents - shift) / scale
+        loss = flow_loss(model, one, z, random_times(batch, one.side), torch.randn_like(z), dropped).mean()
+        map_loss = F.mse_loss(model.maps, one.maps) * CHANNELS
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(training.step, steps, PEAK)
             optimizer.zero_grad(set_to_none=True)
-        losses.mean().backward()
+        (loss + MAP_WEIGHT * map_loss).backward()
         _average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
         training.ema.update()
         training.step += 1
-        mean_loss.add(losses.mean().item())
+        mean_loss.add(loss.item())
+        mean_map_loss.add(map_loss.item())
         if rank == 0 and training.step % 50 == 0:
-            training.log(loss=mean_loss.value)
+            training.log(loss=mean_loss.value, maps=mean_map_loss.value)
         if rank == 0 and (training.step % 250 == 0 or training.step == steps):
             training.save()
     return mean_loss.value

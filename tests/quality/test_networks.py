@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from cidl_sim.core.errors import InputError
-from cidl_sim.quality.networks import CLIP_FOLDER, I3D_FILE, find_clip, find_i3d, i3d_features
+from cidl_sim.quality.networks import CLIP_FOLDER, I3D_FILE, find_clip, find_i3d, find_networks, i3d_features
 
 SMALL = {
     "hidden_size": 32,
@@ -78,6 +78,13 @@ def test_clip_similarity_is_a_cosine_that_depends_on_both(folder):
 def test_an_empty_folder_holds_no_network(tmp_path):
     assert find_i3d(tmp_path) is None
     assert find_clip(tmp_path) is None
+
+
+def test_a_folder_without_any_network_is_an_error(folder, tmp_path):
+    with pytest.raises(InputError, match=r"neither i3d_torchscript\.pt nor clip/ is there"):
+        find_networks(tmp_path)
+    assert find_networks(folder).i3d is not None
+    assert find_networks(folder).clip is not None
 
 
 def test_damaged_networks_are_one_clear_line(tmp_path):

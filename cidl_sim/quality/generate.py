@@ -36,9 +36,10 @@ def no_pairs(step: int) -> Collection[int]:
 class Trajectory:
     """A run of the sampler for B videos: before each step its time (0..1000), latents and guided drifts.
 
-    Latents and drifts are (B, 4, T, H, W).
+    Latents and drifts are (B, 4, T, H, W), text embeddings (B, L, d_model).
     """
 
+    texts: Tensor
     times: list[float]
     latents: list[Tensor]
     drifts: list[Tensor]
@@ -90,21 +91,30 @@ class WholeModel:
         shape = (1, self.sizes.stdit.in_channels, *settings.latent_shape)
         z = torch.cat([flow.initial_noise(shape, seed) for seed in seeds])
         times = flow.timesteps(settings.steps, flow.time_ratio(settings.height, settings.width, settings.frames))
-        null = self.denoiser.null_text(texts.shape[1]).expand(len(texts), -1, -1)
-        both = torch.cat([texts, null])
-        fps = torch.tensor([float(FRAMES_PER_SECOND)])
         latents, drifts = [], []
         for step, t in enumerate(times):
-            at = torch.full((2 * len(texts),), t)
-            drift = self.denoiser.drift_of_batch(
-                z.repeat(2, 1, 1, 1, 1), at, fps, both, settings.height * settings.width, merged=merged(step)
-            )
-            conditioned, unconditioned = drift.chunk(2)
-            guided = unconditioned + flow.GUIDANCE * (conditioned - unconditioned)
+            drift = self.guided_drift(z, t, texts, settings, merged(step))
             latents.append(z)
-            drifts.append(guided)
-            z = flow.moved(z, guided, flow.step_length(times, step))
-        return Trajectory(times, latents, drifts)
+            drifts.append(drift)
+            z = flow.moved(z, drift, flow.step_length(times, step))
+        return Trajectory(texts, times, latents, drifts)
+
+    def guided_drift(
+        self, z: Tensor, t: float, texts: Tensor, settings: VideoSettings, merged: Collection[int] = ()
+    ) -> Tensor:
+        """The drift with classifier-free guidance of latents (B, 4, T, H, W) at time `t` (0..1000)."""
+        null = self.denoiser.null_text(texts.shape[1]).expand(len(texts), -1, -1)
+        fps = torch.tensor([float(FRAMES_PER_SECOND)])
+        drift = self.denoiser.drift_of_batch(
+            z.repeat(2, 1, 1, 1, 1),
+            torch.full((2 * len(texts),), t),
+            fps,
+            torch.cat([texts, null]),
+            settings.height * settings.width,
+            merged=merged,
+        )
+        conditioned, unconditioned = drift.chunk(2)
+        return unconditioned + flow.GUIDANCE * (conditioned - unconditioned)
 
     def decode(self, z: Tensor, frames: int) -> list[Frames]:
         """Latents (B, 4, T, H, W) -> B videos (frames, 8 H, 8 W, 3) in 8-bit RGB."""

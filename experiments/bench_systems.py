@@ -260,8 +260,8 @@ def results_of(model: Model, network: Any, dtype: torch.dtype, passes: int) -> I
     times = flow.timesteps(passes, flow.time_ratio(settings.height, settings.width, settings.frames))
     fps, latent = torch.tensor([float(FRAMES_PER_SECOND)]), noise(settings)
     for i in range(passes):
-        drift = flow.guided(network(latent, torch.tensor([times[i]]), fps, text().to(dtype)))
-        latent = flow.moved(latent, drift, flow.step_length(times, i))
+        drift = network(latent, torch.tensor([times[i]]), fps, text().to(dtype))
+        latent = flow.moved(latent, flow.guided(drift, OPENSORA_V1_2.guidance), flow.step_length(times, i))
         yield latent
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 TIMESTEPS = 1000
-GUIDANCE = 7.0
 BASE_PIXELS = 512 * 512
 
 
@@ -44,7 +43,7 @@ def step_length(times: list[float], i: int) -> float:
     return times[i] - times[i + 1] if i + 1 < len(times) else times[i]
 
 
-def guided(drift: Tensor, guidance: float = GUIDANCE) -> Tensor:
+def guided(drift: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance u + s*(c - u). drift: (2, C, T, H, W), conditioned first -> (1, C, T, H, W)."""
     conditioned, unconditioned = drift.chunk(2)
     return unconditioned + guidance * (conditioned - unconditioned)

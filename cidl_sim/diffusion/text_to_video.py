@@ -120,7 +120,7 @@ class TextToVideo:
         if name != "part2":
             self._hidden = block(self._hidden, y, t_mlp, frequencies)
             return Outcome()
-        drift = flow.guided(block(self._hidden, t))
+        drift = flow.guided(block(self._hidden, t), self._sizes.guidance)
         self._hidden, self._conditioning = torch.empty(0), ()
         return self._advance(visit, step, drift)
 

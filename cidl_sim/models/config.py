@@ -109,6 +109,7 @@ class OpenSoraSizes(_Config):
     vae: VAESizes = VAESizes()
     text_encoder_tokens: int = Field(default=300, ge=1)  # prompts are padded to this length
     nominal_text_tokens: int = Field(default=50, ge=1)  # unpadded tokens the named workloads count on
+    guidance: float = Field(default=7.0, ge=0)  # classifier-free guidance that videos are sampled with
 
 
 OPENSORA_V1_2 = OpenSoraSizes()

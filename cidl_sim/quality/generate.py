@@ -114,7 +114,7 @@ class WholeModel:
             merged=merged,
         )
         conditioned, unconditioned = drift.chunk(2)
-        return unconditioned + flow.GUIDANCE * (conditioned - unconditioned)
+        return unconditioned + self.sizes.guidance * (conditioned - unconditioned)
 
     def decode(self, z: Tensor, frames: int) -> list[Frames]:
         """Latents (B, 4, T, H, W) -> B videos (frames, 8 H, 8 W, 3) in 8-bit RGB."""

@@ -97,8 +97,8 @@ def test_the_ratio_grows_with_the_roots_of_pixels_and_latent_frames(height, widt
 
 def test_guidance_goes_beyond_the_conditioned_drift():
     drift = initial_noise((2, 4, 2, 3, 3), seed=0)
-    assert guided(drift).shape == (1, 4, 2, 3, 3)
-    torch.testing.assert_close(guided(drift)[0], drift[1] + 7.0 * (drift[0] - drift[1]))
+    assert guided(drift, 7.0).shape == (1, 4, 2, 3, 3)
+    torch.testing.assert_close(guided(drift, 7.0)[0], drift[1] + 7.0 * (drift[0] - drift[1]))
     torch.testing.assert_close(guided(drift, 1.0)[0], drift[0])
     assert torch.equal(guided(drift, 0.0)[0], drift[1])
 

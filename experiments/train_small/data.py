@@ -28,6 +28,7 @@ SHORTER = ((False, True, True), (True, False, True), (True, True, False), (False
 RESOLUTIONS = ((48, 0.75), (64, 0.25))
 OBJECTS = ((1, 0.6), (2, 0.4))
 _AT_A_TIME = 16
+_HARDER = 4.0  # one object was right in 19 of 20 attributes when two were in 11
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,14 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless, from step `first` on.
 
-    Each batch is of one group, which is drawn by its number of clips. Processes that train together draw the same
-    group, so that none waits for another, and clips of their own.
+    Each batch is of one group, which is drawn by its number of clips, times `_HARDER` for two objects. Processes that
+    train together draw the same group, so that none waits for another, and clips of their own.
     """
-    sizes = np.array([len(c.scenes) for c in clips], dtype=float)
+    weights = np.array([len(c.scenes) * (_HARDER if len(c.scenes[0].objects) == 2 else 1) for c in clips])
     maps = [token_maps(c.scenes, c.side) for c in clips]
     for step in itertools.count(first):
         random = np.random.default_rng([seed, step])
-        number = random.choice(len(clips), p=sizes / sizes.sum())
+        number = random.choice(len(clips), p=weights / weights.sum())
         group = clips[number]
         template = FULL if random.random() < 0.7 else SHORTER[random.integers(len(SHORTER))]
         chosen = np.random.default_rng([seed, step, rank]).integers(len(group.scenes), size=batch)

@@ -81,7 +81,8 @@ def seen_combinations() -> frozenset[tuple[str, str, str]]:
 def random_scene(random: np.random.Generator, objects: int, combinations: frozenset[tuple[str, str, str]]) -> Scene:
     """A scene of one or two objects, each of one of `combinations`.
 
-    Two objects are small, of different colours, and move along the same axis in lanes of their own.
+    Two objects are small, of different colours, and move along the same axis in lanes of their own; the first is in
+    the upper one, or the left one.
     """
     background = str(random.choice(list(BACKGROUNDS)))
     choices = sorted(combinations)
@@ -93,7 +94,8 @@ def random_scene(random: np.random.Generator, objects: int, combinations: frozen
     others = [c for c in choices if c[0] != first[0] and abs(DIRECTIONS[c[2]][0]) == axis]
     lanes = random.permutation(LANES)
     both = (first, others[random.integers(len(others))])
-    return Scene(background, tuple(_placed(random, "small", *c, float(y)) for c, y in zip(both, lanes, strict=True)))
+    placed = [(float(lane), _placed(random, "small", *c, float(lane))) for c, lane in zip(both, lanes, strict=True)]
+    return Scene(background, tuple(o for _, o in sorted(placed, key=lambda pair: pair[0])))
 
 
 def _choice(random: np.random.Generator, values: dict[str, float]) -> str:

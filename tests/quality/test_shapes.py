@@ -84,3 +84,11 @@ def test_a_radius_is_that_of_the_circle():
     scene = Scene("black", (MovingShape("large", "cyan", "circle", "up", "slowly", (0.5, 0.6)),))
     covered = (render(scene, height=64, width=64)[0][..., 1] > 100).sum()
     assert covered == pytest.approx(np.pi * (RADII["large"] * 64) ** 2, rel=0.03)
+
+
+def test_of_two_objects_the_first_is_in_the_upper_or_left_lane():
+    random = np.random.default_rng(3)
+    for _ in range(50):
+        first, second = random_scene(random, 2, seen_combinations()).objects
+        across = 0 if DIRECTIONS[first.direction][0] == 0 else 1
+        assert first.start[across] < 0.5 < second.start[across]

@@ -85,12 +85,22 @@ class WholeModel:
         return hidden[:, : int(mask.sum())]
 
     def trajectory(
-        self, texts: Tensor, seeds: Sequence[int], settings: VideoSettings, merged: MergedPairs = no_pairs
+        self,
+        texts: Tensor,
+        seeds: Sequence[int],
+        settings: VideoSettings,
+        merged: MergedPairs = no_pairs,
+        *,
+        ratio: float | None = None,
     ) -> Trajectory:
-        """All steps of the sampler. texts: (B, L, d_model); `merged(step)`: the pairs that merge tokens then."""
+        """All steps of the sampler. texts: (B, L, d_model); `merged(step)`: the pairs that merge tokens then.
+
+        `ratio`: of the timestep transform, to see the times of another size; that of the settings by default.
+        """
         shape = (1, self.sizes.stdit.in_channels, *settings.latent_shape)
         z = torch.cat([flow.initial_noise(shape, seed) for seed in seeds])
-        times = flow.timesteps(settings.steps, flow.time_ratio(settings.height, settings.width, settings.frames))
+        ratio = ratio or flow.time_ratio(settings.height, settings.width, settings.frames)
+        times = flow.timesteps(settings.steps, ratio)
         latents, drifts = [], []
         for step, t in enumerate(times):
             drift = self.guided_drift(z, t, texts, settings, merged(step))

@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 from checkpoints import mean_state
 from diffusers import AutoencoderKL
-from maps import token_maps
+from maps import token_maps, word_maps
 from torch import Tensor
 
 from cidl_sim.diffusion.prompt import AESTHETIC_SUFFIX
@@ -35,13 +35,15 @@ _HARDER = 4.0  # one object was right in 19 of 20 attributes when two were in 11
 class Batch:
     """Some clips of one resolution and number of objects, with captions of one length.
 
-    Latents (B, 4, T, H, W), token ids (B, L), and what each token of the denoiser shows (B, tokens, channels).
+    Latents (B, 4, T, H, W), token ids (B, L), what each token of the denoiser shows (B, tokens, channels), and what the
+    phrase of each word says (B, words, channels).
     """
 
     side: int
     latents: Tensor
     ids: Tensor
     maps: Tensor
+    words: Tensor
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ def to_unit(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).float().div(127.5).sub(1).movedim(-1, -3)
 
 
+def captions(scenes: list[Scene], template: tuple[bool, bool, bool]) -> list[str]:
+    """Of each scene, with size, speed and background as `template` says."""
+    size, speed, background = template
+    return [caption(scene, size=size, speed=speed, background=background) for scene in scenes]
+
+
 class Captions:
     """Token ids of captions, word by word: as the pipeline's tokenizer gives them, a hundred times faster."""
 
@@ -130,13 +138,12 @@ class Captions:
 
     def ids(self, scenes: list[Scene], template: tuple[bool, bool, bool]) -> Tensor:
         """(B, L): one template has the same number of words for every scene with as many objects."""
-        size, speed, background = template
-        texts = [caption(s, size=size, speed=speed, background=background) + AESTHETIC_SUFFIX for s in scenes]
+        texts = [text + AESTHETIC_SUFFIX for text in captions(scenes, template)]
         return torch.tensor([[*(self._id[word] for word in text.split()), END] for text in texts])
 
 
 def batches(
-    clips: list[Clips], captions: Captions, batch: int, seed: int, first: int = 0, *, rank: int = 0
+    clips: list[Clips], tokens: Captions, batch: int, seed: int, first: int = 0, *, rank: int = 0
 ) -> Iterator[Batch]:
     """Endless, from step `first` on.
 
@@ -151,6 +158,7 @@ def batches(
         group = clips[number]
         template = FULL if random.random() < 0.7 else SHORTER[random.integers(len(SHORTER))]
         chosen = np.random.default_rng([seed, step, rank]).integers(len(group.scenes), size=batch)
-        ids = captions.ids([group.scenes[i] for i in chosen], template)
+        scenes = [group.scenes[i] for i in chosen]
         rows = torch.from_numpy(chosen)
-        yield Batch(group.side, group.latents[rows], ids, maps[number][rows].float())
+        ids, words = tokens.ids(scenes, template), word_maps(captions(scenes, template))
+        yield Batch(group.side, group.latents[rows], ids, maps[number][rows].float(), words)

@@ -1,10 +1,13 @@
-"""What each token of a clip shows: a second, easier target for the denoiser's middle while it is trained.
+"""What tokens are about: easier targets beside the flow, for the denoiser's middle and for the text encoder.
 
-The generator knows where every object is, so the middle of the network can be asked for it, as REPA (Yu et al. 2024)
-asks for features of another network. The head that answers is left out of the published weights.
+The generator knows where every object is, so the middle of the network can be asked what each token of the video shows,
+as REPA (Yu et al. 2024) asks for features of another network. And it knows which words go together, so the text encoder
+can be asked at each word for all that its phrase says. The heads that answer are left out of the published weights.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,6 +32,9 @@ _MIDDLES = np.array([0.0, *(np.arange(1, CLIP_FRAMES, 4) + 1.5)]) / (CLIP_FRAMES
 _POINTS = 4  # looked at along each side of a token
 _WORDS = (*COLOURS, *SHAPES, *RADII, *DIRECTIONS, *DISTANCES)
 CHANNELS = 1 + len(_WORDS) + len(BACKGROUNDS)
+# Of a word of the caption: what its phrase says, and whether that is of the first object, the second or the background.
+_SAID = (*_WORDS, *BACKGROUNDS)
+WORD_CHANNELS = len(_SAID) + 3
 
 
 def token_maps(scenes: list[Scene], side: int) -> Tensor:
@@ -50,6 +56,21 @@ def token_maps(scenes: list[Scene], side: int) -> Tensor:
     rest = (1 - covered.clip(0, 1))[..., None] * grounds[:, None, None]
     maps = np.concatenate([covered[..., None], words, rest], axis=-1)
     return torch.from_numpy(maps).flatten(1, 2).half()
+
+
+def word_maps(texts: list[str]) -> Tensor:
+    """Maps of captions that differ in their attributes only, (B, words, WORD_CHANNELS)."""
+    maps = torch.zeros(len(texts), len(texts[0].split()), WORD_CHANNELS)
+    for row, text in zip(maps, texts, strict=True):
+        words = text.split()
+        second = words.index("and") if "and" in words else len(words)
+        rest = words.index("on") if "on" in words else len(words)
+        starts = (0, min(second, rest), rest, len(words))
+        for part, (start, end) in enumerate(pairwise(starts)):
+            said = [_SAID.index(word) for word in words[start:end] if word in _SAID]
+            row[start:end, said] = 1.0
+            row[start:end, len(_SAID) + part] = 1.0
+    return maps
 
 
 def _attributes(o: MovingShape) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from data import Batch
-from maps import CHANNELS
+from maps import CHANNELS, WORD_CHANNELS
 from torch import Tensor, nn
 
 from cidl_sim.diffusion.model_store import distinct_blocks
@@ -47,16 +47,16 @@ class TextEncoder(nn.Module):
 
 
 class MapHead(nn.Module):
-    """Reads what each token shows from the middle of the denoiser (maps.py); only for training."""
+    """Reads from tokens what they are about (maps.py); only for training."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, CHANNELS)
+            nn.LayerNorm(hidden), nn.Linear(hidden, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, tokens, hidden) -> (B, tokens, CHANNELS)."""
+        """(B, tokens, hidden) -> (B, tokens, channels)."""
         maps: Tensor = self.layers(x)
         return maps
 
@@ -72,8 +72,10 @@ class TextToLatent(nn.Module):
         self.denoiser = STDiT3(sizes.stdit, sizes.t5.d_model, Geometry((5, 6, 6), 48 * 48))
         _initialise(self.denoiser)
         _initialise_text(self.text_encoder, sizes)
-        self.map_head = MapHead(sizes.stdit.hidden)
-        self.maps = torch.empty(0)  # that the last forward pass read
+        self.map_head = MapHead(sizes.stdit.hidden, CHANNELS)
+        self.word_head = MapHead(sizes.t5.d_model, WORD_CHANNELS)
+        # What the last forward pass read; of words logits.
+        self.maps, self.words = torch.empty(0), torch.empty(0)
         middle = self.denoiser.temporal_blocks[(sizes.stdit.depth - 1) // 2]
         middle.register_forward_hook(lambda _, __, x: self._read(x))
 
@@ -87,7 +89,9 @@ class TextToLatent(nn.Module):
         width of the video.
         """
         null = self.denoiser.null_text(ids.shape[1])
-        text = torch.where(dropped[:, None, None], null, self.text_encoder(ids))
+        encoded = self.text_encoder(ids)
+        self.words = self.word_head(encoded)
+        text = torch.where(dropped[:, None, None], null, encoded)
         fps = torch.full((1,), float(FRAMES_PER_SECOND))
         return self.denoiser.drift_of_batch(z, t * TIMESTEPS, fps, text, pixels)
 
@@ -128,7 +132,7 @@ def _initialise_text(encoder: TextEncoder, sizes: OpenSoraSizes) -> None:
 def flow_loss(model: TextToLatent, batch: Batch, latents: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
     """Rectified flow: mean square of drift - (latents - noise) at (1 - t) latents + t noise, one for each sample.
 
-    `latents`: the batch's, normalised. Leaves what the middle of the network makes of them in `model.maps`.
+    `latents`: the batch's, normalised. Leaves what the heads read in `model.maps` and `model.words`.
     """
     assert latents.shape[1] == LATENT_CHANNELS
     at = t[:, None, None, None, None]

@@ -26,7 +26,7 @@ from cidl_sim.quality.shapes import CLIP_FRAMES
 
 DROPPED = 0.1  # captions replaced by the null text, for classifier-free guidance
 PEAK = 1e-3
-MAP_WEIGHT = 0.5  # of the second target beside the first
+MAP_WEIGHT, WORD_WEIGHT = 0.5, 1.0  # of the easier targets beside the flow
 
 
 _MOST_PROCESSES = 64
@@ -67,7 +67,7 @@ def train_flow(
     optimizers = _optimizers(model)
     training = Training(out, "flow", model, *optimizers, ema=0.999)
     training.resume()
-    mean_loss, mean_map_loss = RunningMean(50), RunningMean(50)
+    mean_loss, mean_map_loss, mean_word_loss = RunningMean(50), RunningMean(50), RunningMean(50)
     drawn = batches(clips, Captions(out / "tokenizer"), batch, seed, training.step, rank=rank)
     for one in itertools.islice(drawn, steps - training.step):
         torch.manual_seed((seed + training.step) * _MOST_PROCESSES + rank)
@@ -75,10 +75,12 @@ def train_flow(
         z = (one.latents - shift) / scale
         loss = flow_loss(model, one, z, random_times(batch, one.side), torch.randn_like(z), dropped).mean()
         map_loss = F.mse_loss(model.maps, one.maps) * CHANNELS
+        said = model.words[:, : one.words.shape[1]]  # the words after those are the same in every caption
+        word_loss = F.binary_cross_entropy_with_logits(said, one.words)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(training.step, steps, PEAK)
             optimizer.zero_grad(set_to_none=True)
-        (loss + MAP_WEIGHT * map_loss).backward()
+        (loss + MAP_WEIGHT * map_loss + WORD_WEIGHT * word_loss).backward()
         _average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -87,8 +89,9 @@ def train_flow(
         training.step += 1
         mean_loss.add(loss.item())
         mean_map_loss.add(map_loss.item())
+        mean_word_loss.add(word_loss.item())
         if rank == 0 and training.step % 50 == 0:
-            training.log(loss=mean_loss.value, maps=mean_map_loss.value)
+            training.log(loss=mean_loss.value, maps=mean_map_loss.value, words=mean_word_loss.value)
         if rank == 0 and (training.step % 250 == 0 or training.step == steps):
             training.save()
     return mean_loss.value

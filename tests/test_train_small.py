@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import train_classifier
 import train_flow
 import train_vae
 from data import Captions, load_clips, make_spatial_latents
+from maps import CHANNELS, WORD_CHANNELS, token_maps, word_maps
 from publish import publish
 from tokenizer import train_tokenizer
 
@@ -17,7 +19,7 @@ from cidl_sim.diffusion.model_store import import_checkpoints
 from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.models.config import OPENSORA_TINY, VideoSettings
 from cidl_sim.quality.generate import WholeModel
-from cidl_sim.quality.shapes import caption
+from cidl_sim.quality.shapes import BACKGROUNDS, caption, random_scene, render, seen_combinations
 
 SIZES = OPENSORA_TINY  # the scripts' own are ten times as slow
 
@@ -90,3 +92,39 @@ def test_what_is_published_is_read_by_the_pipeline_and_by_the_evaluation(trained
     run = model.trajectory(text, [1], settings)
     video = model.decode(run.after(2), 17)[0]
     assert video.shape == (17, 48, 48, 3)
+
+
+@pytest.mark.parametrize(("side", "objects"), [(48, 1), (64, 2)])
+def test_maps_say_which_tokens_objects_cover(side, objects):
+    random = np.random.default_rng(0)
+    scenes = [random_scene(random, objects, seen_combinations()) for _ in range(20)]
+    cells = side // 16
+    maps = token_maps(scenes, side).float()
+    assert maps.shape == (len(scenes), 5 * cells * cells, CHANNELS)
+    for scene, rows in zip(scenes, maps, strict=True):
+        first = render(scene, height=side, width=side)[0].astype(float)
+        drawn = np.abs(first - np.array(BACKGROUNDS[scene.background])).sum(axis=-1) > 60
+        part = drawn.reshape(cells, 16, cells, 16).mean(axis=(1, 3)).ravel()
+        said = rows[: cells * cells, 0].numpy()
+        # Discs stand for all shapes; a cross covers two thirds of one.
+        assert np.corrcoef(part, said)[0, 1] > 0.85
+        # What is not covered is background, and each object has one of five kinds of attributes.
+        torch.testing.assert_close(rows[:, 1:-4].sum(dim=1), 5 * rows[:, 0], atol=0.02, rtol=0)
+        torch.testing.assert_close(rows[:, -4:].sum(dim=1), 1 - rows[:, 0], atol=0.01, rtol=0)
+
+
+def test_words_are_asked_for_what_their_phrase_says():
+    maps = word_maps(["a red circle moves up and a blue cross moves down on a gray background"])[0]
+    assert maps.shape == (15, WORD_CHANNELS)
+    first, second, ground = maps[:5], maps[5:11], maps[11:]
+    for part, words in ((first, 3), (second, 3), (ground, 1)):
+        assert (part == part[0]).all()
+        assert part[0].sum() == words + 1
+    assert not (first[0] * second[0]).any()
+    assert not (second[0] * ground[0]).any()
+
+
+def test_a_caption_without_background_has_no_part_for_it():
+    maps = word_maps(["a red circle moves up"])[0]
+    assert (maps == maps[0]).all()
+    assert maps[0].sum() == 4

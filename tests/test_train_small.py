@@ -10,8 +10,9 @@ import torch
 import train_classifier
 import train_flow
 import train_vae
-from data import Captions, load_clips, make_spatial_latents
+from data import Captions, batches, load_clips, make_spatial_latents
 from maps import CHANNELS, WORD_CHANNELS, token_maps, word_maps
+from network import TextToLatent
 from publish import publish
 from tokenizer import train_tokenizer
 
@@ -50,6 +51,15 @@ def trained(one_thread, tmp_path_factory) -> tuple[Path, dict[str, list[float]]]
 def test_the_loss_falls(trained, part):
     first, last = trained[1][part]
     assert last < first
+
+
+def test_the_text_encoder_learns_which_words_go_together(trained):
+    out, _ = trained
+    clips, tokens = load_clips(out, 0, SIZES.vae), Captions(out / "tokenizer")
+    torch.manual_seed(1)
+    model = TextToLatent(SIZES)
+    first = train_flow.train_text(model, batches(clips, tokens, 8, 1), 1)
+    assert train_flow.train_text(model, batches(clips, tokens, 8, 1), 80) < first / 2
 
 
 def test_the_classifier_learns(tmp_path):

@@ -114,6 +114,7 @@ def demo(
 ) -> None:
     """The main job end to end: build, measure, plan, run under a real limit, simulate, compare."""
     from cidl_sim.demo import PROMPT, run_demo
+    from cidl_sim.quality import showcase
 
     with progress() as step:
         made = run_demo(out, prompt or PROMPT, seed, step)
@@ -130,6 +131,7 @@ def demo(
             "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, "
             "so it may be far off (docs/validation.md)",
             f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
+            *showcase.words(summary["trained"], out / "trained"),
         ]
 
     show(summary, as_json, lines)

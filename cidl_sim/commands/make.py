@@ -27,22 +27,28 @@ from cidl_sim.models.config import (
 
 def model_build(
     store: StoreOption,
-    size: Annotated[str, Optional("--size", help="full, small, tiny or shapes.")] = "small",
-    seed: Annotated[int, Optional("--random", help="Seed of the random weights.")] = 0,
+    size: Annotated[str, Optional("--size", help="full, small, tiny, or shapes (trained).")] = "small",
+    seed: Annotated[
+        int | None, Optional("--random", help="Seed of the random weights; 0, but for shapes, which has trained ones.")
+    ] = None,
     dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     partition: Annotated[
         str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
     ] = "reference",
     as_json: AsJson = False,
 ) -> None:
-    """Build a block store with seeded random weights; an interrupted build goes on where it stopped."""
+    """Build a block store with seeded random weights, or the trained ones; goes on where it was interrupted."""
     sizes, chosen, cut = _sizes(size), _dtype(dtype), _partition(partition)
-    from cidl_sim.diffusion.model_store import build_random_store, distinct_blocks
+    from cidl_sim.diffusion.model_store import build_random_store, distinct_blocks, import_checkpoints
+    from cidl_sim.diffusion.pretrained import pretrained_folders
 
     count = len(distinct_blocks(sizes, chosen, cut))
     with progress() as step:
         counted = _Counted(lambda done, weights: step("write blocks", done, count, weights))
-        built = build_random_store(store, sizes, chosen, seed, counted, partition=cut)
+        if sizes == OPENSORA_SHAPES and seed is None:
+            built = import_checkpoints(store, sizes, chosen, pretrained_folders(), counted, partition=cut)
+        else:
+            built = build_random_store(store, sizes, chosen, seed or 0, counted, partition=cut)
     show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
 

@@ -136,6 +136,7 @@ OPENSORA_SHAPES = OpenSoraSizes(
     ),
     text_encoder_tokens=48,
     nominal_text_tokens=24,
+    guidance=4.0,
 )
 
 # For tests: every part of the architecture, next to no weight.

@@ -1,15 +1,17 @@
-"""Write what was trained as checkpoints in Open-Sora's keys: `publish.py --out FOLDER --target CHECKPOINTS`.
+"""Write what was trained as checkpoints in Open-Sora's keys: `experiments/train_small/publish.py --out FOLDER`.
 
-The mean parameters are taken, in fp16; the classifier comes along, if it was trained. `cidl model import --size shapes`
+The mean parameters are taken, in fp16; the classifier comes along, if it was trained. `cidl model build --size shapes`
 makes a block store of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from checkpoints import mean_state
 from data import load_clips
@@ -18,13 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from train_flow import latent_statistics
 
+from cidl_sim.core.files import replacing
+from cidl_sim.diffusion.pretrained import CLASSIFIER, FOLDER
 from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where train_vae.py and train_flow.py wrote")
-    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--target", type=Path, default=FOLDER)
     parser.add_argument("--seed", type=int, default=0, help="that of the training")
     args = parser.parse_args()
     publish(args.out, args.target, args.seed)
@@ -44,11 +48,31 @@ def publish(out: Path, target: Path, seed: int, sizes: OpenSoraSizes = OPENSORA_
         (target / part).mkdir(parents=True, exist_ok=True)
         save_file(_half(tensors), target / part / "model.safetensors")
     if (out / "classifier.pt").is_file():
-        save_file(_half(mean_state(out / "classifier.pt")), target / "classifier.safetensors")
+        save_file(_half(mean_state(out / "classifier.pt")), target / CLASSIFIER)
+    draw_losses(out, target / "loss.png")
     for file in (out / "tokenizer").iterdir():
         shutil.copyfile(file, target / "t5" / file.name)
     total = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {total / 1e6:.1f} MB")
+
+
+def draw_losses(out: Path, picture: Path) -> None:
+    """What the training runs logged, a panel for each."""
+    logs = sorted(out.glob("*.log.jsonl"))
+    figure, axes = plt.subplots(1, len(logs), figsize=(3.6 * len(logs), 2.8), layout="constrained", squeeze=False)
+    for axis, log in zip(axes[0], logs, strict=True):
+        # A run that was interrupted logged some steps twice.
+        rows = list({row["step"]: row for row in map(json.loads, log.read_text().splitlines())}.values())
+        rows.sort(key=lambda row: row["step"])
+        for name in sorted({name for row in rows for name in row} - {"step"}):
+            found = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*found, strict=True), linewidth=1, label=name)
+        axis.set(title=log.name.partition(".")[0], xlabel="step", yscale="log")
+        axis.set_ylim(bottom=max(1e-4, axis.get_ylim()[0]))
+        axis.legend(fontsize=7)
+    with replacing(picture) as beside:
+        figure.savefig(beside, format="png", dpi=110)
+    plt.close(figure)
 
 
 def _half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

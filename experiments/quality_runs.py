@@ -164,7 +164,7 @@ def scored(
     *,
     with_stand_ins: bool = False,
 ) -> dict[str, dict[str, Estimate]]:
-    """The scores of every setting; SSIM, PSNR and distances are against `reference`, which has no SSIM of its own."""
+    """The scores of every setting; SSIM, PSNR and distances are against `reference`, which has none of its own."""
     results = {}
     for name, made in track(settings.items(), description="scoring", transient=True):
         scores = attribute_accuracy(made)
@@ -175,6 +175,8 @@ def scored(
             pairs = zip(made.asked, made.videos, strict=True)
             scores["CLIP"] = np.array([networks.clip.similarity(v, caption(one.scene)) for one, v in pairs])
         results[name] = {key: by_prompt(made, values) for key, values in scores.items()}
+        if name == reference:
+            continue
         distance = frechet_distance(
             features_of(made.videos, classifier), features_of(settings[reference].videos, classifier)
         )

@@ -112,10 +112,19 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
             return store
     except StoreError:
         pass  # none yet, or a damaged one: build it anew
+    step = "store of the trained model"
+    total = len({visit.block.weights for visit in workload_of(OPENSORA_SHAPES, SETTINGS[ACCELERATED]).visits})
+    written = 0
+    on_step(step, written, total, "")
+
+    def observe_block(weights: str, _: int) -> None:
+        nonlocal written
+        written += 1
+        on_step(step, written, total, weights)
+
     from cidl_sim.diffusion.model_store import import_checkpoints  # builds networks: seconds of imports
 
-    on_step("store of the trained model", 0, 1, "")
-    return import_checkpoints(root, OPENSORA_SHAPES, "fp32", pretrained_folders())
+    return import_checkpoints(root, OPENSORA_SHAPES, "fp32", pretrained_folders(), observe_block)
 
 
 def _run(

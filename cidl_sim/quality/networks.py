@@ -92,13 +92,20 @@ def find_clip(folder: Path) -> ClipScorer | None:
 
 @torch.no_grad()
 def i3d_features(videos: Sequence[Frames], i3d: Any) -> NDArray[np.float64]:
-    """Features of videos (frames, height, width, 3) in 8-bit RGB: (number, 400). ValueError below 9 frames."""
+    """Features of videos (frames, height, width, 3) in 8-bit RGB: (number, 400).
+
+    ValueError below 9 frames, and for a network that is not called as I3D is.
+    """
     rows = []
     for video in videos:
         if len(video) < LEAST_FRAMES:
             raise ValueError(f"I3D needs {LEAST_FRAMES} frames, the video has {len(video)}")
         clip = torch.from_numpy(video).float().permute(3, 0, 1, 2)[None]
-        rows.append(i3d(clip, rescale=True, resize=True, return_features=True).flatten(1))
+        try:
+            features: Tensor = i3d(clip, rescale=True, resize=True, return_features=True)
+        except (RuntimeError, TypeError) as problem:
+            raise ValueError(f"{I3D_FILE} cannot be called as I3D is: {str(problem).strip().splitlines()[0]}") from None
+        rows.append(features.flatten(1))
     return torch.cat(rows).double().numpy()
 
 

@@ -65,6 +65,19 @@ def test_i3d_needs_nine_frames(folder):
         i3d_features([video((0, 0, 0), frames=8)], find_i3d(folder))
 
 
+class NotI3D(torch.nn.Module):
+    """Takes a video only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3, 4))
+
+
+def test_a_network_that_is_not_called_as_i3d_is_told(tmp_path):
+    torch.jit.script(NotI3D()).save(str(tmp_path / I3D_FILE))
+    with pytest.raises(ValueError, match="cannot be called as I3D is"):
+        i3d_features([video((0, 0, 0))], find_i3d(tmp_path))
+
+
 def test_clip_similarity_is_a_cosine_that_depends_on_both(folder):
     clip = find_clip(folder)
     assert clip is not None

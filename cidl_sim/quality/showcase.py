@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import StoreError
 from cidl_sim.core.files import replacing
 from cidl_sim.diffusion.job import Job, JobResult, run_job
 from cidl_sim.diffusion.pretrained import pretrained_folders
@@ -106,12 +105,7 @@ def summary_of(runs: Mapping[str, Run]) -> dict[str, Any]:
 
 
 def _store(root: Path, on_step: OnStep) -> BlockStore:
-    try:
-        store = BlockStore.open(root)
-        if store.index.model == OPENSORA_SHAPES.model_dump(mode="json"):
-            return store
-    except StoreError:
-        pass  # none yet, or a damaged one: build it anew
+    """The trained weights, written anew: an old store could hold those of another version, and it takes a second."""
     step = "store of the trained model"
     total = len({visit.block.weights for visit in workload_of(OPENSORA_SHAPES, SETTINGS[ACCELERATED]).visits})
     written = 0
@@ -165,8 +159,8 @@ def draw_sheet(runs: Mapping[str, Run], path: Path) -> None:
     )
     for row, scene in zip(axes, SCENES, strict=True):
         i = SCENES.index(scene)
-        words = caption(scene) + (" (never trained on)" if i >= len(SCENES) - UNSEEN else "")
-        row[0].set_title(words, fontsize=8, loc="left")
+        title = caption(scene) + (" (never trained on)" if i >= len(SCENES) - UNSEEN else "")
+        row[0].set_title(title, fontsize=8, loc="left")
         for axis, run in zip(row, runs.values(), strict=True):
             axis.imshow(np.concatenate([run.videos[i][frame] for frame in SHOWN], axis=1), interpolation="nearest")
             axis.set(xticks=[], yticks=[])

@@ -113,6 +113,7 @@ def _write(
     make: Callable[[BlockDefinition], Mapping[str, Tensor]],
     on_block: OnBlock,
 ) -> BlockStore:
+    shutil.rmtree(root / TOKENIZER_FOLDER, ignore_errors=True)  # an earlier import's does not belong to this model
     return write_store(
         root,
         ((block.weights, partial(make, block)) for block in distinct_blocks(sizes, dtype, partition)),

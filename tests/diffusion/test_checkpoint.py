@@ -147,3 +147,10 @@ def test_the_tokenizer_comes_along(tmp_path, folders):
     (folders["t5"] / "tokenizer.json").write_text(json.dumps({"any": 1}))
     store = import_checkpoints(tmp_path / "a", SIZES, "fp32", folders)
     assert (store.root / "tokenizer" / "tokenizer.json").is_file()
+
+
+def test_a_tokenizer_does_not_outlive_its_model(tmp_path, folders):
+    (folders["t5"] / "tokenizer.json").write_text(json.dumps({"any": 1}))
+    import_checkpoints(tmp_path / "a", SIZES, "fp32", folders)
+    store = build_random_store(tmp_path / "a", SIZES, "fp32", 0)
+    assert not (store.root / "tokenizer").exists()

@@ -52,6 +52,10 @@ def publish(out: Path, target: Path, seed: int, sizes: OpenSoraSizes = OPENSORA_
     draw_losses(out, target / "loss.png")
     for file in (out / "tokenizer").iterdir():
         shutil.copyfile(file, target / "t5" / file.name)
+    for log in sorted(out.glob("*.log.jsonl")):
+        name = log.name.partition(".")[0]
+        state = torch.load(out / f"{name}.pt", weights_only=True)
+        print(f"{name}: {state['step']:,} steps in {state['seconds'] / 60:.0f} minutes")
     total = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {total / 1e6:.1f} MB")
 

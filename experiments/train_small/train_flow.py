@@ -132,7 +132,7 @@ def _step(
 def _optimizers(model: TextToLatent, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for the rest.
 
-    From one state, 300 steps with Muon gave a 3 % lower loss than with AdamW alone, and took 13 % more time.
+    Muon orthogonalizes its updates: every direction of a matrix learns, not only those with the largest gradients.
     """
     matrices, others = [], []
     tables = ("scale_shift_table", "relative_attention_bias", "text_encoder.blocks.0.")

@@ -2,14 +2,15 @@
 
     .venv/bin/python experiments/quality_beyond.py [--prompts 100] [--side 48] [--networks FOLDER]
 
-Leaps and rules are taken from full runs, so each costs nothing but its decoding (the halved leap one evaluation). They
-are compared with the times of 256x256 and 68 frames: with those of small videos even an early leap starts at little
-noise (quality_lpl.md). At each number of evaluations:
+Leaps and rules are taken from full runs, so each costs nothing but its decoding (the halved leap one evaluation);
+schedules are sampled from the same noise. They are compared with the times of 256x256 and 68 frames: with those of
+small videos even an early leap starts at little noise (quality_lpl.md). At each number of evaluations:
 
 - the paper's leap, along the last drift;
 - a second-order leap: along the drift that the last two extrapolate to, at the middle of what is left;
 - a halved leap: one evaluation earlier half of the way that is left, the last evaluation there, then the rest;
-- no leap at all, a plain schedule of as many steps.
+- no leap at all, a plain schedule of as many steps;
+- such a schedule with second-order steps (Adams-Bashforth: the drift and its change since the step before).
 
 Rules decide per video: dynamic LPL as published, and one that stops when the predicted end point (the latents after a
 leap) moves by less than a share of its size from one step to the next. Merging: the first half of the pairs, the second
@@ -62,8 +63,6 @@ def main() -> None:
     for batch, run in trajectories(model, asked, video_settings(args.side), ratio=PUBLISHED_RATIO):
         for name, (latents, evaluations) in ends_of(model, run, len(batch), video_settings(args.side)).items():
             leaps.setdefault(name, Made()).add(batch, model.decode(latents, FRAMES), evaluations)
-    for steps in EVALUATIONS:
-        leaps[f"plain, {steps} steps"] = plain(model, asked, args.side, steps)
     leap_scores = scored(leaps, FULL, classifier, args.networks)
     merging = {FULL: no_pairs, **MERGING}
     merging = {name: merged(model, asked, args.side, pairs) for name, pairs in merging.items()}
@@ -97,6 +96,8 @@ def ends_of(model: WholeModel, run: Trajectory, videos: int, settings: VideoSett
         ends[f"paper's leap, {n}"] = (run.leap(n - 1), [n] * videos)
         ends[f"second-order leap, {n}"] = (second_order_leap(run, n - 1), [n] * videos)
         ends[f"halved leap, {n}"] = (halved_leap(model, run, n - 2, settings), [n] * videos)
+        ends[f"plain schedule, {n}"] = (schedule(model, run, n, settings), [n] * videos)
+        ends[f"second-order schedule, {n}"] = (schedule(model, run, n, settings, second_order=True), [n] * videos)
     for rule in LPL_RULES:
         steps = [stopping_step(run, i, rule) for i in range(videos)]
         ends[f"dynamic ({rule})"] = leaps_at(run, steps)
@@ -139,11 +140,19 @@ def end_point_step(run: Trajectory, video: int, share: float) -> int:
     return STEPS - 1
 
 
-def plain(model: WholeModel, asked: list[Asked], side: int, steps: int) -> Made:
-    made = Made()
-    for batch, run in trajectories(model, asked, video_settings(side, steps=steps), ratio=PUBLISHED_RATIO):
-        made.add(batch, model.decode(run.after(steps), FRAMES), [steps] * len(batch))
-    return made
+def schedule(
+    model: WholeModel, run: Trajectory, steps: int, settings: VideoSettings, *, second_order: bool = False
+) -> Tensor:
+    """The latents after `steps` steps of their own schedule, from the noise and texts of `run`."""
+    times, z = flow.timesteps(steps, PUBLISHED_RATIO), run.latents[0]
+    before: Tensor | None = None
+    for i, t in enumerate(times):
+        drift, length = model.guided_drift(z, t, run.texts, settings), flow.step_length(times, i)
+        middle = drift
+        if second_order and before is not None:
+            middle = drift + (drift - before) * (length / (2 * flow.step_length(times, i - 1)))
+        z, before = flow.moved(z, middle, length), drift
+    return z
 
 
 PAIRS = OPENSORA_SHAPES.stdit.depth
@@ -167,9 +176,10 @@ def merged(model: WholeModel, asked: list[Asked], side: int, pairs: Callable[[in
 def draw(results: Mapping[str, Mapping[str, Estimate]]) -> None:
     families = {
         "the paper's leap": "paper's leap",
-        "second-order leap": "second-order",
+        "second-order leap": "second-order leap",
         "halved leap": "halved",
-        "no leap": "plain",
+        "plain schedule": "plain",
+        "second-order schedule": "second-order schedule",
         "stop at the end point": "end point",
         "dynamic, published rules": "dynamic",
     }

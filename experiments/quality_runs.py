@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from cidl_sim.core.files import replacing
+from cidl_sim.devices.catalog import find_device
 from cidl_sim.diffusion.pretrained import CLASSIFIER, FOLDER, pretrained_folders
 from cidl_sim.models.config import OPENSORA_SHAPES, VideoSettings
+from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality.attributes import ATTRIBUTES, attribute_scores, measure_clip
 from cidl_sim.quality.frechet import ClipClassifier, features_of, frechet_distance, load_classifier
 from cidl_sim.quality.generate import MergedPairs, Trajectory, WholeModel, no_pairs
@@ -27,6 +30,8 @@ from cidl_sim.quality.networks import Networks, find_networks, i3d_features
 from cidl_sim.quality.scores import STAND_INS, psnr, ssim
 from cidl_sim.quality.shapes import Frames, Scene, caption, held_out_combinations, random_scene, seen_combinations
 from cidl_sim.quality.summary import Estimate, estimate
+from cidl_sim.simulator.engine import simulate
+from cidl_sim.workloads.catalog import find_workload
 
 SEEDS = (0, 1, 2)
 FRAMES = 17
@@ -208,6 +213,19 @@ def seed_floor(made: Made, classifier: ClipClassifier) -> dict[str, float]:
     pairs = [(a, b) for i, a in enumerate(features) for b in features[i + 1 :]]
     floor["Fréchet distance"] = max(frechet_distance(a, b) for a, b in pairs)
     return floor
+
+
+@cache
+def phone_denoiser_s(techniques: str = "") -> float:
+    """Simulated seconds of STDiT on the phone, nothing overlapped: 256x256, 68 frames, 30 steps.
+
+    `techniques` ends the workload's name: "-lpl15", "-tdtm10".
+    """
+    workload, device = find_workload(f"opensora-v1.2-256x256-68f{techniques}"), find_device("iphone-15-pro")
+    seconds: float = simulate(workload, device, make_plan("sequential", workload, device)).groups["denoiser"][
+        "elapsed_s"
+    ]
+    return seconds
 
 
 def score_table(results: Mapping[str, Mapping[str, Estimate]], columns: Mapping[str, str], first: str) -> list[str]:

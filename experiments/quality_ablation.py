@@ -3,7 +3,7 @@
     .venv/bin/python experiments/quality_ablation.py [--prompts 100] [--rounds 3] [--networks FOLDER]
 
 Quality is the trained small model's, whose 11 MB need no dynamic loading; seconds here are those of the small model of
-400 MB with random weights, run for real with 30 steps under a limit that the kernel holds; seconds on the phone are
+709 MB with random weights, run for real with 30 steps under a limit that the kernel holds; seconds on the phone are
 simulated for Open-Sora v1.2. LPL leaps where the dynamic rule stops on average. Writes in experiments/results
 quality_ablation.md, quality_ablation.png (seconds and quality) and quality_ablation_frames.png (side by side).
 """
@@ -129,7 +129,7 @@ def main() -> None:
         f"Quality: the trained small model, {args.prompts} prompts x {len(SEEDS)} seeds, {FRAMES} frames; in brackets "
         "95 % intervals (bootstrap over prompts); SSIM, PSNR and Fréchet distance (features of a classifier of these "
         f"clips) against `none`. LPL: dynamic, rule `{RULE}`; TDTM: all pairs in the first {MERGED} of {STEPS} steps. "
-        "Seconds here: the small model of 400 MB with random weights, medians and ranges of "
+        "Seconds here: the small model (709 MB) with random weights, medians and ranges of "
         f"{args.rounds} rounds in turns; LPL leaps after the mean number of evaluations. Phone: Open-Sora v1.2, 68 "
         "frames, fp32, simulated with the profile of the iPhone 15 Pro, never run there. Speed-ups are those of the "
         "whole pipeline.",

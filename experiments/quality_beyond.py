@@ -166,9 +166,16 @@ MERGING: dict[str, Callable[[int], Collection[int]]] = {
 }
 
 
-def merged(model: WholeModel, asked: list[Asked], side: int, pairs: Callable[[int], Collection[int]]) -> Made:
+def merged(
+    model: WholeModel,
+    asked: list[Asked],
+    side: int,
+    pairs: Callable[[int], Collection[int]],
+    *,
+    ratio: float | None = None,
+) -> Made:
     made = Made()
-    for batch, run in trajectories(model, asked, video_settings(side), pairs):
+    for batch, run in trajectories(model, asked, video_settings(side), pairs, ratio=ratio):
         made.add(batch, model.decode(run.after(STEPS), FRAMES), [STEPS] * len(batch))
     return made
 

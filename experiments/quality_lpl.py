@@ -204,7 +204,7 @@ def draw(sets: Mapping[str, Videos]) -> None:
             numbers, counts = np.unique(values, return_counts=True)
             below.bar(numbers + 0.27 * (shift - 1), counts, width=0.27, label=f"{name}: mean {np.mean(values):.1f}")
         below.set(xlabel="evaluations", ylabel="videos that stop")
-        below.legend(loc="upper left")  # nothing stops that early
+        below.legend(loc="upper left", fontsize=8)  # nothing stops that early
     with replacing(RESULTS / "quality_lpl.png") as beside:
         figure.savefig(beside, format="png", dpi=130)
     plt.close(figure)

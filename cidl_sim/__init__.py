@@ -14,11 +14,11 @@ from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.devices.catalog import find_device
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.planner.evaluate import evaluated_plan
 from cidl_sim.planner.planner import best_plan
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.workloads.catalog import find_workload
 
 __all__ = [
     "POLICIES",

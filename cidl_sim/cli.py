@@ -24,6 +24,7 @@ from cidl_sim.commands import (
     traces,
     what_if,
 )
+from cidl_sim.commands.extra_options import EXTRA
 from cidl_sim.core.errors import CidlError
 
 app = typer.Typer(
@@ -50,13 +51,13 @@ for verb in (
     report.report,
     measure.calibrate,
     measure.validate,
-    execute.run,
     execute.demo,
 ):
     app.command()(verb)
 app.command(name="plan")(plan.plan_command)
+app.command(context_settings=EXTRA)(execute.run)
 model_app.command("build")(make.model_build)
-model_app.command("import")(make.model_import)
+model_app.command("import", context_settings=EXTRA)(make.model_import)
 coreml_app.command("export")(coreml.export)
 coreml_app.command("check")(coreml.check)
 coreml_app.command("cost")(coreml_device.cost)

@@ -19,18 +19,17 @@ from cidl_sim.core.errors import StoreError
 from cidl_sim.core.files import write_text
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import this_machine_file
-from cidl_sim.diffusion.job import Job, JobResult, run_job
+from cidl_sim.executor.job import Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OPENSORA_SHAPES, OPENSORA_SMALL, VideoSettings
+from cidl_sim.pipelines.catalog import DEMO, find_workload, parse_name
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality import showcase
 from cidl_sim.report.timeline import draw_timelines
 from cidl_sim.validation.compare import Case, report
 from cidl_sim.validation.runs import Scenario, run_scenarios
-from cidl_sim.workloads.catalog import workload_of
 
 PROMPT = "a red ball rolls over green grass"
-SETTINGS = VideoSettings(height=48, width=48, frames=17, steps=30, lpl="15", tdtm=8)
+SIZES, SETTINGS = parse_name(DEMO)
 # The policies that it compares; prefix and spread with their best numbers.
 POLICIES_TO_COMPARE = ("sequential", "next_block", "on_device_sora", "lru", "prefix", "spread")
 # Of the weights, this much may be in memory at a time.
@@ -58,7 +57,7 @@ def run_demo(
     """
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
-    workload = workload_of(OPENSORA_SMALL, SETTINGS)
+    workload = find_workload(DEMO)
     unlimited = measure_this_machine([(store, SETTINGS)], lambda *state: on_step("measure this machine", *state))
     limit = demo_limit(workload, unlimited)
     device = unlimited.with_value("memory_limit_bytes", limit)
@@ -106,11 +105,11 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
     """The demo's store, built once: a second run reuses it if it is whole."""
     try:
         store = BlockStore.open(root)
-        if store.index.model == OPENSORA_SMALL.model_dump(mode="json"):
+        if store.index.model == SIZES.model_dump(mode="json"):
             return store
     except StoreError:
         pass  # none yet, or a damaged one: build it anew
-    total = len({visit.block.weights for visit in workload_of(OPENSORA_SMALL, SETTINGS).visits})
+    total = len({visit.block.weights for visit in find_workload(DEMO).visits})
     written = 0
 
     def observe_block(weights: str, _: int) -> None:
@@ -118,9 +117,9 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
         written += 1
         on_step("build the block store", written, total, weights)
 
-    from cidl_sim.diffusion.model_store import build_random_store  # builds networks: seconds of imports
+    from cidl_sim.pipelines.model_store import build_random_store  # builds networks: seconds of imports
 
-    return build_random_store(root, OPENSORA_SMALL, "fp32", seed=0, on_block=observe_block)
+    return build_random_store(root, SIZES, "fp32", seed=0, on_block=observe_block)
 
 
 def _control(
@@ -128,9 +127,9 @@ def _control(
 ) -> JobResult:
     """Load everything under the same limit: the kernel is expected to kill it."""
     runs.mkdir(exist_ok=True)
-    plan_file = runs / "plan-control.json"
-    make_plan("sequential", workload, device).write(plan_file)
-    job = Job(plan=str(plan_file), store=str(store.root.absolute()), prompts=(prompt,), seed=seed, control=True)
+    plan = make_plan("sequential", workload, device)
+    root = str(store.root.absolute())
+    job = Job(plan=plan, workload=workload, store=root, prompts=(prompt,), seed=seed, control=True)
     step, total = "control: all resident", len(workload.visits)
     on_step(step, 0, total, "loading everything")
     result = run_job(
@@ -145,7 +144,7 @@ def _control(
 
 def _trained(out: Path, device: DeviceProfile, seed: int, on_step: OnStep) -> dict[str, Any]:
     """The small trained model, in full and accelerated, under a limit below its own weights."""
-    workload = workload_of(OPENSORA_SHAPES, showcase.SETTINGS[showcase.FULL])
+    workload = find_workload(showcase.WORKLOADS[showcase.FULL])
     limited = device.with_value("memory_limit_bytes", demo_limit(workload, device))
     return showcase.run_showcase(out, limited, seed, on_step)
 

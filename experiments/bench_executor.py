@@ -32,14 +32,15 @@ import matplotlib.pyplot as plt
 from bench_systems import COMPETITORS, Model, blocks_of, prepare_copies, workload_for
 from quick_rates import quick_device, read_rate
 
+from cidl_sim.blocks.definition import TORCH_DTYPES
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.executor.memory_limit import Charged, MemoryGroup
 from cidl_sim.executor.store import BlockStore, write_store
-from cidl_sim.models.config import OPENSORA_V1_2
-from cidl_sim.models.open_sora import TORCH_DTYPES
-from cidl_sim.models.random_weights import random_weights
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2
+from cidl_sim.pipelines.random_weights import random_weights
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 
@@ -333,7 +334,10 @@ def network_store(root: Path, model: Model, dtype: str) -> BlockStore:
     try:
         return BlockStore.open(root)
     except StoreError:
-        made = ((b.weights, lambda b=b: random_weights(b, 0, TORCH_DTYPES[dtype])) for b in blocks_of(model, dtype))
+        made = (
+            (b.weights, lambda b=b: random_weights(OPEN_SORA, b, 0, TORCH_DTYPES[dtype]))
+            for b in blocks_of(model, dtype)
+        )
         return write_store(
             root, made, name=model, dtype=dtype, source="random, seed 0", model=OPENSORA_V1_2.model_dump(mode="json")
         )

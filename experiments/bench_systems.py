@@ -22,20 +22,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import header_for
 from cidl_sim.core.workload import Stage, Visit, Workload, read_workload
-from cidl_sim.diffusion import rectified_flow as flow
-from cidl_sim.diffusion.model_store import distinct_blocks
-from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, TextToVideo
 from cidl_sim.executor.memory_limit import charged_to_this_process, prepare_memory
 from cidl_sim.executor.runtime import Limits, Runtime
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
-from cidl_sim.models.config import OPENSORA_V1_2, VideoSettings
-from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, stage_definitions
-from cidl_sim.models.stdit3 import Geometry, STDiT3, STDiT3Part1, final_drift
-from cidl_sim.workloads.catalog import workload_of
+from cidl_sim.models.stdit3 import STDiT3, STDiT3Part1, final_drift
+from cidl_sim.pipelines.catalog import workload_of
+from cidl_sim.pipelines.model_store import distinct_blocks
+from cidl_sim.pipelines.open_sora.family import FRAMES_PER_SECOND
+from cidl_sim.pipelines.open_sora.program import TextToVideo
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2, VideoSettings
+from cidl_sim.pipelines.open_sora.stages import geometry_of, stage_definitions
+from cidl_sim.sampling import rectified_flow as flow
 
 Model = Literal["t5", "stdit"]
 
@@ -134,7 +136,7 @@ def empty_model(model: Model, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         if model == "stdit":
             sizes = OPENSORA_V1_2
-            return Denoiser(sizes.stdit, sizes.t5.d_model, Geometry.of(settings_of("fp32", 1))).to(dtype).eval()
+            return Denoiser(sizes.stdit, sizes.t5.d_model, geometry_of(settings_of("fp32", 1))).to(dtype).eval()
         from transformers import T5Config, T5EncoderModel
 
         t5 = OPENSORA_V1_2.t5

@@ -13,12 +13,12 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Block, Stage, Workload
+from cidl_sim.devices.published import Rows
 from cidl_sim.planner.planner import best_plan
 from cidl_sim.policies.build import build_plan
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.on_device_sora import REFERENCE, repeated_body, retained_blocks
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.published import Rows
 
 NONE, CI, CI_DL, NEXT, PLANNED = "no technique", "CI", "CI-DL", "next_block", "planned"
 PLANNING_LIMIT_S = 5.0

@@ -37,14 +37,14 @@ from small_runs import SmallJob, others_load, provenance, run_in_turns, small_jo
 from cidl_sim.core.costs import load_cost
 from cidl_sim.core.files import write_text
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.models.config import OPENSORA_SMALL, OPENSORA_TINY, OpenSoraSizes, VideoSettings
+from cidl_sim.devices.published import Rows, read_published
+from cidl_sim.pipelines.catalog import find_workload
+from cidl_sim.pipelines.open_sora.predictions import denoiser_alone
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL, OPENSORA_TINY, OpenSoraSizes, VideoSettings
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.on_device_sora import REFERENCE, retained_blocks
 from cidl_sim.report.rounds import draw_rounds
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.predictions import denoiser_alone
-from cidl_sim.validation.published import Rows, read_published
-from cidl_sim.workloads.catalog import find_workload
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results"

@@ -10,11 +10,11 @@ from small_runs import round_seconds
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
+from cidl_sim.devices.published import Rows
+from cidl_sim.pipelines.catalog import find_workload
+from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.iphone_fit import FITTED_ROWS
-from cidl_sim.validation.published import Rows
-from cidl_sim.workloads.catalog import find_workload
 
 COMPONENTS = {"text_encoder": "T5", "denoiser": "STDiT", "decoder": "VAE"}
 STEPS = (30, 50)

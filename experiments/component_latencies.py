@@ -28,11 +28,12 @@ from cidl_sim.core.files import replacing, write_text
 from cidl_sim.core.trace import Header, Trace, read_trace
 from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.models.config import OPENSORA_TINY, OpenSoraSizes, STDiT3Sizes, T5Sizes, VAESizes, VideoSettings
+from cidl_sim.devices.published import Rows, read_published
+from cidl_sim.models.sizes import STDiT3Sizes, T5Sizes, VAESizes
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, OpenSoraSizes, VideoSettings
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.timeline import GROUP_COLORS
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.published import Rows, read_published
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results"

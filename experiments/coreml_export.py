@@ -22,13 +22,14 @@ from pathlib import Path
 
 from bench_executor import processor
 
+from cidl_sim.blocks.definition import TORCH_DTYPES
 from cidl_sim.coreml.export import Job, export_package
 from cidl_sim.coreml.manifest import Compression, Package, Precision
 from cidl_sim.executor.store import BlockStore, write_store
-from cidl_sim.models.config import OPENSORA_V1_2
-from cidl_sim.models.open_sora import TORCH_DTYPES
-from cidl_sim.models.random_weights import random_weights
-from cidl_sim.workloads.catalog import parse_name
+from cidl_sim.pipelines.catalog import parse_name
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2
+from cidl_sim.pipelines.random_weights import random_weights
 
 RESULTS = Path(__file__).parent / "results"
 WORKLOAD = "opensora-v1.2-192x192-17f"
@@ -66,13 +67,16 @@ def main() -> None:
 
 def full_width_store(root: Path) -> BlockStore:
     """The blocks that are exported, in fp32, as `cidl model build --size full` writes them."""
-    from cidl_sim.coreml.variants import variants_of
+    from cidl_sim.pipelines.variants import variants_of
 
     variants = variants_of(OPENSORA_V1_2, (parse_name(WORKLOAD)[1],))
     definitions = {weights: next(iter(variants[weights].values())).longest for weights in BLOCKS}
     return write_store(
         root,
-        ((w, lambda block=block: random_weights(block, 0, TORCH_DTYPES["fp32"])) for w, block in definitions.items()),
+        (
+            (w, lambda block=block: random_weights(OPEN_SORA, block, 0, TORCH_DTYPES["fp32"]))
+            for w, block in definitions.items()
+        ),
         name=OPENSORA_V1_2.name,
         dtype="fp32",
         source="random, seed 0",
@@ -127,7 +131,7 @@ def _both_and_plain(job: Job) -> tuple[int, int]:
 
     from cidl_sim.coreml.conversion import convert, function_of
     from cidl_sim.coreml.manifest import files_of
-    from cidl_sim.coreml.variants import variants_of
+    from cidl_sim.pipelines.variants import variants_of
 
     job.out.mkdir()
     both = export_package(job).bytes

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from bench_executor import processor
 
 from cidl_sim.coreml.check import BlockErrors, compare_block
-from cidl_sim.coreml.mil_interpreter import load_package
+from cidl_sim.mil.interpreter import load_package
 from tests.coreml.converted import convert, example_inputs, exportable, loaded
 from tests.coreml.test_interpreter_real_widths import BLOCKS, SETTINGS
 

@@ -23,13 +23,13 @@ from quick_rates import quick_device
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.diffusion.job import Job, JobResult, describe_mode, run_job
-from cidl_sim.diffusion.model_store import build_random_store
+from cidl_sim.executor.job import Job, JobResult, describe_mode, run_job
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OPENSORA_V1_2, VideoSettings
+from cidl_sim.pipelines.catalog import workload_of
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2, VideoSettings
 from cidl_sim.planner.evaluate import evaluated_plan
 from cidl_sim.report.timeline import draw_timelines
-from cidl_sim.workloads.catalog import workload_of
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a stack of dried leaves burning in a forest"

@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.workload import Workload
+from cidl_sim.devices.published import Row, Rows
+from cidl_sim.pipelines.catalog import find_workload
+from cidl_sim.pipelines.open_sora.predictions import denoiser_alone
 from cidl_sim.planner.planner import best_plan
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.report.timeline import GROUP_COLORS
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.predictions import denoiser_alone
-from cidl_sim.validation.published import Row, Rows
-from cidl_sim.workloads.catalog import find_workload
 
 NONE = "no technique"
 PLANNED = "planned"

@@ -26,8 +26,8 @@ from reference_optima import mixed, uniform
 from cidl_sim.core.device import DeviceProfile, read_device
 from cidl_sim.core.files import replacing, write_text
 from cidl_sim.core.workload import Workload
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.planner.online_comparison import Change, Compared, compare_online
-from cidl_sim.workloads.catalog import find_workload
 
 RESULTS = Path(__file__).parent / "results"
 MAIN_JOB = Path(__file__).parent.parent / "traces/main_job/device.toml"

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from cidl_sim.blocks.cuts import Dtype
 from cidl_sim.calibration.this_machine import Calibration, Target
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
@@ -30,15 +31,16 @@ from cidl_sim.core.files import replacing, write_text
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Header, Trace, read_trace
 from cidl_sim.core.workload import Stage, Workload
-from cidl_sim.diffusion.job import Job, run_job
-from cidl_sim.diffusion.matching import store_sizes
-from cidl_sim.diffusion.model_store import build_random_store
+from cidl_sim.executor.job import Job, run_job
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import Dtype, OpenSoraSizes, STDiT3Sizes, T5Sizes, VAESizes, VideoSettings
+from cidl_sim.models.sizes import STDiT3Sizes, T5Sizes, VAESizes
+from cidl_sim.pipelines.catalog import workload_of
+from cidl_sim.pipelines.matching import store_sizes
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OpenSoraSizes, VideoSettings
 from cidl_sim.planner.evaluate import evaluated_plan
 from cidl_sim.planner.planner import best_plan
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.workloads.catalog import workload_of
 
 RESULTS = Path(__file__).parent / "results"
 BASELINES = ("on_device_sora", "prefix", "next_block")

@@ -25,8 +25,8 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device, shipped_devices
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.planner.planner import best_plan
-from cidl_sim.workloads.catalog import find_workload
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = ((8, 8), (12, 8), (16, 8), (24, 8), (48, 8), (96, 8))  # units of a load and of an execution

@@ -21,10 +21,10 @@ from matplotlib.axes import Axes
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.devices.catalog import find_device
+from cidl_sim.devices.published import read_published
+from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS, FITTED_WORKLOAD
+from cidl_sim.pipelines.open_sora.predictions import Comparison, compare_published
 from cidl_sim.validation.disagreements import Disagreement, LoadRate, disagreements, load_rates
-from cidl_sim.validation.iphone_fit import FITTED_ROWS, FITTED_WORKLOAD
-from cidl_sim.validation.predictions import Comparison, compare_published
-from cidl_sim.validation.published import read_published
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results"

@@ -42,26 +42,27 @@ from cidl_sim.core.files import replacing, write_text
 from cidl_sim.core.trace import Trace
 from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.diffusion.job import Job, run_job
-from cidl_sim.diffusion.model_store import build_random_store, import_checkpoints
-from cidl_sim.diffusion.pretrained import pretrained_folders
+from cidl_sim.devices.published import read_published
+from cidl_sim.executor.job import Job, run_job
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import LPL_RULES, OPENSORA_SHAPES, OPENSORA_SMALL, VideoSettings
+from cidl_sim.pipelines.catalog import find_workload, workload_of
+from cidl_sim.pipelines.model_store import build_random_store, import_checkpoints
+from cidl_sim.pipelines.open_sora.pretrained import pretrained_folders
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES, OPENSORA_SMALL, VideoSettings
+from cidl_sim.pipelines.open_sora.whole_model import Trajectory, WholeModel, no_pairs
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.quality.frechet import ClipClassifier
-from cidl_sim.quality.generate import Trajectory, WholeModel, no_pairs
 from cidl_sim.quality.networks import Networks
 from cidl_sim.quality.shapes import caption
 from cidl_sim.quality.summary import Estimate
+from cidl_sim.sampling.linear_proportional_leap import STOPPING_RULES
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.published import read_published
-from cidl_sim.workloads.catalog import find_workload, workload_of
 
 STEPS, MERGED = 30, 10
 # A side of the trained model's videos, and the resolution of the full one that stands beside it.
 SIDES = {48: 192, 64: 256}
-RULE = LPL_RULES[0]
+RULE = STOPPING_RULES[0]
 
 
 @dataclass(frozen=True)

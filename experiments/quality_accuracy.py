@@ -32,8 +32,8 @@ from quality_runs import (
 )
 
 from cidl_sim.core.files import replacing, write_text
+from cidl_sim.pipelines.open_sora.whole_model import WholeModel
 from cidl_sim.quality.attributes import ATTRIBUTES
-from cidl_sim.quality.generate import WholeModel
 from cidl_sim.quality.shapes import caption, render
 
 SIDES = (48, 64)

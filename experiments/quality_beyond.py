@@ -42,10 +42,11 @@ from quality_runs import (
 from torch import Tensor
 
 from cidl_sim.core.files import replacing, write_text
-from cidl_sim.diffusion import rectified_flow as flow
-from cidl_sim.models.config import LPL_RULES, OPENSORA_SHAPES, VideoSettings
-from cidl_sim.quality.generate import Trajectory, WholeModel, no_pairs
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES, VideoSettings
+from cidl_sim.pipelines.open_sora.whole_model import Trajectory, WholeModel, no_pairs
 from cidl_sim.quality.summary import Estimate
+from cidl_sim.sampling import rectified_flow as flow
+from cidl_sim.sampling.linear_proportional_leap import STOPPING_RULES
 
 STEPS = 30
 FULL = "30 of 30"
@@ -98,7 +99,7 @@ def ends_of(model: WholeModel, run: Trajectory, videos: int, settings: VideoSett
         ends[f"halved leap, {n}"] = (halved_leap(model, run, n - 2, settings), [n] * videos)
         ends[f"plain schedule, {n}"] = (schedule(model, run, n, settings), [n] * videos)
         ends[f"second-order schedule, {n}"] = (schedule(model, run, n, settings, second_order=True), [n] * videos)
-    for rule in LPL_RULES:
+    for rule in STOPPING_RULES:
         steps = [stopping_step(run, i, rule) for i in range(videos)]
         ends[f"dynamic ({rule})"] = leaps_at(run, steps)
     for share in END_POINT_SHARES:

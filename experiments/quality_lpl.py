@@ -39,18 +39,17 @@ from quality_runs import (
 )
 
 from cidl_sim.core.files import replacing, write_text
-from cidl_sim.diffusion.linear_proportional_leap import DynamicLeap, drift_similarity, stopping_rule
-from cidl_sim.diffusion.rectified_flow import TIMESTEPS, time_ratio
-from cidl_sim.models.config import LPL_RULES
-from cidl_sim.quality.generate import Trajectory, WholeModel
+from cidl_sim.pipelines.open_sora.whole_model import Trajectory, WholeModel
 from cidl_sim.quality.scores import STAND_INS
 from cidl_sim.quality.summary import Estimate
+from cidl_sim.sampling.linear_proportional_leap import STOPPING_RULES, DynamicLeap, drift_similarity, stopping_rule
+from cidl_sim.sampling.rectified_flow import TIMESTEPS, time_ratio
 
 STEPS = 30
 PUBLISHED_RATIO = time_ratio(256, 256, 68)
 FULL, CUT_OFF, FEWER = "30 of 30", "16 of 30, cut off", "16 of 16"
 LEAPS = {f"{n} of 30": n for n in (16, 21, 23, 25)}
-DYNAMIC = {f"dynamic ({rule})": rule for rule in LPL_RULES}
+DYNAMIC = {f"dynamic ({rule})": rule for rule in STOPPING_RULES}
 # On-device Sora (arXiv 2502.04363v2), the table of LPL, on VBench's prompts.
 PUBLISHED = """
 | setting | SSIM | FVD | dynamic degree | imaging quality | speed-up |

@@ -26,7 +26,7 @@ from quality_runs import (
 )
 
 from cidl_sim.core.files import replacing, write_text
-from cidl_sim.quality.generate import no_pairs
+from cidl_sim.pipelines.open_sora.whole_model import no_pairs
 from cidl_sim.quality.summary import Estimate
 
 

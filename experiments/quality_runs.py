@@ -20,18 +20,18 @@ from rich.progress import track
 
 from cidl_sim.core.files import replacing
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.diffusion.pretrained import CLASSIFIER, FOLDER, pretrained_folders
-from cidl_sim.models.config import OPENSORA_SHAPES, VideoSettings
+from cidl_sim.pipelines.catalog import find_workload
+from cidl_sim.pipelines.open_sora.pretrained import CLASSIFIER, FOLDER, pretrained_folders
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES, VideoSettings
+from cidl_sim.pipelines.open_sora.whole_model import MergedPairs, Trajectory, WholeModel, no_pairs
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality.attributes import ATTRIBUTES, attribute_scores, measure_clip
 from cidl_sim.quality.frechet import ClipClassifier, features_of, frechet_distance, load_classifier
-from cidl_sim.quality.generate import MergedPairs, Trajectory, WholeModel, no_pairs
 from cidl_sim.quality.networks import Networks, find_networks, i3d_features
 from cidl_sim.quality.scores import STAND_INS, psnr, ssim
 from cidl_sim.quality.shapes import Frames, Scene, caption, held_out_combinations, random_scene, seen_combinations
 from cidl_sim.quality.summary import Estimate, estimate
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.workloads.catalog import find_workload
 
 SEEDS = (0, 1, 2)
 FRAMES = 17

@@ -34,11 +34,11 @@ from quality_runs import (
 )
 
 from cidl_sim.core.files import replacing, write_text
-from cidl_sim.models.config import OPENSORA_SHAPES, OPENSORA_V1_2, OpenSoraSizes, VideoSettings
+from cidl_sim.pipelines.catalog import workload_of
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES, OPENSORA_V1_2, OpenSoraSizes, VideoSettings
 from cidl_sim.quality.attributes import measure_clip
 from cidl_sim.quality.scores import STAND_INS
 from cidl_sim.quality.summary import Estimate
-from cidl_sim.workloads.catalog import workload_of
 
 STEPS = 30
 MERGED = (0, 10, 15, 20, 25, 30)

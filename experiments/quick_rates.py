@@ -7,11 +7,11 @@ import time
 
 import torch
 
+from cidl_sim.blocks.definition import TORCH_DTYPES
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Provenance
 from cidl_sim.executor.arena import Arena
 from cidl_sim.executor.reading import read_block
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.open_sora import TORCH_DTYPES
 
 READ_BYTES = 2_000_000_000
 TOKENS = 300

@@ -16,10 +16,10 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Header, Trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.diffusion.model_store import build_random_store
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OpenSoraSizes, VideoSettings
-from cidl_sim.workloads.catalog import workload_of
+from cidl_sim.pipelines.catalog import workload_of
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OpenSoraSizes, VideoSettings
 
 # So much of a core in use by others disturbs a run of a thread that computes and one that loads.
 DISTURBING = 0.5

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cidl_sim.demo import PROMPT, SETTINGS
-from cidl_sim.diffusion.model_store import build_random_store
-from cidl_sim.models.config import OPENSORA_SMALL
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL
 from cidl_sim.report.validation_plot import draw_validation
 from cidl_sim.validation.campaign import validate_machine
 from cidl_sim.validation.compare import Case, report

@@ -5,22 +5,20 @@ Run it after any change of the file formats, of the models or of how they are me
     .venv/bin/python experiments/write_generated_files.py
 """
 
-from pathlib import Path
-
 from cidl_sim.core import schemas
-from cidl_sim.workloads import catalog
+from cidl_sim.pipelines import catalog
 
 
 def main() -> None:
     for path in schemas.write_schemas():
         print(path)
-    folder = Path(catalog.__file__).parent / "data"
-    for old in folder.glob("*.json"):
-        old.unlink()
-    for name in catalog.SHIPPED:
-        workload = catalog.measure_workload(*catalog.parse_name(name))
-        workload.write(folder / f"{workload.name}.json")
-        print(f"{workload.name}: {len(workload.visits)} visits, {workload.weights_bytes} bytes of weights")
+    for pipeline in catalog.pipelines().values():
+        for old in pipeline.data.glob("*.json") if pipeline.data else ():
+            old.unlink()
+        for name in pipeline.shipped:
+            workload = catalog.measure_workload(*catalog.parse_name(name))
+            workload.write(pipeline.data / f"{workload.name}.json")
+            print(f"{workload.name}: {len(workload.visits)} visits, {workload.weights_bytes} bytes of weights")
 
 
 if __name__ == "__main__":

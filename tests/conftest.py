@@ -46,8 +46,8 @@ def analytic_device(limit: int, **fields: object) -> DeviceProfile:
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of the tiny model in fp32, seed 0. Do not alter its files: copy the folder first."""
-    from cidl_sim.diffusion.model_store import build_random_store
-    from cidl_sim.models.config import OPENSORA_TINY
+    from cidl_sim.pipelines.model_store import build_random_store
+    from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
 
     root = tmp_path_factory.mktemp("stores") / "tiny"
     build_random_store(root, OPENSORA_TINY, "fp32", seed=0)

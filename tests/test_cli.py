@@ -32,9 +32,9 @@ from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
 from cidl_sim.executor.store import BlockStore
+from cidl_sim.pipelines.catalog import find_workload, shipped
 from cidl_sim.policies.catalog import POLICIES
 from cidl_sim.validation.runs import Scenario, read_runs
-from cidl_sim.workloads.catalog import SHIPPED, find_workload
 from tests.conftest import analytic_device, uniform_workload
 
 TINY = "opensora-tiny-32x32-17f-2s-fp32"
@@ -129,11 +129,11 @@ def roomy_device(tmp_path: Path) -> Path:
 
 def test_workloads_lists_every_named_workload():
     rows = answer_of("workloads")["workloads"]
-    assert [row["name"] for row in rows] == [find_workload(name).name for name in SHIPPED]
-    assert [row["weights_bytes"] for row in rows] == [find_workload(name).weights_bytes for name in SHIPPED]
+    assert [row["name"] for row in rows] == [find_workload(name).name for name in shipped()]
+    assert [row["weights_bytes"] for row in rows] == [find_workload(name).weights_bytes for name in shipped()]
 
 
-@pytest.mark.parametrize("name", [SHIPPED[0], TINY])
+@pytest.mark.parametrize("name", [shipped()[0], TINY])
 def test_workloads_with_a_name_prints_the_workload_file(name):
     assert Workload.model_validate(answer_of("workloads", name)) == find_workload(name)
 

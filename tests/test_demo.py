@@ -18,9 +18,9 @@ from cidl_sim.core.workload import Workload, read_workload
 from cidl_sim.demo import POLICIES_TO_COMPARE, PROMPT, SETTINGS, WEIGHTS_FRACTION, demo_limit
 from cidl_sim.devices.catalog import THIS_MACHINE, this_machine_file
 from cidl_sim.executor.memory_limit import can_enforce
-from cidl_sim.models.config import OPENSORA_SMALL
+from cidl_sim.pipelines.catalog import workload_of
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.workloads.catalog import workload_of
 from tests.conftest import analytic_device, uniform_workload
 from tests.test_cli import answer_of, call_cidl
 

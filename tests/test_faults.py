@@ -19,11 +19,11 @@ import torch
 
 from cidl_sim.core.plan import largest_need, read_plan
 from cidl_sim.core.trace import read_trace
-from cidl_sim.diffusion.saved_run import save_run
 from cidl_sim.executor.memory_limit import can_enforce
+from cidl_sim.executor.saved_run import save_run
 from cidl_sim.executor.store import BlockStore
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.workloads.catalog import find_workload
 from tests.conftest import analytic_device
 from tests.test_cli import ROOM_FOR_THE_PROCESS, TINY, Outcome, answer_of, assert_refused, call_cidl
 
@@ -326,7 +326,7 @@ def worker_of(temporary: Path) -> int | None:
         # Processes come and go while we look.
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes().split(b"\0")
-            if b"cidl_sim.diffusion.worker" in command and any(str(temporary).encode() in word for word in command):
+            if b"cidl_sim.worker.__main__" in command and any(str(temporary).encode() in word for word in command):
                 opened = (descriptor.readlink().name for descriptor in (process / "fd").iterdir())
                 if any("cidl-arena" in name for name in opened):
                     return int(process.name)

@@ -16,10 +16,10 @@ from network import TextToLatent
 from publish import publish
 from tokenizer import train_tokenizer
 
-from cidl_sim.diffusion.model_store import import_checkpoints
-from cidl_sim.diffusion.prompt import encode_prompt
-from cidl_sim.models.config import OPENSORA_TINY, VideoSettings
-from cidl_sim.quality.generate import WholeModel
+from cidl_sim.pipelines.model_store import import_checkpoints
+from cidl_sim.pipelines.open_sora.prompt import encode_prompt
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
+from cidl_sim.pipelines.open_sora.whole_model import WholeModel
 from cidl_sim.quality.shapes import BACKGROUNDS, caption, random_scene, render, seen_combinations
 
 SIZES = OPENSORA_TINY  # the scripts' own are ten times as slow

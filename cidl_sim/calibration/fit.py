@@ -7,18 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTATING, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Figure, Loader, Measured, Noise, Provenance
+from cidl_sim.core.estimates import load_line, spread_of
 from cidl_sim.core.samples import Conditions, Sample, by_kind, samples_of
 from cidl_sim.core.trace import Operation
 from cidl_sim.core.workload import Block
 
 # On top of the largest excess seen in the calibration runs: what differs from run to run, up to 7 % in one validation.
 BASELINE_MARGIN_BYTES = 24 << 20
-# With fewer samples a spread says more about chance than about the machine.
-ENOUGH_FOR_SPREAD = 8
 FIRST_TOUCH_STEPS = 100
 # A cold load counts as its own cost only where it differs clearly: most kinds have few cold loads.
 CLEARLY_COLD = 1.1
@@ -77,16 +74,6 @@ def fit_device(name: str, observations: Sequence[Observation], memory_limit_byte
         ),
         provenance=_provenance(observations),
     )
-
-
-def load_line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Latency in s and bandwidth in bytes/s of the line through (bytes, seconds), neither below zero."""
-    sizes, seconds = np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
-    if len(points) > 1 and np.ptp(sizes) > 0:
-        slope, intercept = np.polyfit(sizes, seconds, 1)
-        if slope > 0 and intercept >= 0:
-            return float(intercept), float(1.0 / slope)
-    return 0.0, float(sizes.sum() / seconds.sum())
 
 
 def slowdown(samples: Iterable[Sample], usual_s: dict[str, float]) -> float:
@@ -213,14 +200,6 @@ def _loads(kind: str, samples: KindSamples, observations: Sequence[Observation])
 def _workspace(kind: str, observations: Sequence[Observation]) -> int | None:
     found = [o.result.workspace_bytes[kind] for o in observations if kind in o.result.workspace_bytes]
     return round(statistics.median(found)) if found else None
-
-
-def spread_of(values: Sequence[float]) -> float | None:
-    """Relative standard deviation by the interquartile range; None of too few values."""
-    if len(values) < ENOUGH_FOR_SPREAD:
-        return None
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return float((high - low) / 1.349 / middle) if middle > 0 else 0.0
 
 
 def _first_touch_rate(observations: Sequence[Observation], conditions: Conditions) -> float | None:

@@ -7,7 +7,7 @@
   first to touch their memory.
 - `OVERLAP`: a lookahead of one block, into memory as in `LOADS`, for how much the two slow each other down.
 
-All use the real executor on every kind of block of the workload, over a few denoising steps.
+All use the real executor on every kind of block of the workload, over a short run of it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from pathlib import Path
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
-from cidl_sim.diffusion.matching import store_sizes
+from cidl_sim.executor.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.executor.memory_limit import physical_memory_bytes
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import VideoSettings
+from cidl_sim.pipelines.catalog import pipeline_of, workload_of
+from cidl_sim.pipelines.matching import store_sizes
+from cidl_sim.pipelines.pipeline import RunSettings
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.workloads.catalog import workload_of
 
-CALIBRATION_STEPS = 6
 LOADS, EXECUTIONS, OVERLAP = "sequential", "prefix:999", "next_block"  # the policies of the runs
 PURPOSES = (LOADS, EXECUTIONS, OVERLAP)
 ROTATING = (LOADS, OVERLAP)  # whose loads go round through memory that was touched before the run
@@ -54,7 +53,7 @@ class Observation:
 
 def observe(
     store: BlockStore,
-    settings: VideoSettings,
+    settings: RunSettings,
     policy: str,
     threads: int,
     on_progress: OnProgress = lambda done, total, stage: None,
@@ -65,17 +64,16 @@ def observe(
 
     A store larger than half of the machine's memory is not kept whole in it.
     """
-    merged = CALIBRATION_STEPS // 2 if settings.tdtm else 0
-    short = settings.model_copy(update={"steps": CALIBRATION_STEPS, "lpl": "off", "tdtm": merged, "prompts": 1})
-    workload = workload_of(store_sizes(store), short)
+    sizes = store_sizes(store)
+    workload = workload_of(sizes, pipeline_of(sizes).calibrating(settings))
     rotates = policy in ROTATING
     room = ROTATION_BYTES if rotates else physical_memory_bytes() // 2
     plan = make_plan(policy, workload, _roomy_device(workload, room)).model_copy(update={"compute_threads": threads})
     with tempfile.TemporaryDirectory(prefix="cidl-calibrate-") as folder:
-        plan_file, trace_file = Path(folder) / "plan.json", Path(folder) / "trace.json"
-        plan.write(plan_file)
+        trace_file = Path(folder) / "trace.json"
         job = Job(
-            plan=str(plan_file),
+            plan=plan,
+            workload=workload,
             store=str(store.root.absolute()),
             prompts=(PROMPT,),
             trace=str(trace_file),

@@ -9,14 +9,14 @@ from cidl_sim.calibration.fit import fit_device
 from cidl_sim.calibration.microbenchmark import OVERLAP, PURPOSES, Observation, OnProgress, observe
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.devices.catalog import THIS_MACHINE
-from cidl_sim.diffusion.job import ComputeDevice
+from cidl_sim.executor.job import ComputeDevice
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import VideoSettings
+from cidl_sim.pipelines.pipeline import RunSettings
 
 # Computing on every core has to be this much faster with a load beside it before the loader loses its core:
 # such runs come out very differently from minute to minute.
 CLEARLY_FASTER = 0.9
-Target = tuple[BlockStore, VideoSettings]
+Target = tuple[BlockStore, RunSettings]
 
 
 class Calibration:

@@ -17,7 +17,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.trace import Trace
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.diffusion.job import ComputeDevice
+from cidl_sim.executor.job import ComputeDevice
 
 # A pipe has no width of its own; names would be cut at 80 columns.
 screen = Console(width=None if sys.stdout.isatty() else 132)

@@ -47,8 +47,8 @@ def export(
 ) -> None:
     """Export the blocks of a store as Core ML packages; a second call goes on where the first stopped."""
     precision, compression = _chosen("--dtype", dtype, Precision), _chosen("--compress", compress, Compression)
-    from cidl_sim.coreml.export import export_store
     from cidl_sim.executor.store import BlockStore
+    from cidl_sim.worker.exporting import export_store
 
     made: list[str] = []
     with progress() as step:
@@ -80,8 +80,8 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Run every function of an export in the interpreter and compare it with PyTorch; exit code 2 if one is wrong."""
-    from cidl_sim.coreml.check_export import check_export
     from cidl_sim.executor.store import BlockStore
+    from cidl_sim.worker.exporting import check_export
 
     with progress() as step:
 
@@ -110,8 +110,9 @@ def workload(
 ) -> None:
     """Show the workload of an export, its weights as large as the packages; what a run of them is planned for."""
     from cidl_sim.coreml.packages import Packages
+    from cidl_sim.worker.sources import PackageSource
 
-    made = Packages.open(packages).named_workload(name)
+    made = PackageSource(Packages.open(packages), "mil").named_workload(name)
     if out is not None:
         made.write(out)
     if as_json:

@@ -21,9 +21,9 @@ from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.manifest import read_manifest
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import calibration_table, coreml_cost_table
-from cidl_sim.workloads.catalog import find_workload
 
 if TYPE_CHECKING:
     from cidl_sim.coreml.profile import Recording
@@ -110,14 +110,14 @@ def _recorded(
         record_connected,
         record_this_mac,
         require_macos,
-        targets_of,
     )
+    from cidl_sim.worker.exporting import targets_of
 
     if compute_units not in COMPUTE_UNITS:
         raise InputError(f"--compute-units {compute_units!r}: choose one of {', '.join(COMPUTE_UNITS)}")
     manifest = read_manifest(packages)
     require_macos()
-    targets = targets_of(manifest, per_kind)
+    targets = targets_of(packages, manifest, per_kind)
     with progress() as step:
 
         def on_block(recording: Recording, total: int) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
+import typer
+from pydantic import ValidationError
+
 from cidl_sim.commands.console import (
     AsJson,
     ComputeDeviceOption,
@@ -14,35 +17,36 @@ from cidl_sim.commands.console import (
     progress,
     show,
 )
-from cidl_sim.core.errors import InputError, PlanError
+from cidl_sim.commands.extra_options import extra_options
+from cidl_sim.core.errors import InputError, did_you_mean
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.coreml.macos import check_macos
-from cidl_sim.diffusion.job import BackendName, ComputeUnits, Job, JobResult, describe_mode, run_job
-from cidl_sim.models.config import LPL_RULES
+from cidl_sim.executor.job import BackendName, ComputeUnits, Job, JobResult, describe_mode, run_job
+from cidl_sim.pipelines.catalog import pipeline_of_plan
+from cidl_sim.pipelines.pipeline import Pipeline
 from cidl_sim.report.tables import comparison_table
 
 
 def run(
+    context: typer.Context,
     plan_file: Annotated[Path, Optional("--plan", help="The plan to run.")],
     store: Annotated[
         Path, Optional("--store", metavar="DIR", help="The block store; of --backend mil and coreml, the export.")
     ],
-    out: Annotated[Path, Optional("-o", help="The video to write (mp4); several get numbers: video-1.mp4, ...")],
-    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
+    out: Annotated[
+        Path, Optional("-o", help="What to write: a video (.mp4), an image (.png); several get numbers: out-1.mp4, ...")
+    ],
+    prompt: Annotated[str | None, Optional("--prompt", help="What it should show.")] = None,
     prompts_file: Annotated[
         Path | None, Optional("--prompts", help="A prompt a line; the plan must be for as many (workload ...-3p).")
     ] = None,
     seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
-    steps: Annotated[int | None, Optional("--steps", help="Must be what the plan was made for.")] = None,
-    resolution: Annotated[str | None, Optional("--resolution", help="HEIGHTxWIDTH; likewise.")] = None,
-    frames: Annotated[int | None, Optional("--frames", help="Likewise.")] = None,
-    lpl: Annotated[str | None, Optional("--lpl", help="off, a step, or dynamic; likewise.")] = None,
-    tdtm: Annotated[int | None, Optional("--tdtm", help="Merged steps; likewise.")] = None,
     memory_limit: Annotated[int | None, Optional("--memory-limit", help="Bytes; default: the plan's.")] = None,
     trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
-    lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
-    frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,
+    pictures_folder: Annotated[
+        Path | None, Optional("--png", help="Also write each frame of a video to this folder.")
+    ] = None,
     device: ComputeDeviceOption = "cpu",
     backend: Annotated[
         str, Optional("--backend", help="torch; mil: packages, interpreted; coreml: packages, by Core ML (macOS).")
@@ -54,37 +58,40 @@ def run(
     resume: Annotated[bool, Optional("--resume", help="Go on from the last denoising step of a killed run.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a video with the real executor, under a memory limit that the kernel enforces."""
-    if out.suffix.lower() != ".mp4":
-        raise InputError(f"-o {out}: the video is MP4; give it a name that ends in .mp4")
-    if lpl_rule not in LPL_RULES:
-        raise InputError(f"--lpl-rule {lpl_rule!r}: choose one of {', '.join(LPL_RULES)}")
+    """Run a plan with the real executor, under a memory limit that the kernel enforces.
+
+    What more a run may be told depends on the model: `--lpl-rule paper|reference-python|reference-app` says when
+    dynamic LPL of a text-to-video model leaps (docs/techniques.md).
+    """
     compute_device = compute_device_named(device)
     chosen, units = _backend_named(backend, compute_units, device)
     plan = read_plan(plan_file)
+    pipeline = pipeline_of_plan(plan)
+    options = _options(pipeline, context)
+    _check_output(pipeline, out)
     prompts = _prompts(plan, prompt, prompts_file)
-    _check_asked(plan, steps=steps, resolution=resolution, frames=frames, lpl=lpl, tdtm=tdtm)
 
     # What is refused above needs no torch, which takes seconds to import.
-    from cidl_sim.diffusion.sources import open_source
+    from cidl_sim.worker.sources import open_source
 
-    videos = _numbered(out, len(prompts))
+    outputs = _numbered(out, len(prompts))
     saved_run = out.with_name(out.name + ".resume")
     if resume and not saved_run.is_file():
         messages.print(f"{saved_run}: nothing was saved, so the run starts from its beginning", highlight=False)
-    workload, _ = open_source(chosen, store, verify=verify).workload_for_plan(plan)
+    workload = open_source(chosen, store, verify=verify).prepare(plan).workload
     limit = memory_limit or plan.memory_limit_bytes
     plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     job = Job(
-        plan=str(plan_file.absolute()),
+        plan=plan,
+        workload=workload,
         store=str(store.absolute()),
         prompts=prompts,
         seed=seed,
         memory_limit_bytes=limit,
-        lpl_rule=lpl_rule,
-        videos=tuple(str(video.absolute()) for video in videos),
-        frames_folders=tuple(str(f.absolute()) for f in _numbered(frames_folder, len(prompts)))
-        if frames_folder
+        options=options,
+        outputs=tuple(str(output.absolute()) for output in outputs),
+        picture_folders=tuple(str(f.absolute()) for f in _numbered(pictures_folder, len(prompts)))
+        if pictures_folder
         else (),
         trace=str(trace_file.absolute()) if trace_file else None,
         saved_run=str(saved_run.absolute()),
@@ -98,12 +105,12 @@ def run(
         kernel_limit = limit if device == "cpu" else None
         result = run_job(job, kernel_limit_bytes=kernel_limit, on_progress=lambda *state: step("run", *state))
     summary = {
-        "video": str(out),
-        "videos": [str(v) for v in videos],
+        pipeline.output: str(out),
+        f"{pipeline.output}s": [str(output) for output in outputs],
         "memory_limit_bytes": limit,
         **result.model_dump(mode="json"),
     }
-    show(summary, as_json, lambda: _told(videos, result, limit))
+    show(summary, as_json, lambda: _told(outputs, result, limit))
 
 
 def demo(
@@ -152,11 +159,11 @@ def _backend_named(backend: str, compute_units: str | None, device: str) -> tupl
     return cast(BackendName, backend), cast(ComputeUnits, compute_units or "all")
 
 
-def _told(videos: list[Path], result: JobResult, limit_bytes: int) -> str:
+def _told(outputs: list[Path], result: JobResult, limit_bytes: int) -> str:
     """A finished run in one sentence."""
     kernel = f", {result.peak_kernel_bytes / 1e6:.0f} MB as the kernel saw it" if result.peak_kernel_bytes else ""
     return (
-        f"{', '.join(map(str, videos))}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
+        f"{', '.join(map(str, outputs))}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
         f"{result.peak_resident_bytes / 1e6:.0f} MB accounted{kernel}, limit {limit_bytes / 1e6:.0f} MB held by "
         f"{describe_mode(result.enforced_by)}"
     )
@@ -184,15 +191,27 @@ def _numbered(path: Path, count: int) -> list[Path]:
     return [path] if count == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
 
 
-def _check_asked(plan: Plan, *, resolution: str | None, **asked: str | int | None) -> None:
-    if resolution is not None:
-        height, x, width = resolution.partition("x")
-        if not (x and height.isdigit() and width.isdigit()):
-            raise InputError(f"--resolution {resolution!r}: write HEIGHTxWIDTH")
-        asked.update(height=int(height), width=int(width))
-    for name, value in asked.items():
-        made_for = plan.workload_settings.get(name)
-        if value is not None and value != made_for:
-            raise PlanError(
-                f"the plan was made for another workload: {name} is {made_for} there, {value} was asked for"
-            )
+def _options(pipeline: Pipeline, context: typer.Context) -> dict[str, Any]:
+    """The options of the model's family. InputError for one that it has not, or a value that it does not take."""
+    given, arguments = extra_options(context)
+    if arguments:
+        raise InputError(f"unexpected argument {arguments[0]!r}")
+    known = pipeline.options_type.model_fields
+    for name in given:
+        if name not in known:
+            there_are = ", ".join(f"--{field.replace('_', '-')}" for field in known) or "none"
+            written = f"--{name.replace('_', '-')}"
+            near = did_you_mean(name, known)
+            raise InputError(f"no such option: {written} (options of this model's family: {there_are}){near}")
+    try:
+        options = pipeline.options_type.model_validate(given)
+    except ValidationError as problem:
+        field = str(problem.errors()[0]["loc"][0])
+        raise InputError(f"--{field.replace('_', '-')} {given[field]!r}: {problem.errors()[0]['msg']}") from None
+    return options.model_dump(mode="json")
+
+
+def _check_output(pipeline: Pipeline, out: Path) -> None:
+    if out.suffix.lower() not in pipeline.suffixes:
+        endings = " or ".join(pipeline.suffixes)
+        raise InputError(f"-o {out}: this model makes a {pipeline.output}; give it a name that ends in {endings}")

@@ -19,12 +19,12 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
+from cidl_sim.pipelines.catalog import find_workload, shipped
 from cidl_sim.policies.catalog import POLICIES
 from cidl_sim.report.tables import (
     rows_table,
     workload_table,
 )
-from cidl_sim.workloads.catalog import SHIPPED, find_workload
 
 
 def workloads(
@@ -46,8 +46,8 @@ def workloads(
     if from_torch is not None and name is not None:
         raise InputError("give either a NAME or --from-torch")
     if from_torch is not None:
-        from cidl_sim.workloads.from_torch import graph_from_torch
-        from cidl_sim.workloads.partition import partition, workload_of_graph
+        from cidl_sim.blocks.from_torch import graph_from_torch
+        from cidl_sim.blocks.partition import partition, workload_of_graph
 
         graph = graph_from_torch(from_torch, depth=depth)
         blocks = partition(graph, block_limit)
@@ -55,7 +55,7 @@ def workloads(
     elif name is None:
         if out is not None:
             raise InputError("-o goes with a NAME or --from-torch")
-        found = [find_workload(shipped) for shipped in SHIPPED]
+        found = [find_workload(name) for name in shipped()]
         rows = [
             {"name": w.name, "weights_bytes": w.weights_bytes, "visits": len(w.visits), "flops": _total_flops(w)}
             for w in found

@@ -6,74 +6,98 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
-from cidl_sim.commands.console import (
-    AsJson,
-    Optional,
-    StoreOption,
-    progress,
-    show,
-)
+import typer
+
+from cidl_sim.blocks.cuts import Dtype
+from cidl_sim.commands.console import AsJson, Optional, StoreOption, progress, show
+from cidl_sim.commands.extra_options import extra_options
 from cidl_sim.core.errors import InputError
-from cidl_sim.models.config import (
-    OPENSORA_SHAPES,
-    OPENSORA_SMALL,
-    OPENSORA_TINY,
-    OPENSORA_V1_2,
-    Dtype,
-    OpenSoraSizes,
-    canonical_partition,
-)
+from cidl_sim.pipelines.catalog import find_model, pipeline_of, pipelines
+from cidl_sim.pipelines.pipeline import ModelSizes
+
+PartitionOption = Annotated[str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")]
 
 
 def model_build(
     store: StoreOption,
-    size: Annotated[str, Optional("--size", help="full, small, tiny, or shapes (trained).")] = "small",
+    name: Annotated[
+        str | None, typer.Argument(help="A model's name: the first part of a workload's. Default: small.")
+    ] = None,
+    size: Annotated[
+        str | None, Optional("--size", help="As NAME; also full, small, tiny, or shapes (trained).")
+    ] = None,
     seed: Annotated[
-        int | None, Optional("--random", help="Seed of the random weights; 0, but for shapes, which has trained ones.")
+        int | None,
+        Optional("--random", help="Seed of the random weights; 0, but for a model that has trained ones."),
     ] = None,
     dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
-    partition: Annotated[
-        str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
-    ] = "reference",
+    partition: PartitionOption = "reference",
     as_json: AsJson = False,
 ) -> None:
     """Build a block store with seeded random weights, or the trained ones; goes on where it was interrupted."""
-    sizes, chosen, cut = _sizes(size), _dtype(dtype), _partition(partition)
-    from cidl_sim.diffusion.model_store import build_random_store, distinct_blocks, import_checkpoints
-    from cidl_sim.diffusion.pretrained import pretrained_folders
+    if name is not None and size is not None:
+        raise InputError("give either a NAME or --size")
+    sizes = find_model(name or size or "small")
+    chosen, cut = _dtype(dtype), _partition(sizes, partition)
+    from cidl_sim.pipelines.model_store import build_random_store, distinct_blocks, import_checkpoints
 
+    trained = pipeline_of(sizes).trained(sizes.name) if seed is None else None
     count = len(distinct_blocks(sizes, chosen, cut))
     with progress() as step:
         counted = _Counted(lambda done, weights: step("write blocks", done, count, weights))
-        if sizes == OPENSORA_SHAPES and seed is None:
-            built = import_checkpoints(store, sizes, chosen, pretrained_folders(), counted, partition=cut)
+        if trained is not None:
+            built = import_checkpoints(store, sizes, chosen, trained, counted, partition=cut)
         else:
             built = build_random_store(store, sizes, chosen, seed or 0, counted, partition=cut)
     show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
 
 def model_import(
-    t5: Annotated[Path, Optional("--t5", help="Folder of DeepFloyd/t5-v1_1-xxl.")],
-    stdit: Annotated[Path, Optional("--stdit", help="Folder of hpcai-tech/OpenSora-STDiT-v3.")],
-    vae: Annotated[Path, Optional("--vae", help="Folder of hpcai-tech/OpenSora-VAE-v1.2.")],
+    context: typer.Context,
     store: StoreOption,
     dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
-    partition: Annotated[
-        str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
-    ] = "reference",
-    size: Annotated[str, Optional("--size", help="full, small, tiny or shapes.")] = "full",
+    partition: PartitionOption = "reference",
+    size: Annotated[str | None, Optional("--size", help="The model, where its parts are given: its name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build a block store from published checkpoints; an interrupted import goes on where it stopped."""
-    sizes, chosen, cut = _sizes(size), _dtype(dtype), _partition(partition)
-    from cidl_sim.diffusion.model_store import distinct_blocks, import_checkpoints
+    """Build a block store from a published checkpoint; an interrupted import goes on where it stopped.
 
-    folders = {"t5": t5, "stdit": stdit, "vae": vae}
+    Give the CHECKPOINT's folder, and what model it is of is found from its files; or the folder of each of its parts
+    as --PART DIR.
+    """
+    options, arguments = extra_options(context)
+    chosen, parts = _dtype(dtype), {part: Path(folder) for part, folder in options.items()}
+    if len(arguments) > 1 or bool(arguments) == bool(parts):
+        known = "; ".join(", ".join(f"--{part}" for part in pipeline.parts) for pipeline in pipelines().values())
+        raise InputError(f"give either one CHECKPOINT folder, or the folder of each of its parts ({known})")
+    from cidl_sim.pipelines.model_store import distinct_blocks, import_checkpoints, recognised
+
+    sizes: ModelSizes
+    if arguments:
+        if size is not None:
+            raise InputError("--size goes with the folders of parts; of a CHECKPOINT it is found")
+        sizes, parts = recognised(Path(arguments[0]))
+    else:
+        sizes = _model_with_parts(parts, size)
+    cut = _partition(sizes, partition)
     count = len(distinct_blocks(sizes, chosen, cut))
     with progress() as step:
         counted = _Counted(lambda done, weights: step("import blocks", done, count, weights))
-        built = import_checkpoints(store, sizes, chosen, folders, counted, partition=cut)
+        built = import_checkpoints(store, sizes, chosen, parts, counted, partition=cut)
     show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
+
+
+def _model_with_parts(parts: dict[str, Path], size: str | None) -> ModelSizes:
+    """The model of the family whose checkpoints have these parts; its first one if no name is given."""
+    for pipeline in pipelines().values():
+        if set(parts) <= set(pipeline.parts):
+            missing = [f"--{part}" for part in pipeline.parts if part not in parts]
+            if missing:
+                raise InputError(f"missing {', '.join(missing)}: a checkpoint of {pipeline.name} has these parts too")
+            return find_model(size or next(iter(pipeline.models)))
+    unknown = next(iter(parts))
+    known = [f"--{part}" for pipeline in pipelines().values() for part in pipeline.parts]
+    raise InputError(f"no such option: --{unknown}; parts of a checkpoint are {', '.join(known)}")
 
 
 class _Counted:
@@ -94,21 +118,14 @@ class _Counted:
         return f"{self.blocks} blocks, {self.bytes / 1e6:.1f} MB, in {store.root}"
 
 
-def _sizes(size: str) -> OpenSoraSizes:
-    known = {"full": OPENSORA_V1_2, "small": OPENSORA_SMALL, "tiny": OPENSORA_TINY, "shapes": OPENSORA_SHAPES}
-    if size not in known:
-        raise InputError(f"--size {size!r}: choose full, small, tiny or shapes")
-    return known[size]
-
-
 def _dtype(dtype: str) -> Dtype:
     if dtype not in get_args(Dtype):
         raise InputError(f"--dtype {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
     return cast(Dtype, dtype)
 
 
-def _partition(partition: str) -> str:
+def _partition(sizes: ModelSizes, partition: str) -> str:
     try:
-        return canonical_partition(partition)
+        return pipeline_of(sizes).grammar.canonical(partition)
     except ValueError as problem:
         raise InputError(f"--partition: {problem}") from None

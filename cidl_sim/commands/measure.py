@@ -20,11 +20,12 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import write_text
 from cidl_sim.devices.catalog import this_machine_file
+from cidl_sim.pipelines.catalog import merged_settings, parse_name, pipeline_named
+from cidl_sim.pipelines.matching import store_sizes
 from cidl_sim.report.tables import calibration_table, comparison_table, validation_lines
-from cidl_sim.workloads.catalog import merged_settings
 
 if TYPE_CHECKING:
-    from cidl_sim.diffusion.job import ComputeDevice
+    from cidl_sim.executor.job import ComputeDevice
     from cidl_sim.validation.compare import Case
 
 
@@ -132,17 +133,15 @@ def _validation_runs(
 
 
 def _settings_for(store: Any, workload_name: str | None) -> Any:
-    from cidl_sim.demo import SETTINGS
-    from cidl_sim.workloads.catalog import DEFAULTS, parse_name
-
+    index = store.index
     if workload_name is not None:
         sizes, settings = parse_name(workload_name)
-        index = store.index
-        if (sizes.name, settings.dtype, settings.partition) != (index.name, index.dtype, index.partition):
+        if (sizes, settings.dtype, settings.partition) != (store_sizes(store), index.dtype, index.partition):
             held = f"{index.name!r} in {index.dtype}, cut as {index.partition!r}"
             raise InputError(f"--workload {workload_name!r}: the store holds {held}")
         return settings
-    default = SETTINGS if store.index.name == "opensora-small" else DEFAULTS.get(store.index.name)
+    pipeline, name = pipeline_named(index.pipeline), store_sizes(store).name
+    default = pipeline.measuring.get(name, pipeline.defaults.get(name))
     if default is None:
         raise InputError(f"{store.root}: a model without default settings; give --workload")
-    return merged_settings(default, {"dtype": store.index.dtype, "partition": store.index.partition})
+    return merged_settings(default, {"dtype": index.dtype, "partition": index.partition})

@@ -25,9 +25,9 @@ from cidl_sim.core.errors import InfeasibleError, InputError
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
+from cidl_sim.pipelines.catalog import cut_choices, find_workload
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.report.tables import devices_table, plan_tables
-from cidl_sim.workloads.catalog import find_workload
 
 if TYPE_CHECKING:
     from cidl_sim.planner.partitions import ChosenPartition
@@ -153,7 +153,9 @@ def _partitioned(
     from cidl_sim.planner.partitions import best_partition
 
     observe = partial(step, "cut")
-    return best_partition(workload, device, policy=policy, time_limit_s=time_limit_s, on_step=observe)
+    return best_partition(
+        workload, device, cut_choices(workload), policy=policy, time_limit_s=time_limit_s, on_step=observe
+    )
 
 
 def _planned(
@@ -171,7 +173,7 @@ def _planned(
     from cidl_sim.planner.partitions import check_fits
     from cidl_sim.planner.planner import best_plan
 
-    check_fits(workload, device)
+    check_fits(workload, device, cut_choices(workload))
     notes: tuple[str, ...] = ()
     if chosen is not None:
         found = chosen.planned

@@ -16,7 +16,7 @@ from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload, describe_difference
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.workloads.catalog import find_workload
+from cidl_sim.pipelines.catalog import find_workload
 
 if TYPE_CHECKING:
     from cidl_sim.report.run_page import Comparison
@@ -145,7 +145,7 @@ def _setting_of(source: Path, found: Plan | Trace) -> Setting:
     names = found if isinstance(found, Plan) else found.header
     with suppress(InputError):
         workload, device = find_workload(names.workload_name), find_device(names.device_name)
-        if (workload.sha256, device.sha256) == (names.workload_sha256, names.device_sha256):
+        if names.workload_sha256 in workload.identities and device.sha256 == names.device_sha256:
             return workload, device
     raise InputError(
         f"{source}: made for {names.workload_name!r} on {names.device_name!r}, which the catalogs do not have as it "
@@ -178,7 +178,7 @@ def _comparison_of_trace(source: Path, trace: Trace, given: Setting | None, step
         workload, device = given or _setting_of(source, trace)
     except InputError as problem:
         return Comparison(), f"No bounds and no policies beside it: {problem}"
-    if workload.sha256 != trace.header.workload_sha256:
+    if trace.header.workload_sha256 not in workload.identities:
         ours = describe_difference(workload, trace.header.workload_name, trace.header.workload_sha256)
         raise InputError(f"{source}: the trace was {ours}")
     limit = trace.header.memory_limit_bytes

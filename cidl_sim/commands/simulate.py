@@ -26,12 +26,12 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.workload import Workload
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import (
     quantiles_line,
     summary_table,
 )
-from cidl_sim.workloads.catalog import find_workload
 
 if TYPE_CHECKING:
     from cidl_sim.simulator.quantiles import MakespanQuantiles

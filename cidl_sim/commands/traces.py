@@ -13,8 +13,8 @@ from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.devices.catalog import find_device
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.report.tables import summary_table, trace_difference_tables
-from cidl_sim.workloads.catalog import find_workload
 
 TraceArgument = Annotated[Path, typer.Argument(help="A trace file (.json or .json.gz).")]
 
@@ -94,8 +94,8 @@ def _import(
     runs: Path | None,
     as_json: bool,
 ) -> None:
-    from cidl_sim.coreml.instruments import read_recording
-    from cidl_sim.coreml.recorded_run import recorded_plan, trace_of_recording
+    from cidl_sim.recordings.instruments import read_recording
+    from cidl_sim.recordings.recorded_run import recorded_plan, trace_of_recording
     from cidl_sim.validation.runs import file_run
 
     if source != "instruments":

@@ -16,8 +16,8 @@ from cidl_sim.commands.console import (
     progress,
     show,
 )
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.report.tables import what_if_tables
-from cidl_sim.workloads.catalog import find_workload
 
 
 def whatif(

@@ -74,7 +74,7 @@ class Plan(Record):
 
     def check_workload(self, workload: Workload) -> None:
         """PlanError if the plan was made for another workload."""
-        if self.workload_sha256 != workload.sha256:
+        if self.workload_sha256 != workload.sha256 and self.workload_sha256 not in workload.identities:
             raise PlanError("the plan was " + describe_difference(workload, self.workload_name, self.workload_sha256))
 
     def check(self, workload: Workload, device: DeviceProfile) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from cidl_sim.core.errors import WorkloadError
 from cidl_sim.core.files import Record, canonical_json, read_json, sha256_of, validated, write_text
 
+_WIDTHS = re.compile(r"\.w\d+(?:x\d+)*(?![\w.])")
 MAX_VISITS = 5_000_000
 # What a file size can be; beyond it sums are no longer exact in other languages' readers.
 MAX_BYTES = 2**63 - 1
@@ -164,6 +166,16 @@ class Workload(Record):
         """Identity of the workload: the SHA-256 of its canonical JSON."""
         return sha256_of(self.model_dump(mode="json"))
 
+    @cached_property
+    def identities(self) -> frozenset[str]:
+        """The hashes that files know the workload by: its own, and that from before kinds knew widths."""
+        earlier = self.model_dump(mode="json")
+        earlier["settings"].pop("pipeline", None)
+        for stage in earlier["stages"]:
+            for block in stage["blocks"]:
+                _forget_widths(block)
+        return frozenset((self.sha256, sha256_of(earlier)))
+
     def to_json(self) -> str:
         """The workload as the text of a workload file."""
         return self.model_dump_json(indent=1) + "\n"
@@ -177,6 +189,22 @@ def joined_kind(kinds: Sequence[str]) -> str:
     """The kind of a block that was joined from blocks of these kinds, in this order."""
     runs = [(kind, len(list(run))) for kind, run in groupby(kinds)]
     return "joined." + "+".join(kind if count == 1 else f"{count}*{kind}" for kind, count in runs)
+
+
+def widths(*figures: int) -> str:
+    """The part of a kind that tells architectures apart: every figure that the block's cost depends on."""
+    return "w" + "x".join(map(str, figures))
+
+
+def kind_without_widths(kind: str) -> str:
+    """A kind as it was written before kinds knew widths."""
+    return _WIDTHS.sub("", kind)
+
+
+def _forget_widths(block: dict[str, Any]) -> None:
+    block["kind"] = kind_without_widths(block["kind"])
+    for other in block.get("like", ()):
+        _forget_widths(other)
 
 
 def read_workload(path: Path) -> Workload:

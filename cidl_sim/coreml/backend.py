@@ -24,15 +24,15 @@ from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.coreml.macos import compile_package, core_ml, first_line, phys_footprint_bytes
 from cidl_sim.coreml.manifest import Function, TensorSpec
-from cidl_sim.coreml.mil_interpreter import Program, load_package
-from cidl_sim.coreml.mil_program import Bytes
 from cidl_sim.coreml.packages import Packages
 from cidl_sim.coreml.quiet import quiet
-from cidl_sim.diffusion.job import BackendName, ComputeUnits
 from cidl_sim.executor.arena import PAGE
 from cidl_sim.executor.backend import Call
+from cidl_sim.executor.job import BackendName, ComputeUnits
 from cidl_sim.executor.memory_limit import Heap
 from cidl_sim.executor.reading import BUFFERED, read_file
+from cidl_sim.mil.interpreter import Program, load_package
+from cidl_sim.mil.program import Bytes
 
 COMPILED = "compiled"  # beside the packages
 

@@ -1,6 +1,6 @@
 """A saved package against the PyTorch block that it was made from, on the same inputs.
 
-The package's program runs in the interpreter (`cidl_sim.coreml.mil_interpreter`), so this finds errors of the
+The package's program runs in the interpreter (`cidl_sim.mil.interpreter`), so this finds errors of the
 conversion and of fp16, not those of a device.
 """
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cidl_sim.core.errors import PackageError
-from cidl_sim.coreml.mil_interpreter import Mode, load_package
-from cidl_sim.coreml.mil_program import Function, Operation
+from cidl_sim.mil.interpreter import Mode, load_package
+from cidl_sim.mil.program import Function, Operation
 
 MOST_DIMENSIONS = 5  # of any value in a Core ML program
 

@@ -10,14 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cidl_sim.blocks.definition import BlockDefinition
+from cidl_sim.blocks.variants import Variants, of_kind
 from cidl_sim.core.errors import InputError
 from cidl_sim.coreml.check import BlockErrors, compare_block
-from cidl_sim.coreml.export import runs_for
 from cidl_sim.coreml.manifest import Manifest, Package, TensorSpec, read_manifest
-from cidl_sim.coreml.variants import variants_of
-from cidl_sim.diffusion.matching import store_sizes
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.open_sora import BlockDefinition
 from cidl_sim.models.stdit3 import rotary_frequencies
 from cidl_sim.models.t5 import MASKED
 
@@ -45,20 +43,21 @@ class FunctionCheck:
         return not self.errors.flagged and self.errors.largest <= limit and self.errors.largest < float("inf")
 
 
-def check_export(
+def check_functions(
     folder: Path,
     store: BlockStore,
+    variants: Variants,
     blocks: Sequence[str] = (),
     on_function: OnFunction = lambda done, total, name: None,
 ) -> list[FunctionCheck]:
     """Compare the functions of an export with PyTorch in fp32, each on the same seeded inputs at the longest prompt.
 
-    `blocks`: patterns of names of weights, all without any. One block is in memory at a time. InputError: no export,
-    another store than the one it was made from, a pattern without a match; PackageError: a package cannot be run.
+    `variants`: the blocks that the export's functions compute. `blocks`: patterns of names of weights, all without any.
+    One block is in memory at a time. InputError: no export, another store than the one it was made from, a pattern
+    without a match; PackageError: a package cannot be run.
     """
     manifest = read_manifest(folder)
-    sizes = store_sizes(store)
-    variants = variants_of(sizes, runs_for(store, sizes, tuple(manifest.workloads), manifest.dtype))
+    vocabulary = vocabulary_of(variants)
     chosen = _chosen(manifest, folder, blocks)
     allowed = ALLOWED[manifest.dtype] if manifest.compression == "none" else None
     total = sum(len(package.functions) for package in chosen.values())
@@ -66,12 +65,18 @@ def check_export(
     for weights, package in chosen.items():
         tensors = _tensors(store, weights, package, folder)
         for name, function in package.functions.items():
-            module = _module(variants[weights][function.kind].longest, tensors)
-            inputs = [example_input(spec, sizes.t5.vocabulary) for spec in function.inputs]
+            module = _module(of_kind(variants[weights], function.kind).longest, tensors)
+            inputs = [example_input(spec, vocabulary) for spec in function.inputs]
             errors = compare_block(module, inputs, folder / package.folder, name)
             checks.append(FunctionCheck(weights, name, function.kind, errors, allowed))
             on_function(len(checks), total, weights)
     return checks
+
+
+def vocabulary_of(variants: Variants) -> int:
+    """How many tokens the model's table of tokens knows; 1 for a model without one."""
+    rows = [kind.longest.rows for kinds in variants.values() for kind in kinds.values() if kind.longest.rows]
+    return min((count for count, _ in rows), default=1)
 
 
 def _chosen(manifest: Manifest, folder: Path, patterns: Sequence[str]) -> dict[str, Package]:

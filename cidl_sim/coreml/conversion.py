@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerFF, T5LayerSelfAttention
 
+from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition
+from cidl_sim.blocks.joined import Joined
+from cidl_sim.blocks.variants import Variant
 from cidl_sim.core.errors import StoreError
 from cidl_sim.coreml.manifest import Function, Precision, TensorSpec
 from cidl_sim.coreml.quiet import quiet
-from cidl_sim.coreml.variants import Variant
-from cidl_sim.models import stdit3, t5
-from cidl_sim.models.joined import Joined
-from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition
+from cidl_sim.models import stdit3
 
 TARGET = ct.target.iOS18  # the first with several functions in a package and attention as one operation
 
@@ -36,14 +36,6 @@ _NAMES: dict[torch.dtype, Literal["fp32", "fp16", "int32"]] = {
 }
 # With frequencies rounded to fp16 an angle of the twentieth frame would be off by up to 0.005.
 _ALWAYS_FP32 = {"frequencies"}
-_RESULTS: dict[type[nn.Module], tuple[str, ...]] = {
-    t5.T5Embedding: ("hidden",),
-    t5.T5FirstBlock: ("hidden_out", "position_bias"),
-    t5.T5FirstAttention: ("hidden_out", "position_bias"),
-    t5.T5FinalNorm: ("text",),
-    stdit3.STDiT3Part1: ("x", "t", "t_mlp", "y", "frequencies"),
-    stdit3.STDiT3Part2: ("drift",),
-}
 
 
 def function_of(variant: Variant, precision: Precision) -> Function:
@@ -98,7 +90,8 @@ def _input_names(module: nn.Module, count: int) -> tuple[str, ...]:
 
 def _result_names(module: nn.Module, inputs: tuple[str, ...]) -> tuple[str, ...]:
     first: Any = module.parts[0] if isinstance(module, Joined) else module
-    return _RESULTS.get(type(first), (f"{inputs[0]}_out",))
+    # A network that gives more than its changed input names what it gives.
+    return getattr(first, "results", (f"{inputs[0]}_out",))
 
 
 def _specs(names: tuple[str, ...], longest: tuple[Tensor, ...], shortest: tuple[Tensor, ...]) -> tuple[TensorSpec, ...]:

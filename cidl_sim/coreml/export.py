@@ -19,8 +19,11 @@ from fnmatch import fnmatchcase
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+from cidl_sim.blocks.variants import MakeVariants
 from cidl_sim.core.errors import InputError, MachineError, StoreError
+from cidl_sim.core.workload import kind_without_widths
 from cidl_sim.coreml.manifest import (
     MANIFEST,
     Compression,
@@ -32,11 +35,7 @@ from cidl_sim.coreml.manifest import (
     read_manifest,
 )
 from cidl_sim.coreml.quiet import quiet
-from cidl_sim.diffusion.matching import TOKENIZER_FOLDER, store_sizes
-from cidl_sim.diffusion.model_store import copy_tokenizer
-from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OpenSoraSizes, VideoSettings
-from cidl_sim.workloads.catalog import DEFAULTS, canonical_name, parse_name
+from cidl_sim.executor.store import TOKENIZER_FOLDER, BlockStore, copy_tokenizer
 
 TARGET_NAME = "iOS18"
 _SCRATCH = ".exporting-"
@@ -46,44 +45,52 @@ OnPackage = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a process needs for one package: the block's weights and their file, and the runs it is for."""
+class Exported:
+    """What an export is of: a model of a family, the kinds of block of each workload, and what makes the definitions.
+
+    `variants` is called in every process that makes a package; it has to be a function that can be sent to one.
+    """
+
+    pipeline: str
+    model: str
+    sizes: dict[str, Any]
+    workloads: dict[str, tuple[str, ...]]
+    variants: MakeVariants
+
+
+@dataclass(frozen=True)
+class PackageJob:
+    """All that a process needs for one package: the block's weights and their file, and what makes its definitions."""
 
     weights: str
     file: Path
     sha256: str
-    sizes: OpenSoraSizes
-    runs: tuple[VideoSettings, ...]
+    variants: MakeVariants
     precision: Precision
     compression: Compression
     out: Path
 
 
-def export_store(
+def export_blocks(
     store: BlockStore,
     out: Path,
+    exported: Exported,
     precision: Precision,
     *,
-    workloads: Sequence[str] = (),
     compression: Compression = "none",
     blocks: Sequence[str] = (),
     workers: int = 1,
     on_package: OnPackage = lambda done, total, weights: None,
 ) -> Manifest:
-    """Export the blocks of a store for the shapes of some named workloads; without any, for the model's default.
+    """Export the blocks of a store as `exported` defines them, all in the dtype of `precision`.
 
-    The workloads' own dtype gives way to `precision`; their denoisers are exported plain and with merged tokens,
-    whether they merge or not. `blocks`: patterns of names of weights, all without any. `workers` processes hold one
-    block each. Packages in `out` that are whole and the same are kept. InputError for another model's workload, a
-    pattern without a match, or a folder that holds another export; MachineError if the disk or a process fails.
+    `blocks`: patterns of names of weights, all without any. `workers` processes hold one block each. Packages in `out`
+    that are whole and the same are kept. InputError for a pattern without a match, or a folder that holds another
+    export; MachineError if the disk or a process fails.
     """
-    sizes = store_sizes(store)
-    runs = runs_for(store, sizes, workloads, precision)
-    from cidl_sim.coreml.variants import variants_of
-
-    wanted = {weights: tuple(variants) for weights, variants in variants_of(sizes, runs).items()}
+    wanted = {weights: tuple(variants) for weights, variants in exported.variants().items()}
     chosen = _chosen(list(wanted), blocks)
-    manifest = _begun(store, out, precision, compression, sizes, runs)
+    manifest = _begun(store, out, precision, compression, exported)
     kept = {
         weights: package
         for weights, package in manifest.packages.items()
@@ -91,7 +98,9 @@ def export_store(
     }
     manifest = _with_packages(manifest, kept, wanted)
     jobs = [
-        Job(weights, store.path(weights), store.entry(weights).sha256, sizes, runs, precision, compression, out)
+        PackageJob(
+            weights, store.path(weights), store.entry(weights).sha256, exported.variants, precision, compression, out
+        )
         for weights in chosen
         if weights not in kept
     ]
@@ -108,36 +117,15 @@ def export_store(
     return manifest
 
 
-def runs_for(
-    store: BlockStore, sizes: OpenSoraSizes, workloads: Sequence[str], precision: Precision
-) -> tuple[VideoSettings, ...]:
-    """The settings of the named workloads, or the model's default, at this precision and with the store's cut."""
-    index, given = store.index, []
-    for name in workloads:
-        model, settings = parse_name(name)
-        if (model, settings.partition) != (sizes, index.partition):
-            raise InputError(
-                f"workload {name!r}: the store {store.root} holds {index.name!r}, cut as {index.partition!r}"
-            )
-        given.append(settings)
-    if not given:
-        if sizes.name not in DEFAULTS:
-            raise InputError(f"{store.root}: a model without default settings; give --workload")
-        given.append(DEFAULTS[sizes.name].model_copy(update={"partition": index.partition}))
-    return tuple(dict.fromkeys(settings.model_copy(update={"dtype": precision}) for settings in given))
-
-
-def export_package(job: Job) -> Package:
+def export_package(job: PackageJob) -> Package:
     """Make one package and put it into its place. StoreError if the block's file is not of this model."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from cidl_sim.coreml.variants import variants_of
-
     with quiet():
         from cidl_sim.coreml.compression import compress
         from cidl_sim.coreml.conversion import convert, function_of
-    variants = variants_of(job.sizes, job.runs)[job.weights]
+    variants = job.variants()[job.weights]
     functions: dict[str, Function] = {}
     errors = []
     with _scratch(job.out) as scratch:
@@ -187,26 +175,24 @@ def _begun(
     out: Path,
     precision: Precision,
     compression: Compression,
-    sizes: OpenSoraSizes,
-    runs: tuple[VideoSettings, ...],
+    exported: Exported,
 ) -> Manifest:
-    """This export's manifest with the packages that an earlier call has left. InputError: see `export_store`."""
-    from cidl_sim.coreml.variants import kinds_in
-
+    """This export's manifest with the packages that an earlier call has left. InputError: see `export_blocks`."""
     new = Manifest(
-        model=sizes.name,
-        sizes=sizes,
+        pipeline=exported.pipeline,
+        model=exported.model,
+        sizes=exported.sizes,
         dtype=precision,
         compression=compression,
         partition=store.index.partition,
         target=TARGET_NAME,
         made_with={name: metadata.version(name) for name in _LIBRARIES},
-        workloads={canonical_name(sizes.name, run): kinds_in(sizes, run) for run in runs},
+        workloads=exported.workloads,
     )
     if not (out / MANIFEST).is_file():
         return new
     old = read_manifest(out)
-    for field in ("model", "dtype", "compression", "partition", "target", "made_with"):
+    for field in ("pipeline", "model", "dtype", "compression", "partition", "target", "made_with"):
         if getattr(old, field) != getattr(new, field):
             raise InputError(
                 f"{out}: holds another export ({field} {getattr(old, field)}, not {getattr(new, field)}); "
@@ -232,7 +218,7 @@ def _with_packages(manifest: Manifest, packages: Mapping[str, Package], wanted: 
 # One after the other, or several at a time
 
 
-def _exported(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, Package]]:
+def _exported(jobs: Sequence[PackageJob], workers: int) -> Iterator[tuple[str, Package]]:
     if not jobs:
         return
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
@@ -269,7 +255,8 @@ def _clear_scratch(out: Path) -> None:
 
 
 def _function_name(kind: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in kind)
+    # A package is of one model: its widths need not be told.
+    return "".join(letter if letter.isalnum() else "_" for letter in kind_without_widths(kind))
 
 
 def _joined(scratch: Path, functions: Sequence[str]) -> Path:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record, read_json, validated, write_text
-from cidl_sim.models.config import OpenSoraSizes
 
 Precision = Literal["fp32", "fp16"]
 Compression = Literal["none", "int8", "palette8", "palette6", "palette4"]
@@ -66,14 +65,15 @@ class Package(Record):
 
 
 class Manifest(Record):
-    """An export of the model with these sizes.
+    """An export of the model with these sizes, which is of the family `pipeline`.
 
     `workloads`: the kinds of block of each, in order of first use; `missing`: not exported yet.
     """
 
     format: Literal["cidl-coreml/1"] = "cidl-coreml/1"
+    pipeline: str = "open_sora"
     model: str
-    sizes: OpenSoraSizes
+    sizes: dict[str, Any]
     dtype: Precision
     compression: Compression
     partition: str

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,14 +26,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cidl_sim.blocks.variants import Variants, of_kind
 from cidl_sim.core.errors import InputError, MachineError
 from cidl_sim.core.workload import Block
+from cidl_sim.coreml.check_export import example_input, vocabulary_of
 from cidl_sim.coreml.macos import check_macos
 from cidl_sim.coreml.manifest import Function, Manifest, Package
 from cidl_sim.coreml.profile import BlockSamples, Recording
 from cidl_sim.coreml.quiet import quiet
-from cidl_sim.models.config import SIZES
-from cidl_sim.workloads.catalog import parse_name, workload_of
 
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 _NUMPY = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32}
@@ -44,14 +44,18 @@ OnBlock = Callable[[Recording, int], None]
 
 @dataclass(frozen=True)
 class Target:
-    """One function of one package to measure, and the block of the workload that it computes."""
+    """One function of one package to measure, and the block of the workload that it computes.
+
+    `length`: of the inputs' flexible axes; `vocabulary`: token ids are below it.
+    """
 
     weights: str
     name: str
     function: Function
     package: Package
     block: Block
-    model: str
+    length: int
+    vocabulary: int
 
     @property
     def function_name(self) -> str | None:
@@ -60,15 +64,12 @@ class Target:
 
     def inputs(self) -> Inputs:
         """Inputs at the number of text tokens that the workload's arithmetic is counted for."""
-        from cidl_sim.coreml.check_export import example_input
-
-        sizes, inputs = SIZES[self.model], {}
+        inputs: Inputs = {}
         for spec in self.function.inputs:
             shape = tuple(
-                min(size, sizes.nominal_text_tokens) if axis in spec.flexible else size
-                for axis, size in enumerate(spec.shape)
+                min(size, self.length) if axis in spec.flexible else size for axis, size in enumerate(spec.shape)
             )
-            made = example_input(spec.model_copy(update={"shape": shape}), sizes.t5.vocabulary)
+            made = example_input(spec.model_copy(update={"shape": shape}), self.vocabulary)
             inputs[spec.name] = made.numpy().astype(_NUMPY[spec.dtype])
         return inputs
 
@@ -86,30 +87,33 @@ class Target:
         )
 
 
-def targets_of(manifest: Manifest, per_kind: int = 1) -> list[Target]:
-    """Of each kind of block in an export the functions of its first `per_kind` packages."""
-    blocks, counts, targets = blocks_of(manifest), Counter[str](), []
+def targets_in(manifest: Manifest, blocks: Mapping[str, Block], variants: Variants, per_kind: int = 1) -> list[Target]:
+    """Of each kind of block in an export the functions of its first `per_kind` packages.
+
+    `blocks`: one of each kind with the figures of its workload; `variants`: their definitions.
+    """
+    counts, targets = Counter[str](), list[Target]()
+    length, vocabulary = nominal_length(variants), vocabulary_of(variants)
     for weights, package in manifest.packages.items():
         for name, function in package.functions.items():
             counts[function.kind] += 1
             if counts[function.kind] <= per_kind:
-                targets.append(Target(weights, name, function, package, blocks[function.kind], manifest.model))
+                block = of_kind(blocks, function.kind)
+                targets.append(Target(weights, name, function, package, block, length, vocabulary))
     if not targets:
         raise InputError("the export holds no packages yet; go on with 'cidl coreml export'")
     return targets
 
 
-def blocks_of(manifest: Manifest) -> dict[str, Block]:
-    """A block of each kind of an export, with the figures of its workload."""
-    found: dict[str, Block] = {}
-    for name in manifest.workloads:
-        sizes, settings = parse_name(name)
-        # Denoisers are exported plain and with merged tokens, whether the workload merges or not.
-        both = settings.model_copy(update={"steps": 2, "tdtm": 1, "lpl": "off", "prompts": 1})
-        for stage in workload_of(sizes, both).stages:
-            for block in stage.blocks:
-                found.setdefault(block.kind, block)
-    return found
+def nominal_length(variants: Variants) -> int:
+    """How long the axes are that differ from prompt to prompt, where arithmetic is counted; 1 if there are none."""
+    for variant in (variant for kinds in variants.values() for variant in kinds.values()):
+        examples = (variant.longest.example(), variant.shortest.example(), variant.nominal.example())
+        for longest, shortest, nominal in zip(*examples, strict=True):
+            for axis in range(longest.dim()):
+                if longest.shape[axis] != shortest.shape[axis]:
+                    return nominal.shape[axis]
+    return 1
 
 
 def require_macos() -> None:

@@ -6,14 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 from cidl_sim.core.checked_files import check_files
-from cidl_sim.core.errors import InputError, PackageError
+from cidl_sim.core.errors import PackageError
 from cidl_sim.core.files import sha256_of
-from cidl_sim.core.plan import Plan
-from cidl_sim.core.workload import Block, Workload
+from cidl_sim.core.workload import Block, Workload, kind_without_widths
 from cidl_sim.coreml.manifest import MANIFEST, Function, Manifest, Package, read_manifest
-from cidl_sim.diffusion.matching import settings_of
-from cidl_sim.models.config import OpenSoraSizes, VideoSettings
-from cidl_sim.workloads.catalog import parse_name, workload_of
 
 
 class Packages:
@@ -39,11 +35,6 @@ class Packages:
         check_files(root, listed, index=MANIFEST, error=PackageError, verify=verify)
         return cls(root, manifest)
 
-    @property
-    def sizes(self) -> OpenSoraSizes:
-        """The sizes of the model."""
-        return self.manifest.sizes
-
     @cached_property
     def sha256(self) -> str:
         """Identity of the packages: that of the manifest."""
@@ -61,39 +52,19 @@ class Packages:
 
     def function(self, weights: str, kind: str) -> tuple[str, Function]:
         """The function of a package that computes this kind of block, and its name. PackageError if there is none."""
+        # Exports from before kinds knew widths are of one model each all the same.
         for name, function in self.package(weights).functions.items():
-            if function.kind == kind:
+            if function.kind in (kind, kind_without_widths(kind)):
                 return name, function
         raise PackageError(
             f"{self.path(weights)}: no function for {kind!r}; export this workload too (cidl coreml export --workload)"
         )
 
-    def named_workload(self, name: str | None) -> Workload:
-        """The named workload of this model in the packages' dtype; without a name the first that was exported.
-
-        InputError for another model's or another cut's, PackageError if packages or functions for it are missing.
-        """
-        chosen = next(iter(self.manifest.workloads)) if name is None else name
-        model, settings = parse_name(chosen)
-        if (model, settings.partition) != (self.sizes, self.manifest.partition):
-            raise InputError(
-                f"workload {chosen!r}: {self.root} holds packages of {self.sizes.name!r}, "
-                f"cut as {self.manifest.partition!r}"
-            )
-        return self.workload(settings.model_copy(update={"dtype": self.manifest.dtype}))
-
-    def workload(self, settings: VideoSettings) -> Workload:
-        """The pipeline under these settings with its weights as large as the packages; PackageError if one is missing.
+    def as_packages(self, measured: Workload) -> Workload:
+        """A workload of this model with its weights as large as the packages; PackageError if one is missing.
 
         A package is loaded whole: of the token embedding not only a prompt's rows, and compressed weights as they are.
         """
-        from cidl_sim.models.open_sora import stage_definitions
-
-        # Before anything is measured, which takes seconds.
-        for definition in stage_definitions(self.sizes, settings, self.sizes.nominal_text_tokens):
-            for block in definition.blocks:
-                self.function(block.weights, block.kind)
-        measured = workload_of(self.sizes, settings)
         stages = [
             stage.model_copy(update={"blocks": tuple(self._as_package(block) for block in stage.blocks)})
             for stage in measured.stages
@@ -108,17 +79,3 @@ class Packages:
 
     def _as_package(self, block: Block) -> Block:
         return block.model_copy(update={"weight_bytes": self.package(block.weights).bytes})
-
-    def workload_for_plan(self, plan: Plan) -> tuple[Workload, VideoSettings]:
-        """The workload of these packages under the plan's settings. PlanError if the plan is not for it."""
-        manifest = self.manifest
-        held = {
-            "model": manifest.model,
-            "dtype": manifest.dtype,
-            "partition": manifest.partition,
-            "compression": manifest.compression,
-        }
-        settings = settings_of(plan, held, f"{self.root} holds packages of")
-        workload = self.workload(settings)
-        plan.check_workload(workload)
-        return workload, settings

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cidl_sim.calibration.fit import load_line, spread_of
 from cidl_sim.core.device import CoreML, DeviceProfile, Executor, Figure, Loader, Measured, Noise, Provenance
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.estimates import load_line, spread_of
 from cidl_sim.core.files import Record, read_json, validated, write_text
 from cidl_sim.core.workload import MAX_BYTES
 

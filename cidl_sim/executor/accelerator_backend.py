@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cidl_sim.blocks.definition import StageDefinition
 from cidl_sim.core.errors import MachineError
 from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit
@@ -26,7 +27,6 @@ from cidl_sim.executor.backend import Call
 from cidl_sim.executor.reading import BUFFERED, read_block_in_pieces, read_rows
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import BlockModules
-from cidl_sim.models.open_sora import StageDefinition
 
 PIECE_BYTES = 32 << 20
 PIECES = 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from cidl_sim.core.errors import MachineError, StoreError
 from cidl_sim.core.files import Record, read_json, replacing, validated, write_text
 
 ALIGNMENT = 4096
+TOKENIZER_FOLDER = "tokenizer"  # beside the blocks, if the checkpoint brought one
+TOKENIZER_MODELS = ("tokenizer.json", "spiece.model")  # either holds a tokenizer by itself
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
@@ -47,13 +51,14 @@ class BlockFile(Record):
 
 
 class StoreIndex(Record):
-    """The contents of `store.json`; `model` is what the store was built for."""
+    """The contents of `store.json`; `model`, of the family `pipeline`, is what the store was built for."""
 
     format: Literal["cidl-store/1"] = "cidl-store/1"
     name: str
     dtype: Literal["fp32", "bf16", "fp16"]
     partition: str = "reference"
     source: str
+    pipeline: str = "open_sora"
     model: dict[str, Any]
     blocks: dict[str, BlockFile]
 
@@ -126,6 +131,7 @@ def write_store(
     partition: str = "reference",
     source: str,
     model: dict[str, Any],
+    pipeline: str,
     on_block: Callable[[str, int], None] = lambda weights, data_bytes: None,
 ) -> BlockStore:
     """Write a store block by block; `blocks` gives the weights' names and functions that make their tensors.
@@ -134,7 +140,10 @@ def write_store(
     interruption the same call goes on where it stopped: blocks that are whole are not made again.
     MachineError where the disk is full or not writable.
     """
-    identity = {"name": name, "dtype": dtype, "partition": partition, "source": source, "model": model}
+    identity = {
+        **{"name": name, "dtype": dtype, "partition": partition, "source": source},
+        **{"pipeline": pipeline, "model": model},
+    }
     journal = _Journal(root, identity)
     with _writing_errors(root):
         (root / "store.json").unlink(missing_ok=True)
@@ -221,3 +230,16 @@ def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockF
         file_bytes=data_offset + offset,
         sha256=digest.hexdigest(),
     )
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of a tokenizer, if there is one in `source`. MachineError if the disk does not take them."""
+    files = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    if not any(file.name in TOKENIZER_MODELS for file in files):
+        return
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, target / file.name)
+    except OSError as problem:
+        raise MachineError(f"{target}: cannot be written ({problem.strerror})") from problem

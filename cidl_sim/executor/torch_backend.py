@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition, StageDefinition
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit
@@ -20,7 +21,6 @@ from cidl_sim.executor.backend import Call
 from cidl_sim.executor.memory_limit import Heap
 from cidl_sim.executor.reading import BUFFERED, read_block, read_rows
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.open_sora import TORCH_DTYPES, BlockDefinition, StageDefinition
 
 
 class BlockModules:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cidl_sim.models.config import STDiT3Sizes, VideoSettings
+from cidl_sim.models.sizes import STDiT3Sizes
 from cidl_sim.models.token_merging import merge_frames, unmerge_frames
 
 FREQUENCIES = 256
@@ -28,11 +28,6 @@ class Geometry:
 
     latent: tuple[int, int, int]
     pixels: int
-
-    @classmethod
-    def of(cls, settings: VideoSettings) -> Geometry:
-        """The geometry of a run."""
-        return cls(settings.latent_shape, settings.height * settings.width)
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -236,6 +231,8 @@ class _Rope(nn.Module):
 class STDiT3Part1(nn.Module):
     """The embedders: everything before the first pair."""
 
+    results = ("x", "t", "t_mlp", "y", "frequencies")
+
     def __init__(self, sizes: STDiT3Sizes, caption_channels: int, geometry: Geometry) -> None:
         super().__init__()
         self.sizes = sizes
@@ -276,6 +273,8 @@ class _FinalLayer(nn.Module):
 
 class STDiT3Part2(nn.Module):
     """The final layer: tokens back to a drift; the predicted variance is dropped."""
+
+    results = ("drift",)
 
     def __init__(self, sizes: STDiT3Sizes, geometry: Geometry) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Block, T5LayerFF, T5LayerNorm, T5LayerSelfAttention
 
-from cidl_sim.models.config import T5Sizes
+from cidl_sim.models.sizes import T5Sizes
 
 # Finite, so that a row of padding stays a number, and representable in every dtype.
 MASKED = -1e4
@@ -39,6 +39,8 @@ def library_config(sizes: T5Sizes) -> T5Config:
 class T5Embedding(nn.Module):
     """Token ids (B, L) -> hidden states (B, L, d_model)."""
 
+    results = ("hidden",)
+
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
         self.shared = nn.Embedding(sizes.vocabulary, sizes.d_model)
@@ -50,6 +52,8 @@ class T5Embedding(nn.Module):
 
 class T5FirstBlock(nn.Module):
     """The first block: also returns the position bias (1, heads, L, L) that all others use."""
+
+    results = ("hidden_out", "position_bias")
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
@@ -75,6 +79,8 @@ class T5LaterBlock(nn.Module):
 
 class T5FirstAttention(nn.Module):
     """The attention half of the first block: also returns the position bias that all others use."""
+
+    results = ("hidden_out", "position_bias")
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
@@ -121,6 +127,8 @@ def clamped(hidden: Tensor) -> Tensor:
 
 class T5FinalNorm(nn.Module):
     """Final layer norm: hidden states -> text embedding, both (B, L, d_model)."""
+
+    results = ("text",)
 
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from cidl_sim.models.config import MICRO_BATCH, TIME_FACTOR, VAESizes, temporal_chunks
+from cidl_sim.models.sizes import MICRO_BATCH, TIME_FACTOR, VAESizes, temporal_chunks
 
 LATENT_CHANNELS = 4
 SPATIAL_SCALE = 0.18215

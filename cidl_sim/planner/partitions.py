@@ -8,28 +8,21 @@ ones. A cut whose bound is above a makespan found is out, proven.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
+from cidl_sim.blocks.cuts import AS_GIVEN, CutChoices, Cuts
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError
 from cidl_sim.core.plan import check_any_plan_fits, largest_need
 from cidl_sim.core.workload import Block, Workload
-from cidl_sim.models.config import HALVES, SIZES, OpenSoraSizes, VideoSettings, cuts_of, partition_name
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, evaluated_plan
 from cidl_sim.planner.planner import OnStep, Planned, best_plan
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s
-from cidl_sim.workloads.catalog import workload_of
-from cidl_sim.workloads.partition import joined_workload
 
-AS_GIVEN = "as given"
-# So many blocks of the reference app as one; beyond, few cuts fit beside a workspace.
-JOINED = (2, 4)
 # Policies that need no search of their own.
 QUICK_POLICIES = ("sequential", "next_block", "on_device_sora", "lru")
 # Usually the best policy, but one that tries many numbers; for as much of the time that is left as this.
@@ -37,8 +30,6 @@ SLOW_POLICY = "spread"
 SLOW_SHARE = 0.4
 # So many cuts get the planner's time.
 FINALISTS = 2
-
-Cuts = dict[str, int]  # by group: so many blocks as one, or HALVES
 
 
 @dataclass
@@ -103,6 +94,7 @@ class ChosenPartition:
 def best_partition(
     workload: Workload,
     device: DeviceProfile,
+    choices: CutChoices,
     *,
     policy: str | None = None,
     time_limit_s: float = 10.0,
@@ -117,9 +109,8 @@ def best_partition(
         InfeasibleError: no cut fits the device's memory; names the layer that binds.
     """
     deadline_s = time.monotonic() + time_limit_s
-    family = family_of(workload)
-    own = family.cut(family.own)
-    tried = _Tried(family, own, device, (policy,) if policy else QUICK_POLICIES, on_step)
+    own = _cut(choices, choices.own)
+    tried = _Tried(choices, own, device, (policy,) if policy else QUICK_POLICIES, on_step)
     tried.look_at_all()
     deadline_s = max(deadline_s, time.monotonic() + time_limit_s / 2)
     if policy is None:
@@ -130,87 +121,20 @@ def best_partition(
         baselines = baseline_makespans(chosen.workload, device)
         planned = Planned(*evaluated_plan(policy, chosen.workload, device), baselines)
     _remark(tried.cuts, chosen)
-    return ChosenPartition(chosen, planned, tried.cuts, family.store_command(chosen))
+    return ChosenPartition(chosen, planned, tried.cuts, choices.store_command(chosen.partition))
 
 
-def check_fits(workload: Workload, device: DeviceProfile) -> None:
+def check_fits(workload: Workload, device: DeviceProfile, choices: CutChoices) -> None:
     """InfeasibleError if no plan fits: names the block that binds, and the largest cut that would fit."""
     try:
         check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
     except InfeasibleError as problem:
-        raise InfeasibleError(f"{problem}; {_what_would_fit(family_of(workload), device)}") from None
+        raise InfeasibleError(f"{problem}; {_what_would_fit(choices, device)}") from None
 
 
-# Which cuts there are
-
-
-@dataclass(frozen=True)
-class Family:
-    """A workload's cuts: how each group may be cut, how it is, and how a workload of another cut is made."""
-
-    choices: Mapping[str, tuple[int, ...]]
-    own: Cuts
-    cut: Callable[[Cuts], Cut]
-    store_command: Callable[[Cut], str | None]
-
-    def alternatives(self, base: Cuts) -> Iterator[Cuts]:
-        """All groups cut alike, then one group cut in another way than in `base`."""
-        for count in sorted({c for choices in self.choices.values() for c in choices}):
-            yield {group: count if count in choices else base[group] for group, choices in self.choices.items()}
-        for group, choices in self.choices.items():
-            yield from ({**base, group: count} for count in choices if count != base[group])
-
-
-def family_of(workload: Workload) -> Family:
-    """The cuts of a named workload, as a store can be built for; of any other its blocks, some joined."""
-    named = _sizes_and_settings(workload)
-    if named is None:
-        return _family_of_blocks(workload)
-    sizes, settings = named
-    size = {"opensora-v1.2": "full"}.get(sizes.name, sizes.name.rpartition("-")[2])
-
-    def cut(cuts: Cuts) -> Cut:
-        name = partition_name(cuts)
-        return Cut(name, cuts, workload_of(sizes, settings.model_copy(update={"partition": name})))
-
-    return Family(
-        choices={
-            "text_encoder": (HALVES, 1, *JOINED),
-            "denoiser": (HALVES, 1, *JOINED),
-            "decoder": (1, *JOINED),
-        },
-        own=cuts_of(settings.partition),
-        cut=cut,
-        store_command=lambda chosen: (
-            f"cidl model build --store DIR --size {size} --dtype {settings.dtype} --partition {chosen.partition}"
-        ),
-    )
-
-
-def _sizes_and_settings(workload: Workload) -> tuple[OpenSoraSizes, VideoSettings] | None:
-    values = dict(workload.settings)
-    sizes = SIZES.get(str(values.pop("model", None)))
-    try:
-        settings = VideoSettings.model_validate(values)
-    except ValidationError:
-        return None
-    # A file may say that it was made from a model and hold other blocks.
-    return (sizes, settings) if sizes is not None and workload_of(sizes, settings) == workload else None
-
-
-def _family_of_blocks(workload: Workload) -> Family:
-    groups = dict.fromkeys(stage.group for stage in workload.stages)
-
-    def cut(cuts: Cuts) -> Cut:
-        name = ".".join(f"{group}{count}" for group, count in cuts.items() if count != 1)
-        return Cut(name or AS_GIVEN, cuts, joined_workload(workload, cuts, name) if name else workload)
-
-    return Family(
-        choices=dict.fromkeys(groups, (1, *JOINED)),
-        own=dict.fromkeys(groups, 1),
-        cut=cut,
-        store_command=lambda chosen: None,
-    )
+def _cut(choices: CutChoices, cuts: Cuts) -> Cut:
+    partition, workload = choices.cut(cuts)
+    return Cut(partition, cuts, workload)
 
 
 # Judging them
@@ -220,12 +144,12 @@ class _Tried:
     """The cuts that were looked at, each with the bound and the best of a few policies."""
 
     def __init__(
-        self, family: Family, own: Cut, device: DeviceProfile, policies: tuple[str, ...], on_step: OnStep
+        self, choices: CutChoices, own: Cut, device: DeviceProfile, policies: tuple[str, ...], on_step: OnStep
     ) -> None:
         self.own = own
         self.device = device
         self.cuts: list[Cut] = []
-        self._family = family
+        self._choices = choices
         self._policies = policies
         self._on_step = on_step
         self._known = _measured_kinds(own.workload, device)
@@ -235,14 +159,14 @@ class _Tried:
         self._look_at(self.own)
         base = self.own
         if self.own.makespan_s is None:
-            finest = self._look_at(self._family.cut({g: min(c) for g, c in self._family.choices.items()}))
+            finest = self._look_at(_cut(self._choices, {g: min(c) for g, c in self._choices.choices.items()}))
             base = finest if finest.makespan_s is not None else base
-        for cuts in self._family.alternatives(base.cuts):
-            self._look_at(self._family.cut(cuts))
-        together = {group: self._best_of(group, base.cuts) for group in self._family.choices}
-        self._look_at(self._family.cut(together))
+        for cuts in self._choices.alternatives(base.cuts):
+            self._look_at(_cut(self._choices, cuts))
+        together = {group: self._best_of(group, base.cuts) for group in self._choices.choices}
+        self._look_at(_cut(self._choices, together))
         if not self.ranked():
-            check_fits(self.own.workload, self.device)
+            check_fits(self.own.workload, self.device, self._choices)
             raise InfeasibleError(f"no policy has a plan for any cut of {self.own.workload.name} on {self.device.name}")
 
     def look_closer(self, deadline_s: float) -> None:
@@ -251,7 +175,7 @@ class _Tried:
         for cut in sorted(ranked, key=lambda cut: cut is not self.own):
             best_s = self.ranked()[0].makespan_s
             if cut is self.own or (time.monotonic() < deadline_s and _bound(cut) < (best_s or 0.0)):
-                self._on_step(len(self.cuts), _count(self._family), f"{SLOW_POLICY} for partition {cut.partition}")
+                self._on_step(len(self.cuts), _count(self._choices), f"{SLOW_POLICY} for partition {cut.partition}")
                 found = (cut.makespan_s, _policy_s(SLOW_POLICY, cut.workload, self.device))
                 cut.makespan_s = min((s for s in found if s is not None), default=None)
 
@@ -267,7 +191,7 @@ class _Tried:
         known = next(same, None)
         if known is not None:
             return known
-        self._on_step(len(self.cuts), _count(self._family), f"partition {cut.partition}")
+        self._on_step(len(self.cuts), _count(self._choices), f"partition {cut.partition}")
         self.cuts.append(cut)
         workload, device = cut.workload, self.device
         try:
@@ -311,8 +235,8 @@ def _policy_s(policy: str, workload: Workload, device: DeviceProfile) -> float |
         return None
 
 
-def _count(family: Family) -> int:
-    return 2 + sum(1 for _ in family.alternatives(family.own))
+def _count(choices: CutChoices) -> int:
+    return 2 + sum(1 for _ in choices.alternatives(choices.own))
 
 
 def _distinct(workload: Workload) -> list[Block]:
@@ -386,14 +310,14 @@ def _remark(cuts: list[Cut], chosen: Cut) -> None:
             cut.remark = "out: no plan for it is as fast"
 
 
-def _what_would_fit(family: Family, device: DeviceProfile) -> str:
+def _what_would_fit(choices: CutChoices, device: DeviceProfile) -> str:
     """The cut with the largest blocks that fits, or the layer that binds in the finest."""
-    finest = family.cut({group: min(choices) for group, choices in family.choices.items()})
+    finest = _cut(choices, {group: min(counts) for group, counts in choices.choices.items()})
     if finest.partition == AS_GIVEN:
         return "its layers are not known, so nothing finer can be tried"
     fitting = []
-    for cuts in family.alternatives(family.own):
-        cut = family.cut(cuts)
+    for cuts in choices.alternatives(choices.own):
+        cut = _cut(choices, cuts)
         need, _ = largest_need(cut.workload)
         if need + device.baseline_bytes <= device.memory_limit_bytes:
             fitting.append(cut)

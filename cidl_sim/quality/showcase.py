@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.errors import MachineError
 from cidl_sim.core.files import replacing
-from cidl_sim.diffusion.job import Job, JobResult, run_job
-from cidl_sim.diffusion.pretrained import pretrained_folders
+from cidl_sim.executor.job import Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OPENSORA_SHAPES, VideoSettings
+from cidl_sim.pipelines.catalog import SHOWCASE, find_workload, parse_name, pipeline_of
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.quality.attributes import ATTRIBUTES, attribute_scores, measure_clip
 from cidl_sim.quality.scores import ssim
 from cidl_sim.quality.shapes import Frames, MovingShape, Scene, caption
-from cidl_sim.workloads.catalog import workload_of
 
 OnStep = Callable[[str, int, int, str], None]
 # The last two hold combinations of colour, shape and direction that training never showed.
@@ -48,11 +47,8 @@ SCENES = (
 )
 UNSEEN = 2
 FULL, ACCELERATED = "full", "accelerated"
-_SIZE = {"height": 64, "width": 64, "frames": 17, "steps": 30, "prompts": len(SCENES)}
-SETTINGS = {
-    FULL: VideoSettings.model_validate(_SIZE),
-    ACCELERATED: VideoSettings.model_validate({**_SIZE, "lpl": "dynamic", "tdtm": 5}),
-}
+WORKLOADS = dict(zip((FULL, ACCELERATED), SHOWCASE, strict=True))
+SETTINGS: dict[str, Any] = {name: parse_name(workload)[1] for name, workload in WORKLOADS.items()}
 SHOWN = (0, 4, 8, 12, 16)  # frames of each video on the sheet
 
 
@@ -78,7 +74,7 @@ def run_showcase(out: Path, device: DeviceProfile, seed: int = 42, on_step: OnSt
     """Make all videos, the sheet `trained.png` and the summary, under the device's limit, in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
-    runs = {name: _run(name, settings, store, device, out, seed, on_step) for name, settings in SETTINGS.items()}
+    runs = {name: _run(name, store, device, out, seed, on_step) for name in WORKLOADS}
     draw_sheet(runs, out / "trained.png")
     return summary_of(runs)
 
@@ -107,7 +103,7 @@ def summary_of(runs: Mapping[str, Run]) -> dict[str, Any]:
 def _store(root: Path, on_step: OnStep) -> BlockStore:
     """The trained weights, written anew: an old store could hold those of another version, and it takes a second."""
     step = "store of the trained model"
-    total = len({visit.block.weights for visit in workload_of(OPENSORA_SHAPES, SETTINGS[ACCELERATED]).visits})
+    total = len({visit.block.weights for visit in find_workload(WORKLOADS[ACCELERATED]).visits})
     written = 0
     on_step(step, written, total, "")
 
@@ -116,25 +112,28 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
         written += 1
         on_step(step, written, total, weights)
 
-    from cidl_sim.diffusion.model_store import import_checkpoints  # builds networks: seconds of imports
+    from cidl_sim.pipelines.model_store import import_checkpoints  # builds networks: seconds of imports
 
-    return import_checkpoints(root, OPENSORA_SHAPES, "fp32", pretrained_folders(), observe_block)
+    sizes, _ = parse_name(WORKLOADS[FULL])
+    folders = pipeline_of(sizes).trained(sizes.name)
+    if folders is None:
+        raise MachineError(f"{sizes.name}: no trained weights are installed")
+    return import_checkpoints(root, sizes, "fp32", folders, observe_block)
 
 
-def _run(
-    name: str, settings: VideoSettings, store: BlockStore, device: DeviceProfile, out: Path, seed: int, on_step: OnStep
-) -> Run:
-    workload = workload_of(OPENSORA_SHAPES, settings)
-    plan_file = out / f"plan-{name}.json"
-    make_plan(REFERENCE, workload, device).write(plan_file)
+def _run(name: str, store: BlockStore, device: DeviceProfile, out: Path, seed: int, on_step: OnStep) -> Run:
+    workload = find_workload(WORKLOADS[name])
+    plan = make_plan(REFERENCE, workload, device)
+    plan.write(out / f"plan-{name}.json")
     folders = tuple(out / f"{name}-{i + 1}" for i in range(len(SCENES)))
     job = Job(
-        plan=str(plan_file.absolute()),
+        plan=plan,
+        workload=workload,
         store=str(store.root.absolute()),
         prompts=tuple(caption(scene) for scene in SCENES),
         seed=seed,
-        videos=tuple(f"{folder.absolute()}.mp4" for folder in folders),
-        frames_folders=tuple(str(folder.absolute()) for folder in folders),
+        outputs=tuple(f"{folder.absolute()}.mp4" for folder in folders),
+        picture_folders=tuple(str(folder.absolute()) for folder in folders),
     )
     step = f"trained model, {name}"
     result = run_job(

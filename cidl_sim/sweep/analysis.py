@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from cidl_sim.workloads.catalog import parse_name
+from cidl_sim.pipelines.catalog import job_of, setting_columns
 
 # What has to be the same for policies to be comparable, what only the memory limit tells apart, and what has to be
 # the same for one result to replace another.
@@ -26,7 +25,6 @@ MEMORY, BANDWIDTH = "memory_limit_bytes", "bandwidth_bytes_per_s"
 # Settings that have a column of their own.
 _NAMED_SETTINGS = (MEMORY, f"loader.{BANDWIDTH}")
 _POLICY_AXES = ("pattern", "retained", "lookahead", "pattern_seed")
-_WORKLOAD_AXES = ("height", "width", "frames", "steps", "dtype", "partition", "lpl", "tdtm")
 _SETTING = "set "
 # As JSON has it, with the comma after it.
 _LIMIT = rf'"{MEMORY}": ?[-+0-9.eE]+(, ?)?'
@@ -44,9 +42,13 @@ def labelled(rows: pl.LazyFrame, *, is_sample: bool = False) -> pl.LazyFrame:
 
     Of a sample the settings differ from row to row; there they all count as one.
     """
-    workloads = _collected(rows.group_by("workload").agg(pl.col("height", "width", "frames", "dtype").first()))
+    workloads = _collected(rows.group_by("workload").agg(pl.col("dtype").first()))
     jobs = pl.DataFrame(
-        {"workload": workloads["workload"], "job": [_job(*row) for row in workloads.iter_rows()]},
+        # A file's name stands for itself: what else makes the same is not known.
+        {
+            "workload": workloads["workload"],
+            "job": [name if dtype is None else job_of(name) for name, dtype in workloads.iter_rows()],
+        },
         schema={"workload": pl.String, "job": pl.String},
     )
     others = pl.col("settings").str.replace(_LIMIT, "").str.replace(", ?}$", "}")
@@ -146,10 +148,11 @@ def sensitivities(rows: pl.LazyFrame) -> pl.DataFrame:
     fit, which flatters the values that fit seldom.
     """
     wide, keys = _with_settings(_feasible(rows).filter(pl.col("makespan_s") > 0))
+    settings = [name for name in setting_columns() if name in wide.collect_schema()]
     contexts = {
         **dict.fromkeys((MEMORY, BANDWIDTH, *keys, *_POLICY_AXES), ("workload", "device")),
         "device": ("workload",),
-        **dict.fromkeys(("workload", *_WORKLOAD_AXES), ("device",)),
+        **dict.fromkeys(("workload", *settings), ("device",)),
     }
     counted = _collected(wide.select(pl.col(axis).n_unique() for axis in contexts)) if contexts else pl.DataFrame()
     found = []
@@ -187,13 +190,6 @@ def _rows_at(rows: pl.LazyFrame, found: pl.DataFrame, keys: Sequence[str]) -> pl
     alike = rows.join(found.lazy().select(on), on=on, how="semi", nulls_equal=True)
     first = _collected(alike.group_by(on).agg(pl.col("index").min())).select("index")
     return _collected(rows.join(first.lazy(), on="index", how="semi")).sort("index")
-
-
-def _job(workload: str, height: int | None, width: int | None, frames: int | None, dtype: str | None) -> str:
-    """A file's name stands for itself: what else makes the same is not known."""
-    if height is None or Path(workload).suffix == ".json" or Path(workload).is_file():
-        return workload
-    return f"{parse_name(workload)[0].name}, {height}x{width}, {frames} frames, {dtype}"
 
 
 def _with_settings(rows: pl.LazyFrame) -> tuple[pl.LazyFrame, list[str]]:

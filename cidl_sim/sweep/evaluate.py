@@ -6,6 +6,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,13 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.models.config import VideoSettings
+from cidl_sim.pipelines.catalog import find_workload, pipeline_of_workload, settings_in
 from cidl_sim.planner.bounds import lower_bound_s, quick_bound_s
 from cidl_sim.simulator.batch import EVALUATION, Case, compile_case, evaluate, evaluate_many
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.sweep.patterns import keep_rows, plan_of
 from cidl_sim.sweep.points import NONE, Ints, Points, count_points, points
 from cidl_sim.sweep.spec import PATTERNS, Sweep, device_value, device_with_values
-from cidl_sim.workloads.catalog import find_workload
 
 # A part is written at once and redone at once; sixty of them show progress, and keep many workers busy.
 MOST_ROWS_PER_PART = 32_768
@@ -36,40 +36,32 @@ FEW_VISITS = 30_000
 # Devices whose arrays and bounds are kept: a grid comes back to one within few parts, a sample never does.
 CASES = 64
 
-SETTINGS = ("height", "width", "frames", "steps", "dtype", "partition", "lpl", "tdtm")
-# The figures are null where the plan does not fit; settings where the workload is a file.
-SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("workload", pa.string()),
-        ("workload_sha256", pa.string()),
-        ("device", pa.string()),
-        ("device_sha256", pa.string()),
-        ("settings", pa.string()),
-        ("policy", pa.string()),
-        ("pattern", pa.string()),
-        ("retained", pa.int32()),
-        ("lookahead", pa.int32()),
-        ("pattern_seed", pa.int32()),
-        ("memory_limit_bytes", pa.int64()),
-        ("bandwidth_bytes_per_s", pa.float64()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("frames", pa.int32()),
-        ("steps", pa.int32()),
-        ("dtype", pa.string()),
-        ("partition", pa.string()),
-        ("lpl", pa.string()),
-        ("tdtm", pa.int32()),
-        ("makespan_s", pa.float64()),
-        ("lower_bound_s", pa.float64()),
-        ("peak_resident_bytes", pa.int64()),
-        ("loader_busy_s", pa.float64()),
-        ("executor_busy_s", pa.float64()),
-        ("denoising_evaluations", pa.int32()),
-        ("merged_steps", pa.int32()),
-    ]
-)
+_TYPES = {"int32": pa.int32(), "float64": pa.float64(), "string": pa.string()}
+# The figures are null where the plan does not fit.
+_WHAT = [
+    ("index", pa.int64()),
+    ("workload", pa.string()),
+    ("workload_sha256", pa.string()),
+    ("device", pa.string()),
+    ("device_sha256", pa.string()),
+    ("settings", pa.string()),
+    ("policy", pa.string()),
+    ("pattern", pa.string()),
+    ("retained", pa.int32()),
+    ("lookahead", pa.int32()),
+    ("pattern_seed", pa.int32()),
+    ("memory_limit_bytes", pa.int64()),
+    ("bandwidth_bytes_per_s", pa.float64()),
+]
+_FIGURES = [
+    ("makespan_s", pa.float64()),
+    ("lower_bound_s", pa.float64()),
+    ("peak_resident_bytes", pa.int64()),
+    ("loader_busy_s", pa.float64()),
+    ("executor_busy_s", pa.float64()),
+    ("denoising_evaluations", pa.int32()),
+    ("merged_steps", pa.int32()),
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ class Evaluator:
     _setups: OrderedDict[tuple[Any, ...], _Setup] = field(default_factory=OrderedDict)
 
     def part(self, number: int) -> pa.Table:
-        """The rows of a part, with the columns of `SCHEMA`. DeviceError where the profile has no cost for a block."""
+        """The rows of a part, with the columns of `schema`. DeviceError where the profile has no cost for a block."""
         sweep = self.inputs.sweep
         first = number * rows_per_part(sweep)
         return self.rows(points(sweep, first, min(first + rows_per_part(sweep), count_points(sweep))))
@@ -139,9 +131,19 @@ class Evaluator:
             facts.append(self._facts(chosen, int(rows[0]), workload, setup))
         return self._table(chosen, facts, setup_of_row, found)
 
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns: between what a row is and its figures the settings of the workloads' families.
+
+        They are null where the workload is a file that tells nothing, or of another family.
+        """
+        found = [pipeline_of_workload(self.workload(number)) for number in range(len(self.inputs.workloads))]
+        settings = {name: _TYPES[kind] for pipeline in found for name, kind in pipeline.columns.items()}
+        return pa.schema([*_WHAT, *settings.items(), *_FIGURES])
+
     def _facts(self, chosen: Points, row: int, workload: Workload, setup: _Setup) -> dict[str, Any]:
         """What all rows with the same workload and device have in common."""
-        evaluations, merged = _denoising(workload)
+        evaluations, merged = _quality(workload)
         return {
             "workload": self.inputs.sweep.workloads[chosen.workload[row]],
             "workload_sha256": workload.sha256,
@@ -150,16 +152,21 @@ class Evaluator:
             "settings": json.dumps(self._values(chosen, row)),
             "memory_limit_bytes": setup.device.memory_limit_bytes,
             "bandwidth_bytes_per_s": setup.device.loader.bandwidth_bytes_per_s,
-            **{name: workload.settings.get(name) for name in SETTINGS},
+            **{name: workload.settings.get(name) for name in self._setting_columns},
             "lower_bound_s": setup.bound_s,
             "denoising_evaluations": evaluations,
             "merged_steps": merged,
         }
 
+    @property
+    def _setting_columns(self) -> list[str]:
+        names: list[str] = self.schema.names
+        return names[len(_WHAT) : -len(_FIGURES)]
+
     def _table(
         self, chosen: Points, facts: list[dict[str, Any]], setup_of_row: Ints, found: NDArray[np.void]
     ) -> pa.Table:
-        of_setups = pa.Table.from_pylist(facts, schema=pa.schema([f for f in SCHEMA if f.name in facts[0]]))
+        of_setups = pa.Table.from_pylist(facts, schema=pa.schema([f for f in self.schema if f.name in facts[0]]))
         columns = dict(zip(of_setups.column_names, of_setups.take(pa.array(setup_of_row)).columns, strict=True))
         names = [policy_name(p, d) for p, d in self._policies(chosen)]
         cannot = ~np.isfinite(found["makespan_s"])
@@ -170,7 +177,7 @@ class Evaluator:
             **{name: _unless_none(getattr(chosen, name)) for name in ("retained", "lookahead", "pattern_seed")},
             **{name: pa.array(found[name], mask=cannot) for name in EVALUATION.names or ()},
         )
-        return pa.table([columns[column.name] for column in SCHEMA], SCHEMA)
+        return pa.table([columns[name] for name in self.schema.names], self.schema)
 
     def _policies(self, chosen: Points) -> Iterator[tuple[str, int]]:
         policies = self.inputs.sweep.policies
@@ -258,13 +265,12 @@ def _pieces(rows: Ints, size: int) -> Iterator[Ints]:
         yield rows[first : first + size]
 
 
-def _denoising(workload: Workload) -> tuple[int | None, int | None]:
+def _quality(workload: Workload) -> tuple[int | None, int | None]:
     """Evaluations of the denoiser, and how many of them run with merged tokens."""
     if "model" not in workload.settings:
         return sum(stage.rounds for stage in workload.stages if stage.group == "denoiser") or None, None
-    known = {name: value for name, value in workload.settings.items() if name in VideoSettings.model_fields}
-    settings = VideoSettings.model_validate(known)
-    return settings.evaluations, settings.merged_evaluations
+    pipeline = pipeline_of_workload(workload)
+    return pipeline.quality(settings_in(workload.settings, pipeline))
 
 
 def _none_or(number: np.int64) -> int | None:

@@ -12,10 +12,10 @@ from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.sweep.patterns import plan_of
 from cidl_sim.sweep.spec import SweepError, device_with_values
-from cidl_sim.workloads.catalog import find_workload
 
 Row = Mapping[str, Any]
 
@@ -43,9 +43,9 @@ def case_of_row(row: Row) -> tuple[Workload, DeviceProfile, Plan]:
     does not fit.
     """
     workload, device = find_workload(_text(row, "workload")), _device(row)
-    for what, found in (("workload", workload), ("device", device)):
+    for what, known in (("workload", workload.identities), ("device", {device.sha256})):
         expected = row.get(f"{what}_sha256")
-        if expected is not None and expected != found.sha256:
+        if expected is not None and expected not in known:
             raise SweepError(f"--row: {what} {row[what]!r} is not what it was when the row was made (sha256 differs)")
     retained, ahead, seed = (_number(row, column) for column in ("retained", "lookahead", "pattern_seed"))
     plan = plan_of(workload, device, _text(row, "pattern"), retained, ahead, seed)

@@ -17,10 +17,18 @@ from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
+from cidl_sim.pipelines.catalog import (
+    axis_values,
+    canonical_name,
+    find_workload,
+    merged_settings,
+    parse_name,
+    pipeline_of,
+    setting_axes,
+)
 from cidl_sim.policies.build import repeated_positions, repeating_groups
 from cidl_sim.policies.catalog import POLICIES
 from cidl_sim.policies.retained import KEEPS
-from cidl_sim.workloads.catalog import canonical_name, find_workload, merged_settings, parse_name
 
 MOST_POINTS = 1_000_000_000
 MOST_VALUES = 1_000_000
@@ -28,7 +36,6 @@ MOST_WORKLOADS = 1_000
 # Policies of which a number of retained blocks, and a lookahead, can be chosen; the others decide for themselves.
 RANDOM = "random"
 PATTERNS = (*KEEPS, RANDOM)
-SETTINGS = ("resolution", "frames", "steps", "dtype", "lpl", "tdtm", "partition")
 POLICY_AXES = ("policy", "retained", "lookahead", "pattern_seed")
 DEEP = "deep"
 
@@ -99,11 +106,11 @@ def make_sweep(
 ) -> Sweep:
     """A sweep over `axes`: values by name, as lists or as text ("1,2,4", "0..28", "1e9..4e9/8log").
 
-    Axes are `policy`, `retained`, `lookahead`, `pattern_seed`; of named workloads `resolution`, `frames`, `steps`,
-    `dtype`, `lpl`, `tdtm`, `partition`; and every figure of a device profile. SweepError for what is none of them.
+    Axes are `policy`, `retained`, `lookahead`, `pattern_seed`; of named workloads the settings of their family
+    (`Pipeline.axes`); and every figure of a device profile. SweepError for what is none of them.
     """
     given = {name: parse_values(name, values) for name, values in (axes or {}).items()}
-    settings = {name: _listed(name, given.pop(name)) for name in SETTINGS if name in given}
+    settings = {name: _listed(name, given.pop(name)) for name in setting_axes() if name in given}
     policy_axes = {name: _listed(name, given.pop(name)) for name in POLICY_AXES if name in given}
     names = tuple(dict.fromkeys(v for name in workloads for v in _variants(name, settings)))
     found = []
@@ -229,15 +236,16 @@ def _variants(name: str, settings: Mapping[str, Any]) -> list[str]:
     if count > MOST_WORKLOADS:
         raise SweepError(f"{count} variants of {name}; at most {MOST_WORKLOADS}")
     sizes, base = parse_name(name)
+    pipeline = pipeline_of(sizes)
+    for axis in settings:
+        if axis not in pipeline.axes:
+            raise SweepError(f"axis {axis!r}: {sizes.name} has no such setting; it has {', '.join(pipeline.axes)}")
     variants = []
     for values in product(*settings.values()):
-        chosen = dict(zip(settings, (str(value) for value in values), strict=True))
-        if "resolution" in chosen:
-            height, cross, width = chosen.pop("resolution").partition("x")
-            if not cross:
-                raise SweepError("axis 'resolution': write HEIGHTxWIDTH, such as 256x256")
-            chosen.update(height=height, width=width)
-        variants.append(canonical_name(sizes.name, merged_settings(base, chosen)))
+        chosen: dict[str, str] = {}
+        for axis, value in zip(settings, values, strict=True):
+            chosen.update(axis_values(pipeline, axis, str(value)))
+        variants.append(canonical_name(sizes, merged_settings(base, chosen)))
     return variants
 
 
@@ -250,7 +258,7 @@ def _check_device_axes(name: str, axes: Mapping[str, Any]) -> None:
     for key, values in axes.items():
         lone = "." not in key and key not in {"memory_limit_bytes", "baseline_bytes"}
         if lone or key.startswith("provenance"):
-            known = ", ".join((*POLICY_AXES, *SETTINGS))
+            known = ", ".join((*POLICY_AXES, *setting_axes()))
             raise SweepError(
                 f"unknown axis {key!r}: there are {known}, and figures of the device such as memory_limit_bytes"
             )

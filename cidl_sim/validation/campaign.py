@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cidl_sim.calibration.this_machine import Calibration, Target
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.diffusion.job import ComputeDevice
+from cidl_sim.executor.job import ComputeDevice
 from cidl_sim.validation.compare import Case
 from cidl_sim.validation.runs import DEVICE_FILE, prepare, read_runs, run_round
 from cidl_sim.validation.scenarios import choose_scenarios

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cidl_sim.validation.published import Row, Rows, row_of
+from cidl_sim.devices.published import Row, Rows, row_of
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from cidl_sim.core.errors import InputError, TraceError
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload, read_workload
-from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
+from cidl_sim.executor.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
+from cidl_sim.pipelines.catalog import pipeline_of_workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.validation.compare import Case
@@ -96,20 +97,24 @@ def run_round(
     """Really run every scenario once under its limit; each case gets its trace. `before_run` is called before each."""
     for scenario, case in zip(scenarios, cases, strict=True):
         before_run()
-        _run_once(scenario, folder / scenario.name, number, prompt, seed, on_run)
+        _run_once(scenario, case.plan, folder / scenario.name, number, prompt, seed, on_run)
         case.measured.append(read_trace(folder / scenario.name / f"run-{number}.json.gz"))
 
 
-def _run_once(scenario: Scenario, folder: Path, number: int, prompt: str, seed: int, on_run: OnRun) -> JobResult:
+def _run_once(
+    scenario: Scenario, plan: Plan, folder: Path, number: int, prompt: str, seed: int, on_run: OnRun
+) -> JobResult:
+    pipeline = pipeline_of_workload(scenario.workload)
     with tempfile.TemporaryDirectory(prefix="cidl-run-") as temporary:
         # Compressed only here: the worker writes it within the limit.
         raw = Path(temporary) / "trace.json"
         job = Job(
-            plan=str(folder / "plan.json"),
+            plan=plan,
+            workload=scenario.workload,
             store=str(scenario.store.root.absolute()),
             prompts=(prompt,),
             seed=seed,
-            videos=(str(folder / "video.mp4"),),
+            outputs=(str(folder / f"{pipeline.output}{pipeline.suffixes[0]}"),),
             trace=str(raw),
             device=scenario.compute_device,
         )

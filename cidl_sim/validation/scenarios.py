@@ -1,6 +1,6 @@
 """Which runs a validation makes: policies that the calibration never saw, chosen for what binds them.
 
-Candidates are combinations of video settings, policy and memory limit. Each is simulated on the calibrated
+Candidates are combinations of settings, policy and memory limit. Each is simulated on the calibrated
 profile; the chosen ones spread over loader-bound, balanced and executor-bound runs, over settings and policies.
 """
 
@@ -14,13 +14,13 @@ from cidl_sim.calibration.this_machine import Target
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.trace import Trace
-from cidl_sim.diffusion.matching import store_sizes
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import VideoSettings
+from cidl_sim.pipelines.catalog import pipeline_of, workload_of
+from cidl_sim.pipelines.matching import store_sizes
+from cidl_sim.pipelines.pipeline import RunSettings
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.validation.runs import Scenario
-from cidl_sim.workloads.catalog import workload_of
 
 # The calibration runs sequential, next_block and a plan that keeps everything; these it has never seen.
 POLICIES = ("prefix:4", "spread:2", "spread:4", "spread:8", "lru", "on_device_sora", "spread")
@@ -39,33 +39,17 @@ class _Candidate:
     policy: str
 
 
-def default_targets(stores: Sequence[BlockStore], settings: VideoSettings) -> list[Target]:
-    """Variants of `settings` for each store: other resolutions, with and without LPL and TDTM, fewer steps.
+def default_targets(stores: Sequence[BlockStore], settings: RunSettings) -> list[Target]:
+    """Variants of `settings` for each store, as its family says; of the stores after the first only two.
 
-    The smaller the picture, the more a run is bound by the loader. The last variant is the first of the next
-    store, where there is one (another partition).
+    The last variants are those of the next stores, where there are any (another partition).
     """
-    small, large = max(16, settings.height - 16), settings.height + 16
-    variants: tuple[dict[str, object], ...] = (
-        {"height": small, "width": small, "lpl": "15" if settings.steps > 15 else "off", "tdtm": 0},
-        {},
-        {"height": large, "width": large, "steps": min(settings.steps, 12), "lpl": "off", "tdtm": 4},
-        {"height": 2 * small, "width": small, "steps": min(settings.steps, 14), "lpl": "dynamic", "tdtm": 0},
-    )
-    targets = [(stores[0], _changed(settings, variant)) for variant in variants]
+    variants = pipeline_of(store_sizes(stores[0])).validating(settings)
+    targets = [(stores[0], variant) for variant in variants]
     for store in stores[1:]:
-        partition = {"partition": store.index.partition, "dtype": store.index.dtype}
-        targets += [(store, _changed(settings, {**variant, **partition})) for variant in variants[:2]]
+        own = {"partition": store.index.partition, "dtype": store.index.dtype}
+        targets += [(store, variant.model_copy(update=own)) for variant in variants[:2]]
     return targets
-
-
-def _changed(settings: VideoSettings, values: dict[str, object]) -> VideoSettings:
-    changed = {**settings.model_dump(), **values}
-    steps = int(str(changed["steps"]))
-    changed["tdtm"] = min(int(str(changed["tdtm"])), steps)
-    lpl = str(changed["lpl"])
-    changed["lpl"] = "off" if lpl.isdigit() and int(lpl) >= steps else lpl
-    return VideoSettings.model_validate(changed)
 
 
 def choose_scenarios(
@@ -87,7 +71,7 @@ def choose_scenarios(
 
 
 def _candidates(
-    store: BlockStore, settings: VideoSettings, policy: str, fraction: float, device: DeviceProfile
+    store: BlockStore, settings: RunSettings, policy: str, fraction: float, device: DeviceProfile
 ) -> Iterator[_Candidate]:
     workload = workload_of(store_sizes(store), settings)
     workspace = max(visit.block.workspace_bytes for visit in workload.visits)

@@ -15,9 +15,9 @@ from diffusers import AutoencoderKL
 from maps import token_maps, word_maps
 from torch import Tensor
 
-from cidl_sim.diffusion.prompt import AESTHETIC_SUFFIX
-from cidl_sim.models.config import VAESizes
+from cidl_sim.models.sizes import VAESizes
 from cidl_sim.models.vae import SPATIAL_SCALE, TemporalVAE, autoencoder_kl
+from cidl_sim.pipelines.open_sora.prompt import AESTHETIC_SUFFIX
 from cidl_sim.quality.shapes import Scene, caption, random_scene, render, seen_combinations
 
 END = 1

@@ -10,13 +10,13 @@ from data import Batch
 from maps import CHANNELS, WORD_CHANNELS
 from torch import Tensor, nn
 
-from cidl_sim.diffusion.model_store import distinct_blocks
-from cidl_sim.diffusion.rectified_flow import TIMESTEPS
-from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND
-from cidl_sim.models.config import OpenSoraSizes
 from cidl_sim.models.stdit3 import Geometry, STDiT3, rotary_frequencies
 from cidl_sim.models.t5 import T5FirstBlock
 from cidl_sim.models.vae import LATENT_CHANNELS
+from cidl_sim.pipelines.model_store import distinct_blocks
+from cidl_sim.pipelines.open_sora.family import FRAMES_PER_SECOND
+from cidl_sim.pipelines.open_sora.settings import OpenSoraSizes
+from cidl_sim.sampling.rectified_flow import TIMESTEPS
 
 
 class TextEncoder(nn.Module):

@@ -21,8 +21,8 @@ from torch import Tensor
 from train_flow import latent_statistics
 
 from cidl_sim.core.files import replacing
-from cidl_sim.diffusion.pretrained import CLASSIFIER, FOLDER
-from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
+from cidl_sim.pipelines.open_sora.pretrained import CLASSIFIER, FOLDER
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES, OpenSoraSizes
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 
 from cidl_sim.core.files import write_text
-from cidl_sim.diffusion.prompt import PAD, prepared_prompt
+from cidl_sim.pipelines.open_sora.prompt import PAD, prepared_prompt
 from cidl_sim.quality.shapes import caption, random_scene, seen_combinations
 
 PIECES = 96  # at most; rows of the token table

@@ -20,10 +20,10 @@ from network import TextToLatent, flow_loss
 from tokenizer import train_tokenizer
 from torch import Tensor, distributed
 
-from cidl_sim.diffusion.rectified_flow import TIMESTEPS, time_ratio, transformed
-from cidl_sim.models.config import OPENSORA_SHAPES, OpenSoraSizes
 from cidl_sim.models.vae import LATENT_CHANNELS
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES, OpenSoraSizes
 from cidl_sim.quality.shapes import CLIP_FRAMES
+from cidl_sim.sampling.rectified_flow import TIMESTEPS, time_ratio, transformed
 
 DROPPED = 0.1  # captions replaced by the null text, for classifier-free guidance
 PEAK = 1e-3

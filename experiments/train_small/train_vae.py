@@ -17,8 +17,9 @@ from checkpoints import RunningMean, Training, learning_rate
 from data import load_spatial, load_spatial_latents, make_spatial_latents, to_unit
 from torch import Tensor
 
-from cidl_sim.models.config import OPENSORA_SHAPES, VAESizes
+from cidl_sim.models.sizes import VAESizes
 from cidl_sim.models.vae import LATENT_CHANNELS, SPATIAL_SCALE, TemporalVAE, autoencoder_kl
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES
 from cidl_sim.quality.shapes import CLIP_FRAMES, random_scene, render, seen_combinations
 
 SIDES = (48, 48, 48, 64)  # three batches in four are of the smaller resolution

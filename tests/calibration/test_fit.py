@@ -11,7 +11,7 @@ from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTA
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise
 from cidl_sim.core.samples import Conditions, samples_of
 from cidl_sim.core.workload import Block, Stage, Workload
-from cidl_sim.diffusion.job import JobResult
+from cidl_sim.executor.job import JobResult
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 

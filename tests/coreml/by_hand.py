@@ -6,8 +6,8 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.export import TARGET_NAME
 from cidl_sim.coreml.manifest import Function, Manifest, Package, TensorSpec
 from cidl_sim.coreml.profile import BlockSamples, Recording
-from cidl_sim.models.config import OPENSORA_TINY
-from cidl_sim.workloads.catalog import find_workload
+from cidl_sim.pipelines.catalog import find_workload
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
 
 TINY = "opensora-tiny-32x32-17f-6s-fp16-tdtm3"
 PROGRAM_BYTES = 1000
@@ -42,7 +42,7 @@ def manifest_by_hand(missing: tuple[str, ...] = ()) -> Manifest:
     }
     return Manifest(
         model="opensora-tiny",
-        sizes=OPENSORA_TINY,
+        sizes=OPENSORA_TINY.model_dump(mode="json"),
         dtype="fp16",
         compression="none",
         partition="reference",

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cidl_sim.blocks.definition import BlockDefinition
 from cidl_sim.coreml.conversion import _FlatGroupNorm, _ScalarEmbedder
-from cidl_sim.models.config import OpenSoraSizes, VideoSettings
-from cidl_sim.models.open_sora import BlockDefinition, stage_definitions
-from cidl_sim.models.random_weights import random_weights
 from cidl_sim.models.stdit3 import STDiT3Part1
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
+from cidl_sim.pipelines.open_sora.settings import OpenSoraSizes, VideoSettings
+from cidl_sim.pipelines.open_sora.stages import stage_definitions
+from cidl_sim.pipelines.random_weights import random_weights
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
@@ -35,7 +37,7 @@ def loaded(block: BlockDefinition, seed: int = 0) -> nn.Module:
     """The block in fp32 with random weights."""
     with torch.device("meta"):
         module = block.build()
-    module.load_state_dict(random_weights(block, seed, torch.float32), assign=True)
+    module.load_state_dict(random_weights(OPEN_SORA, block, seed, torch.float32), assign=True)
     return module.eval()
 
 

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from cidl_sim.coreml import backend, export, macos
-from cidl_sim.coreml.export import export_package, export_store
-from cidl_sim.coreml.mil_interpreter import load_package
-from cidl_sim.diffusion.model_store import build_random_store
-from cidl_sim.models.config import OPENSORA_TINY, SIZES, OpenSoraSizes, STDiT3Sizes, VideoSettings
-from cidl_sim.workloads.catalog import DEFAULTS, parse_name
+from cidl_sim.coreml.export import export_package
+from cidl_sim.mil.interpreter import load_package
+from cidl_sim.models.sizes import STDiT3Sizes
+from cidl_sim.pipelines.catalog import OPEN_SORA, parse_name
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, OpenSoraSizes, VideoSettings
+from cidl_sim.worker.exporting import export_store
 
 NANO = OPENSORA_TINY.model_copy(
     update={"name": "opensora-nano", "stdit": STDiT3Sizes(depth=1, hidden=48, heads=4, max_text_tokens=64)}
@@ -33,8 +35,8 @@ SETTINGS = VideoSettings(height=32, width=32, frames=16, steps=4, lpl="2", tdtm=
 def named_nano() -> Iterator[None]:
     """With the model among those that have names."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, NANO.name, NANO)
-        patch.setitem(DEFAULTS, NANO.name, SETTINGS)
+        patch.setitem(OPEN_SORA.models, NANO.name, NANO)
+        patch.setitem(OPEN_SORA.defaults, NANO.name, SETTINGS)
         yield
 
 

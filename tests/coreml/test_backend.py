@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cidl_sim.core.errors import InputError, MachineError, PackageError, PlanError
-from cidl_sim.core.plan import largest_need
+from cidl_sim.core.plan import largest_need, read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import read_workload
 from cidl_sim.coreml import macos
@@ -27,17 +27,16 @@ from cidl_sim.coreml.backend import compiled_path, runner_for
 from cidl_sim.coreml.check import relative_error
 from cidl_sim.coreml.check_export import example_input
 from cidl_sim.coreml.packages import Packages
-from cidl_sim.coreml.variants import variants_of
-from cidl_sim.diffusion import worker
-from cidl_sim.diffusion.job import Job
-from cidl_sim.diffusion.linear_proportional_leap import StoppingRule
-from cidl_sim.diffusion.matching import workload_for_plan
-from cidl_sim.diffusion.sources import open_source
+from cidl_sim.executor.job import Job
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OPENSORA_SMALL
+from cidl_sim.pipelines.catalog import parse_name, workload_of
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL
+from cidl_sim.pipelines.variants import variants_of
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality.scores import frame_ssim
-from cidl_sim.workloads.catalog import parse_name, workload_of
+from cidl_sim.sampling.linear_proportional_leap import StoppingRule
+from cidl_sim.worker import worker
+from cidl_sim.worker.sources import PackageSource, StoreSource, open_source
 from tests.conftest import analytic_device
 from tests.coreml.nano import NANO, SETTINGS, StandIn, build_store_and_export, install, named_nano
 from tests.test_cli import ROOM_FOR_THE_PROCESS, answer_of, assert_refused, call_cidl
@@ -289,14 +288,14 @@ def do(job):
 def run_job(backend, folder, settings, tmp_path, **fields):
     """The frames of each video, and the trace."""
     source = open_source(backend, folder, verify=False)
-    workload = workload_of(source.sizes, settings) if backend == "torch" else source.workload(settings)
+    workload = workload_of(source.held.sizes, settings) if backend == "torch" else source.workload(settings)
     tmp_path.mkdir(exist_ok=True)
     pictures = [tmp_path / f"frames-{i}" for i in range(settings.prompts)]
     job = Job(
-        plan=str(plan_for(workload, tmp_path / "plan.json")),
+        plan=read_plan(plan_for(workload, tmp_path / "plan.json")),
         store=str(folder),
         prompts=PROMPTS[: settings.prompts],
-        frames_folders=tuple(map(str, pictures)),
+        picture_folders=tuple(map(str, pictures)),
         trace=str(tmp_path / "trace.json"),
         backend=backend,
         **fields,
@@ -320,7 +319,7 @@ VARIANTS = {
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_the_video_is_that_of_the_torch_executor(settings, store, packages, backend, name, tmp_path, monkeypatch):
     eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr("cidl_sim.diffusion.text_to_video.stopping_rule", lambda name, steps: eager)
+    monkeypatch.setattr("cidl_sim.pipelines.open_sora.program.stopping_rule", lambda name, steps: eager)
     reference, there = run_job("torch", store, settings, tmp_path / "torch")
     videos, trace = run_job(backend, packages.root, settings, tmp_path / "packages", compute_units="cpu_only")
     assert trace.header.origin == backend
@@ -382,7 +381,7 @@ def test_only_the_function_of_the_next_visit_is_loaded(for_the_stand_in, tmp_pat
 
 
 def test_the_workload_weighs_what_the_packages_weigh(exported):
-    workload = exported.named_workload("opensora-nano-7s-lpldynamic-tdtm3")
+    workload = PackageSource(exported, "mil").named_workload("opensora-nano-7s-lpldynamic-tdtm3")
     bytes_of = {weights: package.bytes for weights, package in exported.manifest.packages.items()}
     assert {visit.block.weights: visit.block.weight_bytes for visit in workload.visits} == bytes_of
     whole_table = NANO.t5.vocabulary * NANO.t5.d_model * 4
@@ -397,12 +396,12 @@ def test_the_workload_weighs_what_the_packages_weigh(exported):
     [
         ("opensora-tiny", InputError, "holds packages of 'opensora-nano'"),
         ("opensora-nano-t2", InputError, "cut as 'v8'"),
-        ("opensora-nano-48x48", PackageError, "no function for 'stdit.part1.fp32.4x9'"),
+        ("opensora-nano-48x48", PackageError, "no function for 'stdit.part1.fp32.4x9"),
     ],
 )
 def test_a_workload_that_was_not_exported_is_refused(exported, name, error, words):
     with pytest.raises(error, match=words):
-        exported.named_workload(name)
+        PackageSource(exported, "mil").named_workload(name)
 
 
 def test_plans_and_folders_that_do_not_belong_together_are_refused(exported, store, tmp_path):
@@ -410,21 +409,22 @@ def test_plans_and_folders_that_do_not_belong_together_are_refused(exported, sto
         return make_plan("lru", workload, analytic_device(1 << 30))
 
     of_store = plan(workload_of(NANO, SETTINGS))
-    of_packages = plan(exported.workload(SETTINGS))
+    packages = PackageSource(exported, "mil")
+    of_packages = plan(packages.workload(SETTINGS))
     with pytest.raises(PlanError, match="of a block store; plan for what 'cidl coreml workload' writes"):
-        exported.workload_for_plan(of_store)
+        packages.prepare(of_store)
     with pytest.raises(PlanError, match="of Core ML packages: give their folder and --backend mil or coreml"):
-        workload_for_plan(BlockStore.open(store), of_packages)
+        StoreSource(BlockStore.open(store)).prepare(of_packages)
     in_fp16 = of_packages.model_copy(
         update={"workload_settings": {**of_packages.workload_settings, "dtype": "fp16", "compression": "int8"}}
     )
     with pytest.raises(
         PlanError, match="holds packages of 'opensora-nano' in fp32, cut as 'v8', weights compressed: none"
     ):
-        exported.workload_for_plan(in_fp16)
+        packages.prepare(in_fp16)
     other = of_packages.model_copy(update={"workload_sha256": "0" * 64})
     with pytest.raises(PlanError, match="sha256"):
-        exported.workload_for_plan(other)
+        packages.prepare(other)
 
 
 # The commands
@@ -435,7 +435,7 @@ def where_it_runs(request, monkeypatch):
     """A worker takes seconds to start; the command is the same."""
     if request.param == "this process":
         monkeypatch.setattr(worker, "_say", lambda message: None)
-        monkeypatch.setattr("cidl_sim.diffusion.job.run_job", lambda job, **_: do(job))
+        monkeypatch.setattr("cidl_sim.executor.job.run_job", lambda job, **_: do(job))
 
 
 @pytest.mark.usefixtures("where_it_runs")
@@ -472,7 +472,7 @@ def test_packages_are_planned_and_run_from_the_command_line(folders, tmp_path):
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_line(folders, exported, tmp_path, options, code, words):
-    workload = exported.workload(SETTINGS)
+    workload = PackageSource(exported, "mil").workload(SETTINGS)
     settings = {**workload.settings, "dtype": "fp16"}
     plan_for(workload.model_copy(update={"settings": settings}), tmp_path / "plan.json")
     call = ("run", "--plan", tmp_path / "plan.json", "--store", folders[1], "--prompt", "a fox", *options)
@@ -514,7 +514,7 @@ def leave(_, manifest):
     ],
 )
 def test_a_damaged_export_is_refused_in_one_line(folders, exported, tmp_path, harm, words):
-    plan_for(exported.workload(SETTINGS), tmp_path / "plan.json")
+    plan_for(PackageSource(exported, "mil").workload(SETTINGS), tmp_path / "plan.json")
     folder = damaged(folders[1], tmp_path / "export", harm)
     call = ("run", "--backend", "mil", "--plan", tmp_path / "plan.json", "--store", folder, "--prompt", "a fox")
     assert_refused(call_cidl(*call, "-o", tmp_path / "video.mp4"), 2, *words)

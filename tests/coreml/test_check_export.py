@@ -9,12 +9,13 @@ import torch
 
 from cidl_sim.core.errors import InputError
 from cidl_sim.coreml import export
-from cidl_sim.coreml.check_export import check_export, example_input
-from cidl_sim.coreml.export import export_package, export_store
+from cidl_sim.coreml.check_export import example_input
+from cidl_sim.coreml.export import export_package
 from cidl_sim.coreml.manifest import TensorSpec
-from cidl_sim.diffusion.model_store import build_random_store
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OPENSORA_TINY
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
+from cidl_sim.worker.exporting import check_export, export_store
 from tests.test_cli import answer_of, call_cidl
 
 BLOCKS = ("t5.final_norm", "stdit.part1", "stdit.00")

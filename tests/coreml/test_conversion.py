@@ -13,9 +13,10 @@ from torch import nn
 from cidl_sim.core.errors import StoreError
 from cidl_sim.coreml.compression import _values, compress, palette
 from cidl_sim.coreml.conversion import _FlatGroupNorm, _ready, convert, function_of
-from cidl_sim.coreml.variants import variants_of
-from cidl_sim.models.config import OPENSORA_TINY, VideoSettings
-from cidl_sim.models.random_weights import random_weights
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
+from cidl_sim.pipelines.random_weights import random_weights
+from cidl_sim.pipelines.variants import variants_of
 
 KINDS = {
     "t5.embedding": "t5.embedding.fp16.64",
@@ -39,7 +40,7 @@ def variant(weights, precision="fp16", **fields):
 
 
 def weights_of(block):
-    return random_weights(block, 3, torch.float32)
+    return random_weights(OPEN_SORA, block, 3, torch.float32)
 
 
 @cache

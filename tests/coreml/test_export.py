@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ import torch
 from cidl_sim.core.errors import InputError, MachineError, StoreError
 from cidl_sim.coreml import export
 from cidl_sim.coreml.conversion import convert
-from cidl_sim.coreml.export import Job, export_package, export_store
+from cidl_sim.coreml.export import PackageJob, export_package
 from cidl_sim.coreml.manifest import files_of, read_manifest
-from cidl_sim.coreml.variants import variants_of
 from cidl_sim.executor.store import BlockStore, write_store
-from cidl_sim.models.config import OPENSORA_SMALL, OPENSORA_TINY, VideoSettings
-from cidl_sim.models.random_weights import random_weights
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL, OPENSORA_TINY, VideoSettings
+from cidl_sim.pipelines.random_weights import random_weights
+from cidl_sim.pipelines.variants import variants_of
+from cidl_sim.worker.exporting import export_store
 from tests.test_cli import answer_of, assert_refused, call_cidl
 
 QUICK = ("t5.final_norm", "vae.spatial.part1")
@@ -29,24 +32,35 @@ def in_this_process(monkeypatch):
 
 def one_block_store(root, sizes, run, weights):
     block = next(iter(variants_of(sizes, (run,))[weights].values())).longest
-    blocks = [(weights, lambda: random_weights(block, 0, torch.float32))]
+    blocks = [(weights, lambda: random_weights(OPEN_SORA, block, 0, torch.float32))]
     model = sizes.model_dump(mode="json")
-    return write_store(root, blocks, name=sizes.name, dtype="fp32", source="random", model=model)
+    return write_store(root, blocks, name=sizes.name, dtype="fp32", source="random", model=model, pipeline="open_sora")
 
 
 def test_plain_and_merged_blocks_share_their_weights_on_disk(tmp_path):
     run = VideoSettings(height=32, width=32, frames=17, dtype="fp16")
     store = one_block_store(tmp_path / "store", OPENSORA_SMALL, run, "stdit.00")
     entry = store.entry("stdit.00")
-    job = Job("stdit.00", store.path("stdit.00"), entry.sha256, OPENSORA_SMALL, (run,), "fp16", "none", tmp_path)
+    job = PackageJob(
+        "stdit.00",
+        store.path("stdit.00"),
+        entry.sha256,
+        partial(variants_of, OPENSORA_SMALL, (run,)),
+        "fp16",
+        "none",
+        tmp_path,
+    )
     package = export_package(job)
-    kinds = {"stdit_pair_fp16_5x4": "stdit.pair.fp16.5x4", "stdit_pair_merged_fp16_5x4": "stdit.pair.merged.fp16.5x4"}
+    kinds = {
+        "stdit_pair_fp16_5x4": "stdit.pair.fp16.5x4.w576x8x48x96",
+        "stdit_pair_merged_fp16_5x4": "stdit.pair.merged.fp16.5x4.w576x8x48x96",
+    }
     assert {name: function.kind for name, function in package.functions.items()} == kinds
     assert package.default_function == "stdit_pair_fp16_5x4"
     assert package.functions["stdit_pair_fp16_5x4"].inputs == package.functions["stdit_pair_merged_fp16_5x4"].inputs
 
-    plain = variants_of(OPENSORA_SMALL, (run,))["stdit.00"]["stdit.pair.fp16.5x4"].longest
-    weights = random_weights(plain, 0, torch.float32)
+    plain = variants_of(OPENSORA_SMALL, (run,))["stdit.00"]["stdit.pair.fp16.5x4.w576x8x48x96"].longest
+    weights = random_weights(OPEN_SORA, plain, 0, torch.float32)
     convert(plain, package.functions["stdit_pair_fp16_5x4"], weights, "fp16").save(str(tmp_path / "plain.mlpackage"))
     alone = sum(file.bytes for file in files_of(tmp_path / "plain.mlpackage").values())
     assert alone < package.bytes <= 1.02 * alone
@@ -73,7 +87,7 @@ def test_an_export_lists_its_packages_and_goes_on_where_it_stopped(tmp_path, tin
     assert package.files == files_of(out / package.folder)
     assert package.source_sha256 == store.entry("t5.final_norm").sha256
     assert [spec.name for spec in package.functions["main"].inputs] == ["hidden"]
-    assert first.sizes == OPENSORA_TINY
+    assert first.sizes == OPENSORA_TINY.model_dump(mode="json")
     assert list(first.workloads) == ["opensora-tiny-32x32-17f-6s-fp16"]
     every_kind = {
         kind

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cidl_sim.coreml.check import compare_block
-from cidl_sim.coreml.mil_interpreter import load_package
-from cidl_sim.models.config import OPENSORA_TINY, VideoSettings
+from cidl_sim.mil.interpreter import load_package
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
 from tests.coreml.converted import blocks_by_kind, convert, example_inputs, exportable, loaded
 
 SETTINGS = VideoSettings(height=64, width=64, frames=21, steps=4, tdtm=2)

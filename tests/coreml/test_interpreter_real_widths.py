@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from cidl_sim.coreml.check import compare_block
-from cidl_sim.models.config import OPENSORA_V1_2, VideoSettings
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2, VideoSettings
 from tests.coreml.converted import blocks_by_kind, convert, example_inputs, exportable, loaded
 from tests.coreml.test_interpreter_on_blocks import FP16_ERROR, FP32_ERROR
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cidl_sim.core.errors import PackageError
-from cidl_sim.coreml.mil_interpreter import load_package
-from cidl_sim.coreml.mil_program import Blob, Operation, read_package
+from cidl_sim.mil.interpreter import load_package
+from cidl_sim.mil.program import Blob, Operation, read_package
 from tests.coreml.converted import convert
 
 

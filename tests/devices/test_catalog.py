@@ -4,9 +4,9 @@ import pytest
 
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.devices.catalog import find_device, shipped_devices, this_machine_file
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s
-from cidl_sim.workloads.catalog import find_workload
 
 
 @pytest.mark.parametrize("name", shipped_devices())

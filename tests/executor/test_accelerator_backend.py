@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from cidl_sim.core.errors import MachineError, StoreError
-from cidl_sim.diffusion.prompt import encode_prompt
 from cidl_sim.executor.accelerator_backend import AcceleratorBackend, check_device
 from cidl_sim.executor.runtime import Limits, Runtime
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OPENSORA_TINY
-from cidl_sim.models.open_sora import stage_definitions
+from cidl_sim.pipelines.open_sora.prompt import encode_prompt
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
+from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from cidl_sim.policies.catalog import make_plan
 from tests.executor.tiny_runs import PROMPT, SETTINGS, RecordingProgram, run_control, tight_device, tiny_workload
 

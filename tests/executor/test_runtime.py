@@ -19,11 +19,11 @@ from cidl_sim.core.errors import InfeasibleError, StoreError
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Block, Stage, Visit, Workload
-from cidl_sim.diffusion.linear_proportional_leap import StoppingRule
 from cidl_sim.executor.backend import Call, Outcome
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.policies.build import build_plan, deep_prefetch
 from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.sampling.linear_proportional_leap import StoppingRule
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 from tests.executor.tiny_runs import (
@@ -129,7 +129,7 @@ def test_several_channels_give_the_same_frames(tiny_store, control):
 def test_a_stage_that_ends_early_gives_the_frames_of_the_static_leap(tiny_store, monkeypatch):
     # A tolerance that nothing satisfies: the leap comes at the first step that may be judged.
     eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr("cidl_sim.diffusion.text_to_video.stopping_rule", lambda name, steps: eager)
+    monkeypatch.setattr("cidl_sim.pipelines.open_sora.program.stopping_rule", lambda name, steps: eager)
     dynamic, static = (SETTINGS.model_copy(update={"steps": 6, "lpl": lpl}) for lpl in ("dynamic", "2"))
     program, trace = run_policy(tiny_store, "lru", dynamic)
     control = run_control(tiny_store, static)
@@ -147,7 +147,7 @@ def test_a_stage_that_ends_early_gives_the_frames_of_the_static_leap(tiny_store,
 
 def test_the_all_resident_control_ends_a_stage_early_too(tiny_store, monkeypatch):
     eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr("cidl_sim.diffusion.text_to_video.stopping_rule", lambda name, steps: eager)
+    monkeypatch.setattr("cidl_sim.pipelines.open_sora.program.stopping_rule", lambda name, steps: eager)
     dynamic, static = (SETTINGS.model_copy(update={"steps": 6, "lpl": lpl}) for lpl in ("dynamic", "2"))
     assert torch.equal(run_control(tiny_store, dynamic).frames, run_control(tiny_store, static).frames)
 

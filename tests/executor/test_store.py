@@ -32,7 +32,9 @@ BLOCKS: dict[str, dict[str, Tensor]] = {
 
 
 def write(root: Path, blocks: Mapping[str, Mapping[str, Tensor]] = BLOCKS) -> BlockStore:
-    return write_store(root, made(blocks), name="test", dtype="fp32", source="test", model={"any": 1})
+    return write_store(
+        root, made(blocks), name="test", dtype="fp32", source="test", model={"any": 1}, pipeline="open_sora"
+    )
 
 
 def made(blocks: Mapping[str, Mapping[str, Tensor]]) -> list[tuple[str, Callable[[], Mapping[str, Tensor]]]]:
@@ -344,7 +346,7 @@ def test_a_write_that_was_interrupted_leaves_no_store(tmp_path, existed):
     if existed:
         write(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path, interrupted(), name="test", dtype="fp32", source="test", model={})
+        write_store(tmp_path, interrupted(), name="test", dtype="fp32", source="test", model={}, pipeline="open_sora")
     with pytest.raises(StoreError, match=r"no store\.json"):
         BlockStore.open(tmp_path)
     write(tmp_path)

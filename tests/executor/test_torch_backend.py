@@ -15,12 +15,13 @@ from torch import Tensor
 
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.workload import Visit
-from cidl_sim.diffusion.model_store import build_random_store
 from cidl_sim.executor.arena import PAGE
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
-from cidl_sim.models.config import OPENSORA_TINY, STDiT3Sizes
-from cidl_sim.models.open_sora import stage_definitions
+from cidl_sim.models.sizes import STDiT3Sizes
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
+from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from tests.executor.tiny_runs import SETTINGS, run_control, run_policy, tiny_backend, tiny_workload
 
 

@@ -12,16 +12,16 @@ from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.plan import Plan, largest_need
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
-from cidl_sim.diffusion.prompt import encode_prompt
-from cidl_sim.diffusion.text_to_video import TextToVideo
 from cidl_sim.executor.backend import Call, Outcome
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
-from cidl_sim.models.config import OPENSORA_TINY, VideoSettings
-from cidl_sim.models.open_sora import stage_definitions
+from cidl_sim.pipelines.catalog import workload_of
+from cidl_sim.pipelines.open_sora.program import TextToVideo
+from cidl_sim.pipelines.open_sora.prompt import encode_prompt
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
+from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.workloads.catalog import workload_of
 
 SETTINGS = VideoSettings(height=32, width=32, frames=17, steps=3, tdtm=1)
 PROMPT = "a fox in the snow"

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cidl_sim.models.config import OPENSORA_V1_2, VideoSettings
-from cidl_sim.models.open_sora import BlockDefinition, stage_definitions
-from cidl_sim.models.random_weights import random_weights
+from cidl_sim.blocks.definition import BlockDefinition
 from cidl_sim.models.stdit3 import rotary_frequencies
 from cidl_sim.models.t5 import additive_mask
 from cidl_sim.models.vae import VideoVAE
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2, VideoSettings
+from cidl_sim.pipelines.open_sora.stages import stage_definitions
+from cidl_sim.pipelines.random_weights import random_weights
 
 pytestmark = pytest.mark.full_size
 
@@ -31,7 +33,7 @@ def block(name: str, **settings: object) -> BlockDefinition:
 def loaded(definition: BlockDefinition, dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
         module = definition.build().to(dtype)
-    module.load_state_dict(random_weights(definition, 0, dtype), assign=True)
+    module.load_state_dict(random_weights(OPEN_SORA, definition, 0, dtype), assign=True)
     return module.eval()
 
 
@@ -93,7 +95,7 @@ def test_the_parts_of_the_decoder_are_the_whole_decoder_on_one_chunk():
     ]
     state: dict[str, Tensor] = {}
     for part in {p.weights: p for p in parts}.values():
-        state |= {part.published_key(k): t for k, t in random_weights(part, 0, torch.float32).items()}
+        state |= {part.published_key(k): t for k, t in random_weights(OPEN_SORA, part, 0, torch.float32).items()}
     # The library lays tensors out in another way while training.
     whole.load_state_dict(state, strict=False, assign=True)
     whole.eval()

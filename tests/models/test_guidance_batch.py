@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from cidl_sim.models.config import OPENSORA_TINY
 from cidl_sim.models.stdit3 import CrossAttention
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
 
 
 def test_cutting_the_padding_equals_block_diagonal_attention_over_unmasked_tokens():

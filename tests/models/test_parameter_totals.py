@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from cidl_sim.models.config import OPENSORA_V1_2, SIZES, Chunk, VideoSettings, spatial_chunks, temporal_chunks
-from cidl_sim.models.open_sora import BlockDefinition, stage_definitions
+from cidl_sim.blocks.definition import BlockDefinition
+from cidl_sim.models.sizes import Chunk, spatial_chunks, temporal_chunks
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2, VideoSettings
+from cidl_sim.pipelines.open_sora.stages import stage_definitions
 
 
 @cache
@@ -71,14 +74,14 @@ def test_the_decoder_is_cut_into_nine_temporal_and_nine_spatial_parts():
     assert len([part for part in parts if part.startswith("vae.spatial.")]) == 9
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", OPEN_SORA.models)
 def test_settings_change_what_runs_but_never_what_is_stored(name):
     shapes = []
     for settings in (
         VideoSettings(height=16, width=16, frames=17, steps=1),
         VideoSettings(height=32, width=48, frames=23, steps=4, tdtm=2, lpl="2"),
     ):
-        stages = stage_definitions(SIZES[name], settings, 1)
+        stages = stage_definitions(OPEN_SORA.models[name], settings, 1)
         with torch.device("meta"):
             shapes.append(
                 {

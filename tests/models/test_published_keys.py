@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
-from cidl_sim.diffusion.model_store import distinct_blocks
-from cidl_sim.models.config import OPENSORA_TINY, OPENSORA_V1_2, OpenSoraSizes, VideoSettings
-from cidl_sim.models.stdit3 import Geometry, STDiT3
+from cidl_sim.models.stdit3 import STDiT3
 from cidl_sim.models.vae import VideoVAE
+from cidl_sim.pipelines.model_store import distinct_blocks
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, OPENSORA_V1_2, OpenSoraSizes, VideoSettings
+from cidl_sim.pipelines.open_sora.stages import geometry_of
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -37,7 +38,7 @@ def shapes_of(module: torch.nn.Module) -> Shapes:
 @pytest.mark.parametrize("sizes", [OPENSORA_V1_2, OPENSORA_TINY], ids=lambda s: s.name)
 def test_the_blocks_of_the_denoiser_are_the_whole_network(sizes, partition):
     with torch.device("meta"):
-        whole = STDiT3(sizes.stdit, sizes.t5.d_model, Geometry.of(VideoSettings()))
+        whole = STDiT3(sizes.stdit, sizes.t5.d_model, geometry_of(VideoSettings()))
     assert block_shapes(sizes, "stdit", partition) == shapes_of(whole)
 
 

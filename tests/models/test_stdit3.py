@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cidl_sim.models.config import STDiT3Sizes, VideoSettings
+from cidl_sim.models.sizes import STDiT3Sizes
 from cidl_sim.models.stdit3 import (
     CrossAttention,
     Geometry,
@@ -26,6 +26,8 @@ from cidl_sim.models.stdit3 import (
     sinusoid,
     unpatchify,
 )
+from cidl_sim.pipelines.open_sora.settings import VideoSettings
+from cidl_sim.pipelines.open_sora.stages import geometry_of
 
 SIZES = STDiT3Sizes(depth=1, hidden=32, heads=2, in_channels=4, max_text_tokens=8, base_pixels=512)
 DIM, HEADS, HEAD = 32, 2, 16
@@ -396,6 +398,6 @@ def test_the_final_layer_gives_the_drift_in_fp32_and_drops_the_variance(dtype):
 
 
 def test_the_geometry_of_a_run_counts_patches_of_two_by_two():
-    geometry = Geometry.of(VideoSettings(height=64, width=96, frames=17))
+    geometry = geometry_of(VideoSettings(height=64, width=96, frames=17))
     assert geometry == Geometry((5, 8, 12), 64 * 96)
     assert geometry.tokens == (5, 24)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
-from cidl_sim.models.config import T5Sizes
+from cidl_sim.models.sizes import T5Sizes
 from cidl_sim.models.t5 import T5Embedding, T5FinalNorm, T5FirstBlock, T5LaterBlock, additive_mask
 
 SIZES = T5Sizes(layers=3, d_model=32, d_ff=48, heads=4, d_kv=16, vocabulary=100)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from cidl_sim.models.config import OPENSORA_TINY, VAESizes
+from cidl_sim.models.sizes import VAESizes
 from cidl_sim.models.vae import (
     LATENT_SCALE,
     LATENT_SHIFT,
@@ -20,6 +20,7 @@ from cidl_sim.models.vae import (
     spatial_parts,
     temporal_parts,
 )
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
 
 SIZES = OPENSORA_TINY.vae
 

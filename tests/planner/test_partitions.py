@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
+from cidl_sim.blocks.cuts import HALVES, joined_workload
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import Executor, Loader, Measured
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.workload import Block
-from cidl_sim.models.config import HALVES, canonical_partition, cuts_of, partition_name
+from cidl_sim.pipelines.catalog import cut_choices, find_workload
+from cidl_sim.pipelines.open_sora.settings import GRAMMAR
 from cidl_sim.planner.evaluate import baseline_makespans
-from cidl_sim.planner.partitions import AS_GIVEN, best_partition, check_fits, family_of
+from cidl_sim.planner.partitions import AS_GIVEN, best_partition, check_fits
 from cidl_sim.simulator.engine import makespan_s
-from cidl_sim.workloads.catalog import find_workload
-from cidl_sim.workloads.partition import joined_workload
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 
@@ -46,18 +46,18 @@ def like(parts: list[Block], **figures: float) -> Block:
     ],
 )
 def test_a_partition_has_one_name(written, name):
-    assert canonical_partition(written) == name
-    assert partition_name(cuts_of(name)) == name
+    assert GRAMMAR.canonical(written) == name
+    assert GRAMMAR.partition_name(GRAMMAR.cuts_of(name)) == name
 
 
 @pytest.mark.parametrize("written", ["", "coarse", "t0", "vfine", "d2.t2", "t2d2", "t2..d2", "t2.", "d100"])
 def test_what_is_no_partition_is_refused(written):
     with pytest.raises(ValueError, match="no partition"):
-        canonical_partition(written)
+        GRAMMAR.canonical(written)
 
 
 def test_the_name_says_the_cut_of_each_group():
-    assert cuts_of("tfine.d4") == {"text_encoder": HALVES, "denoiser": 4, "decoder": 1}
+    assert GRAMMAR.cuts_of("tfine.d4") == {"text_encoder": HALVES, "denoiser": 4, "decoder": 1}
 
 
 # Costs
@@ -118,7 +118,8 @@ def test_blocks_that_are_like_no_others_keep_their_hash():
 
 def test_a_latency_for_each_load_is_a_reason_to_join_blocks():
     device = analytic_device(8, loader=Loader(bandwidth_bytes_per_s=1.0, latency_s=5.0))
-    found = best_partition(uniform_workload(8, 3, flops=1), device, time_limit_s=0)
+    workload = uniform_workload(8, 3, flops=1)
+    found = best_partition(workload, device, cut_choices(workload), time_limit_s=0)
     assert found.cut.partition == "denoiser4"
     assert found.is_unnamed
     assert found.store_command is None
@@ -131,7 +132,8 @@ def test_a_latency_for_each_load_is_a_reason_to_join_blocks():
 
 def test_without_such_costs_small_blocks_hide_loading_better_and_the_others_are_out_by_proof():
     device = analytic_device(20, executor=Executor(flops_per_s=1.0))
-    found = best_partition(uniform_workload(8, 2, weight_bytes=2, flops=4), device, time_limit_s=1)
+    workload = uniform_workload(8, 2, weight_bytes=2, flops=4)
+    found = best_partition(workload, device, cut_choices(workload), time_limit_s=1)
     assert found.cut.partition == AS_GIVEN
     assert not found.is_unnamed
     out = [cut for cut in found.cuts if cut.remark.startswith("out")]
@@ -144,7 +146,7 @@ def test_without_such_costs_small_blocks_hide_loading_better_and_the_others_are_
 @given(cases())
 def test_the_choice_is_never_worse_than_any_policy_on_the_cut_that_was_given(case):
     workload, device, _ = case
-    found = best_partition(workload, device, time_limit_s=0)
+    found = best_partition(workload, device, cut_choices(workload), time_limit_s=0)
     given_s = min(s for s in baseline_makespans(workload, device).values() if s is not None)
     assert found.planned.trace.makespan_s <= given_s
     assert all(cut.lower_bound_s <= cut.makespan_s * (1 + 1e-9) for cut in found.cuts if cut.makespan_s is not None)
@@ -153,7 +155,7 @@ def test_the_choice_is_never_worse_than_any_policy_on_the_cut_that_was_given(cas
 def test_with_a_policy_that_policys_plans_are_compared():
     device = analytic_device(8, loader=Loader(bandwidth_bytes_per_s=1.0, latency_s=5.0))
     workload = uniform_workload(8, 3, flops=1)
-    found = best_partition(workload, device, policy="sequential")
+    found = best_partition(workload, device, cut_choices(workload), policy="sequential")
     assert found.planned.plan.policy == "sequential"
     # Nothing overlaps: 24 visits as they are, 6 where four are one block.
     assert found.cuts[0].makespan_s == 24 * (5 + 1 + 1)
@@ -170,22 +172,23 @@ def test_weights_that_occur_twice_in_a_block_count_once():
 
 
 def test_the_cuts_of_a_named_workload_are_named_workloads():
-    family = family_of(find_workload(TINY))
-    cut = family.cut({"text_encoder": 2, "denoiser": HALVES, "decoder": 4})
-    assert cut.workload == find_workload(f"{TINY}-t2.dfine.v4")
-    command = "cidl model build --store DIR --size tiny --dtype fp32 --partition t2.dfine.v4"
-    assert family.store_command(cut) == command
+    family = cut_choices(find_workload(TINY))
+    name, workload = family.cut({"text_encoder": 2, "denoiser": HALVES, "decoder": 4})
+    assert workload == find_workload(f"{TINY}-t2.dfine.v4")
+    command = "cidl model build opensora-tiny --store DIR --dtype fp32 --partition t2.dfine.v4"
+    assert family.store_command(name) == command
 
 
 def test_a_file_that_only_says_it_was_made_from_a_model_is_taken_by_its_blocks():
     named = find_workload(TINY)
     changed = named.model_copy(update={"stages": named.stages[:1]})
-    assert set(family_of(changed).choices) == {"text_encoder"}
+    assert set(cut_choices(changed).choices) == {"text_encoder"}
 
 
 def test_where_the_given_cut_does_not_fit_a_finer_one_is_chosen():
     workload = find_workload(SMALL)
-    found = best_partition(workload, analytic_device(largest(workload) - 1), policy="lru")
+    device = analytic_device(largest(workload) - 1)
+    found = best_partition(workload, device, cut_choices(workload), policy="lru")
     assert found.cuts[0].makespan_s is None
     assert found.cuts[0].remark.startswith("does not fit: stdit.00 needs")
     assert found.cut.cuts["denoiser"] == HALVES
@@ -206,7 +209,7 @@ def test_the_formula_is_not_compared_with_measurements_of_the_same_layers():
         executor=Executor(flops_per_s=1e15),
         measured=measured,
     )
-    found = best_partition(workload, device, time_limit_s=0)
+    found = best_partition(workload, device, cut_choices(workload), time_limit_s=0)
     whole = next(cut for cut in found.cuts if cut.partition == "reference")
     assert not whole.is_comparable
     assert "formula" in whole.remark
@@ -223,18 +226,18 @@ def test_what_does_not_fit_names_the_largest_cut_that_would():
     with pytest.raises(
         InfeasibleError, match=r"block 'stdit\.00' needs .* MB a block at most \(partition dfine\) it would fit"
     ):
-        check_fits(workload, analytic_device(largest(workload) - 1))
+        check_fits(workload, analytic_device(largest(workload) - 1), cut_choices(workload))
 
 
 def test_where_no_cut_fits_the_layer_that_binds_is_named():
     with pytest.raises(InfeasibleError, match=r"no cut fits: in the finest \(partition fine\) '\S+' needs"):
-        check_fits(find_workload(TINY), analytic_device(1000))
+        check_fits(find_workload(TINY), analytic_device(1000), cut_choices(find_workload(TINY)))
     with pytest.raises(InfeasibleError, match="no cut fits"):
-        best_partition(find_workload(TINY), analytic_device(1000))
+        best_partition(find_workload(TINY), analytic_device(1000), cut_choices(find_workload(TINY)))
 
 
 def test_of_a_workload_without_known_layers_nothing_finer_is_promised():
     workload = uniform_workload(4, 2, weight_bytes=10)
     for call in (check_fits, best_partition):
         with pytest.raises(InfeasibleError, match="layers are not known"):
-            call(workload, analytic_device(9))
+            call(workload, analytic_device(9), cut_choices(workload))

@@ -10,11 +10,11 @@ from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.devices.catalog import find_device
+from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import POLICIES, PolicyError, make_plan
 from cidl_sim.policies.on_device_sora import repeated_body, retained_blocks
 from cidl_sim.policies.retained import even_positions
 from cidl_sim.simulator.engine import makespan_s, simulate
-from cidl_sim.workloads.catalog import find_workload
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cidl_sim.core.errors import InputError
-from cidl_sim.diffusion.video_file import write_video
+from cidl_sim.pipelines.outputs import write_video
 from cidl_sim.quality.compare import compare_videos, pairs_of, read_prompts, read_video
 from cidl_sim.quality.networks import Networks
 from cidl_sim.quality.scores import STAND_INS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cidl_sim.diffusion.job import JobResult
+from cidl_sim.executor.job import JobResult
 from cidl_sim.quality.shapes import Scene, held_out_combinations, render, seen_combinations
 from cidl_sim.quality.showcase import (
     ACCELERATED,

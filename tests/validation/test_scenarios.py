@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
-from cidl_sim.diffusion.model_store import build_random_store
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.models.config import OPENSORA_TINY, VideoSettings
+from cidl_sim.pipelines.model_store import build_random_store
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
 from cidl_sim.validation.scenarios import WANTED, choose_scenarios, default_targets
 
 SETTINGS = VideoSettings(height=32, width=32, frames=17, steps=6, lpl="3", tdtm=2)

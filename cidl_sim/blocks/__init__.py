@@ -1,0 +1,1 @@
+"""Blocks of any model: what they are, where a model is cut, what they weigh and cost."""

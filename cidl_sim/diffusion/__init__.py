@@ -1,1 +1,0 @@
-"""Text to video: sampler, leap, the run as a job."""

@@ -1,0 +1,1 @@
+"""Open-Sora: text to video."""

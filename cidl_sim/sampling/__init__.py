@@ -1,0 +1,1 @@
+"""Samplers and leaps as plain functions that name no network."""

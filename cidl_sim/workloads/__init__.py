@@ -1,1 +1,0 @@
-"""From modules to workloads: measuring, partitions, named workloads."""

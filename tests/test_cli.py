@@ -534,7 +534,7 @@ def test_a_store_of_the_chosen_partition_runs_its_plan(roomy_device, tmp_path):
 def test_run_makes_the_video_of_a_plan_and_trace_show_reads_its_trace(tiny_store, roomy_device, tmp_path):
     plan, trace, video = tmp_path / "plan.json", tmp_path / "trace.json", tmp_path / "new" / "video.mp4"
     planned = answer_of("plan", TINY, roomy_device, "--policy", "next_block", "-o", plan)
-    asked = ["--steps", 2, "--resolution", "32x32", "--frames", 17, "--lpl", "off", "--tdtm", 0]
+    asked = ["--lpl-rule", "reference-app"]
     result = answer_of(
         "run", "--plan", plan, "--store", tiny_store, "--prompt", "a fox", *asked, "--trace", trace, "-o", video
     )

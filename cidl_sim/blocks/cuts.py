@@ -53,7 +53,9 @@ class CutGrammar:
         """
         every = ".".join(f"{letter}1" for letter in self.letters)
         named = {"reference": every, "fine": self.fine}.get(partition, partition)
-        match = self._pattern.fullmatch(named) if named else None
+        match = self._pattern.fullmatch(named)
+        if not named and partition != "reference":
+            match = None  # a family that is not cut
         if match is None or ".".join(f"{k}{v}" for k, v in match.groupdict().items() if v) != named:
             example = ".".join(f"{letter}{count}" for letter, count in zip(self.letters, (2, 4, 2), strict=False))
             fine = ", fine" if self.fine else ""

@@ -55,36 +55,35 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-@dataclass(frozen=True)
 class NamePart:
-    """One part of a workload's name: the settings that it gives by the names of the pattern's groups, and its text.
+    """One part of a workload's name: the settings that it gives, and how it is written.
 
-    `write` gives the part for some settings, "" where it is left out.
+    `pattern`: its named groups are settings. `written`: a format of the settings ("{0.steps}s"), or what gives the
+    part's text for some settings, "" where it is left out.
     """
 
-    pattern: re.Pattern[str]
-    write: Callable[[Any], str]
+    def __init__(self, pattern: str, written: str | Callable[[Any], str]) -> None:
+        self.pattern = re.compile(pattern)
+        self.write: Callable[[Any], str] = written.format if isinstance(written, str) else written
 
 
 def dtype_part() -> NamePart:
     """The part that names the dtype; always written."""
-    return NamePart(re.compile(r"(?P<dtype>fp32|bf16|fp16)"), lambda settings: str(settings.dtype))
+    return NamePart(r"(?P<dtype>fp32|bf16|fp16)", "{0.dtype}")
 
 
 def partition_part(grammar: CutGrammar) -> NamePart:
     """The part that names another partition than the reference's."""
     one = rf"[{''.join(grammar.letters) or '.'}](?:fine|\d+)"
     return NamePart(
-        re.compile(rf"(?P<partition>fine|reference|{one}(?:\.{one})*)"),
+        rf"(?P<partition>fine|reference|{one}(?:\.{one})*)",
         lambda settings: "" if settings.partition == "reference" else str(settings.partition),
     )
 
 
 def prompts_part() -> NamePart:
     """The part that says for how many prompts, where it is more than one."""
-    return NamePart(
-        re.compile(r"(?P<prompts>\d+)p"), lambda settings: f"{settings.prompts}p" if settings.prompts > 1 else ""
-    )
+    return NamePart(r"(?P<prompts>\d+)p", lambda settings: f"{settings.prompts}p" if settings.prompts > 1 else "")
 
 
 class PromptProgram(Protocol):
@@ -146,7 +145,7 @@ class Pipeline(ABC):
     shipped: Sequence[str] = ()
     data: Path | None = None
     grammar: CutGrammar = CutGrammar({})
-    name_parts: Sequence[NamePart] = ()
+    name_parts: Sequence[NamePart] = (dtype_part(), prompts_part())
     example: str = "fp32"
     # The axes of a sweep, each with the settings that it sets ("AxB" where it sets two); the columns of its results.
     axes: Mapping[str, Sequence[str]] = {"dtype": ("dtype",), "partition": ("partition",)}

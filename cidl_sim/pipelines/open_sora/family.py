@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,13 +79,13 @@ class OpenSora(Pipeline):
     grammar = GRAMMAR
     # LPL and TDTM appear in a name when they are on.
     name_parts = (
-        NamePart(re.compile(r"(?P<height>\d+)x(?P<width>\d+)"), lambda s: f"{s.height}x{s.width}"),
-        NamePart(re.compile(r"(?P<frames>\d+)f"), lambda s: f"{s.frames}f"),
-        NamePart(re.compile(r"(?P<steps>\d+)s"), lambda s: f"{s.steps}s"),
+        NamePart(r"(?P<height>\d+)x(?P<width>\d+)", "{0.height}x{0.width}"),
+        NamePart(r"(?P<frames>\d+)f", "{0.frames}f"),
+        NamePart(r"(?P<steps>\d+)s", "{0.steps}s"),
         dtype_part(),
         partition_part(GRAMMAR),
-        NamePart(re.compile(r"lpl(?P<lpl>off|dynamic|\d+)"), lambda s: "" if s.lpl == "off" else f"lpl{s.lpl}"),
-        NamePart(re.compile(r"tdtm(?P<tdtm>\d+)"), lambda s: f"tdtm{s.tdtm}" if s.tdtm else ""),
+        NamePart(r"lpl(?P<lpl>off|dynamic|\d+)", lambda s: "" if s.lpl == "off" else f"lpl{s.lpl}"),
+        NamePart(r"tdtm(?P<tdtm>\d+)", lambda s: f"tdtm{s.tdtm}" if s.tdtm else ""),
         prompts_part(),
     )
     example = "256x256-68f-30s-fp32-lpl15-tdtm10"

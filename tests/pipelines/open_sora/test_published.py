@@ -13,7 +13,7 @@ from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS, fit_iphone_15_p
 from cidl_sim.pipelines.open_sora.predictions import PREDICTIONS, compare_published, denoiser_alone
 from cidl_sim.validation.disagreements import disagreements, load_rates
 
-FOLDER = Path(__file__).parents[2] / "traces/published"
+FOLDER = Path(__file__).parents[3] / "traces/published"
 ROW = '[[rows]]\nid = "a"\nwhat = "w"\nvalue = 1\nunit = "s"\ndevice = "d"\nsource = "s"\n'
 
 

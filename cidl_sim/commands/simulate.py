@@ -25,6 +25,7 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import (
@@ -135,7 +136,7 @@ def _heated(device: DeviceProfile, texts: Sequence[str]) -> DeviceProfile:
     times = [at_s for at_s, _ in steps]
     if twice := next((b for a, b in pairwise(times) if a == b), None):
         raise InputError(f"--thermal: two factors from {twice:g} s on")
-    return device.with_value("thermal", [{"after_s": at_s, "factor": factor} for at_s, factor in steps])
+    return with_value(device, "thermal", [{"after_s": at_s, "factor": factor} for at_s, factor in steps])
 
 
 def _at_time(option: str, text: str, form: str) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Load, largest_need
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.exact import instance_of, solve_by_constraints, solve_by_intervals
@@ -111,7 +112,7 @@ def test_with_mixed_workspaces_the_bounds_hold_and_the_engine_has_the_last_word(
 @given(small_cases(), st.sampled_from(["memory_limit_bytes", "loader.bandwidth_bytes_per_s", "executor.flops_per_s"]))
 def test_more_of_anything_never_worsens_the_optimum(case, key):
     workload, device = case
-    better = device.with_value(key, 2 * device.memory_limit_bytes if key == "memory_limit_bytes" else 2.0)
+    better = with_value(device, key, 2 * device.memory_limit_bytes if key == "memory_limit_bytes" else 2.0)
     least, here = (solve_by_intervals(workload, d).makespan_s for d in (better, device))
     assert least <= here + 1e-9
 

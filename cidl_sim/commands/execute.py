@@ -15,6 +15,7 @@ from cidl_sim.commands.console import (
     show,
 )
 from cidl_sim.core.errors import InputError, PlanError
+from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.coreml.macos import check_macos
@@ -74,7 +75,7 @@ def run(
         messages.print(f"{saved_run}: nothing was saved, so the run starts from its beginning", highlight=False)
     workload, _ = open_source(chosen, store, verify=verify).workload_for_plan(plan)
     limit = memory_limit or plan.memory_limit_bytes
-    plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
+    check_plan_within(workload, plan, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     job = Job(
         plan=str(plan_file.absolute()),
         store=str(store.absolute()),

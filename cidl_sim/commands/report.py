@@ -11,6 +11,7 @@ import typer
 from cidl_sim.commands.console import AsJson, Optional, SetOption, device_with, progress, show
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError, PlanError, TraceError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.files import read_json, validated
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace, read_trace
@@ -157,7 +158,7 @@ def _setting_of(source: Path, found: Plan | Trace) -> Setting:
 def _simulated(plan: Plan, workload: Workload, device: DeviceProfile, step: Any) -> Trace:
     from cidl_sim.simulator.engine import simulate
 
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
     step("simulating", 0, 1, plan.policy)
     return simulate(workload, device, plan)
 

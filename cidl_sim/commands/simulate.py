@@ -24,6 +24,7 @@ from cidl_sim.commands.console import (
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
@@ -114,7 +115,7 @@ def _case(
     workload, device = find_workload(workload_name), device_with(device_name, settings)
     if plan_file is not None:
         plan = read_plan(plan_file)
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
     else:
         plan = make_plan(policy or "", workload, device)
     return workload, device, plan

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from cidl_sim.core.errors import CidlError, MachineError, PlanError
+from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
@@ -74,7 +75,7 @@ def do(job: Job) -> JobResult:
     workload, settings = source.workload_for_plan(plan)
     limit = job.memory_limit_bytes or plan.memory_limit_bytes
     if not job.control:
-        plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
+        check_plan_within(workload, plan, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     program, token_ids = _program(job, source, workload, settings)
     threads = plan.compute_threads or max(1, (os.cpu_count() or 2) - plan.channels)
     torch.set_num_threads(threads)

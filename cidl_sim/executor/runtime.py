@@ -14,6 +14,7 @@ from typing import Any
 
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.recorder import TraceRecorder
+from cidl_sim.core.refit import change_limit
 from cidl_sim.core.schedule import Release, Schedule
 from cidl_sim.core.trace import Event
 from cidl_sim.core.workload import Visit, Workload
@@ -154,7 +155,7 @@ class Runtime:
 
     def _change_limit(self, limit_bytes: int) -> None:
         schedule = self.schedule
-        released = schedule.change_limit(limit_bytes)
+        released = change_limit(schedule, limit_bytes)
         self.recorder.limit_changed(self._now(), released)
         self._unload(released)
         self._backend.grow(limit_bytes - schedule.baseline_bytes)

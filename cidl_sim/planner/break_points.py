@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import largest_need, resident_need
+from cidl_sim.core.feasibility import largest_need, resident_need
 from cidl_sim.core.what_if import with_value
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
-from cidl_sim.core.plan import largest_need, resident_need
+from cidl_sim.core.feasibility import largest_need, resident_need
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError
-from cidl_sim.core.plan import check_any_plan_fits, largest_need
+from cidl_sim.core.feasibility import check_any_plan_fits, largest_need
 from cidl_sim.core.workload import Block, Workload
 from cidl_sim.models.config import HALVES, SIZES, OpenSoraSizes, VideoSettings, cuts_of, partition_name
 from cidl_sim.planner.bounds import lower_bound_s

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import check_plan, explain_deadlock
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.policies.build import build_plan, deep_prefetch
@@ -31,7 +32,7 @@ def drive(schedule: Schedule, chance: random.Random, ends: dict[int, int] | None
             options.append("start visit")
         options += ["end load"] * bool(loading) + ["end visit"] * (running is not None)
         if not options:
-            raise InfeasibleError(schedule.explain_deadlock())
+            raise InfeasibleError(explain_deadlock(schedule))
         match chance.choice(options):
             case "start load":
                 schedule.start_load(load)
@@ -59,7 +60,7 @@ def drive(schedule: Schedule, chance: random.Random, ends: dict[int, int] | None
 def test_memory_never_exceeds_the_limit_and_deadlock_does_not_depend_on_durations(case, chance):
     workload, device, plan = case
     try:
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
         fits = True
     except InfeasibleError:
         fits = False
@@ -103,7 +104,7 @@ def random_keeps_that_fit(workload, device, chance: random.Random) -> Plan:
     for visit in chance.sample(candidates, len(candidates)):
         plan = deep_prefetch("random", workload, device, keep | {visit})
         try:
-            plan.check(workload, device)
+            check_plan(workload, device, plan)
         except InfeasibleError:
             continue
         keep.add(visit)
@@ -112,7 +113,7 @@ def random_keeps_that_fit(workload, device, chance: random.Random) -> Plan:
 
 def in_flight_bytes(schedule: Schedule) -> int:
     # Loads that were wasted may still be under way when the last visit ends.
-    return sum(schedule.workload.visits[v].block.weight_bytes for v in schedule._in_flight)
+    return sum(schedule.workload.visits[v].block.weight_bytes for v in schedule.loading)
 
 
 def schedule_of(loads: list[Load], keep: tuple[int, ...], slots: int, blocks: int = 2, rounds: int = 2) -> Schedule:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import InfeasibleError, StoreError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Block, Stage, Visit, Workload
@@ -227,7 +228,7 @@ def trace_of(runtime: Runtime, workload: Workload, plan: Plan) -> Trace:
 def test_any_plan_that_fits_runs_to_its_end_and_gives_everything_back(case):
     workload, device, plan = case
     try:
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
     except InfeasibleError:
         return
     program = FakeProgram()

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
-from cidl_sim.core.plan import Plan, largest_need
+from cidl_sim.core.feasibility import largest_need
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.diffusion.prompt import encode_prompt

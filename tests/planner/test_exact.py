@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import Load, largest_need
+from cidl_sim.core.feasibility import check_plan, largest_need
+from cidl_sim.core.plan import Load
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.planner.bounds import lower_bound_s
@@ -35,7 +36,7 @@ def test_published_optima_are_found_and_proven(n, rounds, slots, load_s, exec_s,
     workload, device = uniform_workload(n, rounds), uniform_device(slots, load_s, exec_s)
     found = solve_by_intervals(workload, device)
     assert found.bound_s == found.makespan_s == found.model_s == optimum
-    found.plan.check(workload, device)
+    check_plan(workload, device, found.plan)
 
 
 def test_the_constraint_model_finds_a_published_optimum():

@@ -83,7 +83,8 @@ def _retainable(schedule: Schedule, remaining: Sequence[Visit]) -> list[str]:
     budgets = {group: most + change for group, most in _most_retained_bytes(schedule).items()}
     for group in _groups_that_rotate(schedule):
         # What such a plan retains beside the running block, and that block as well, was counted.
-        budgets[group] -= max(visit.block.weight_bytes for visit in remaining if _group(schedule, visit) == group)
+        sizes = (visit.block.weight_bytes for visit in remaining if _group(schedule, visit) == group)
+        budgets[group] -= max(sizes, default=0)
     chosen = []
     for weights in [*ours, *(others if change > 0 else ())]:
         visit = revisited[weights]

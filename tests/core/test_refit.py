@@ -11,7 +11,7 @@ from cidl_sim.core.feasibility import explain_deadlock, finish_without_clock, la
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.refit import change_limit, evenly_ordered, go_on_with, settled_copy
 from cidl_sim.core.schedule import Schedule
-from cidl_sim.core.workload import Workload
+from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from tests.conftest import uniform_device, uniform_workload
 from tests.core.strategies import devices, workloads
@@ -149,6 +149,20 @@ def test_the_block_that_does_not_even_fit_alone_is_named():
     schedule = schedule_of(workload, make_plan("sequential", workload, device))
     with pytest.raises(InfeasibleError, match="block 'b0' needs"):
         change_limit(schedule, workload.visits[0].block.weight_bytes - 1)
+
+
+def test_the_limit_may_change_after_the_last_visit_of_a_group_that_rotates():
+    repeated, last = (
+        tuple(Block(name=f"{group}{i}", kind=group, weight_bytes=1) for i in range(count))
+        for group, count in (("a", 6), ("b", 2))
+    )
+    workload = Workload(name="w", stages=(Stage(name="a", rounds=4, blocks=repeated), Stage(name="b", blocks=last)))
+    plan = make_plan("rotating:2", workload, uniform_device(5, 1, 1))
+    schedule = schedule_of(workload, plan)
+    run_visits(schedule, 24)
+    change_limit(schedule, 2)
+    assert finished(schedule) <= 2
+    assert schedule.is_done
 
 
 def test_another_plan_is_only_taken_between_visits():

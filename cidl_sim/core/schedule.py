@@ -228,7 +228,7 @@ class Schedule:
         Unstarted loads of skipped visits are cancelled and keeps towards them dropped; a load in
         flight finishes as waste. Later visits that counted on a dropped keep get a load instead.
         """
-        return self._skip_to(self.workload.first_visit_of_stage[stage + 1])
+        return self._skip_to(max(self._current, self.workload.first_visit_of_stage[stage + 1]))
 
     def resume_at(self, visit: int) -> list[Release]:
         """Start at visit number `visit` instead of the first: keeps that are missing become loads."""

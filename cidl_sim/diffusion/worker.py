@@ -37,7 +37,7 @@ from cidl_sim.diffusion.sources import Source, open_source
 from cidl_sim.diffusion.text_to_video import FRAMES_PER_SECOND, SeveralVideos, TextToVideo
 from cidl_sim.diffusion.video_file import write_frames, write_video
 from cidl_sim.executor.accelerator_backend import AcceleratorBackend, check_device
-from cidl_sim.executor.backend import Backend
+from cidl_sim.executor.backend import Backend, Program
 from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process, prepare_memory
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.torch_backend import TorchBackend
@@ -94,9 +94,10 @@ def do(job: Job) -> JobResult:
             makespan_s, _ = run_all_resident(workload, backend, program, watch)
         else:
             limits = Limits(limit, plan.baseline_bytes, charged.wanted_limit_bytes)
-            runtime = Runtime(workload, plan, limits, backend, program)
+            runtime = Runtime(workload, plan, limits, backend)
             keeper = _Keeper(job, source, workload, program, runtime)
-            trace = _trace_of_run(job, plan, runtime, keeper, watch, _Machine(backend, threads, baseline, limit, peak))
+            machine = _Machine(backend, threads, baseline, limit, peak)
+            trace = _trace_of_run(job, plan, runtime, program, keeper, watch, machine)
             makespan_s = trace.makespan_s
         touched = int(backend.figures()["touched_bytes"])
     finally:
@@ -137,7 +138,9 @@ def _backend_maker(
     return lambda capacity, limit: AcceleratorBackend(store, stages, token_ids, job.device, limit)
 
 
-def _trace_of_run(job: Job, plan: Plan, runtime: Runtime, keeper: _Keeper, watch: _Watch, machine: _Machine) -> Trace:
+def _trace_of_run(
+    job: Job, plan: Plan, runtime: Runtime, program: Program, keeper: _Keeper, watch: _Watch, machine: _Machine
+) -> Trace:
     """Run the plan; where a signal stops it, what was recorded until then is written first."""
 
     def observe(visit: Visit) -> None:
@@ -150,7 +153,7 @@ def _trace_of_run(job: Job, plan: Plan, runtime: Runtime, keeper: _Keeper, watch
     keeper.resume()
     try:
         with _stopped_by_signals(runtime):
-            runtime.run(observe)
+            runtime.run(program, observe)
     except SystemExit:
         _write_trace(job, trace())
         raise

@@ -13,6 +13,7 @@ from cidl_sim.core.feasibility import check_plan, explain_deadlock
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.policies.build import build_plan, deep_prefetch
+from cidl_sim.policies.catalog import make_plan
 from tests.conftest import uniform_device, uniform_workload
 from tests.core.strategies import cases
 
@@ -178,6 +179,18 @@ def test_a_keep_towards_a_skipped_visit_is_dropped():
         schedule.start_visit(schedule.next_visit())
         schedule.finish_visit(schedule.workload.visits[visit])
     assert [r.weights for r in schedule.end_stage_early(0)] == ["b0"]
+
+
+def test_ending_a_stage_that_is_over_changes_nothing():
+    workload = uniform_workload(2, 1)
+    (stage,) = workload.stages
+    again = stage.model_copy(update={"name": "again"})
+    workload = workload.model_copy(update={"stages": (stage, again)})
+    device = uniform_device(2, 1, 1)
+    schedule = Schedule.for_device(workload, make_plan("sequential", workload, device), device)
+    schedule.resume_at(3)
+    assert schedule.end_stage_early(0) == []
+    assert schedule.current == 3
 
 
 def test_resuming_turns_missing_keeps_into_loads():

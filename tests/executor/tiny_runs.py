@@ -96,9 +96,9 @@ def run_plan(
     """The plan streamed from disk; what the blocks gave, and the trace."""
     workload, program = tiny_workload(settings), tiny_program(settings)
     backend = tiny_backend(root, settings, plan.memory_limit_bytes - plan.baseline_bytes, make)
-    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend, program)
+    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend)
     try:
-        runtime.run()
+        runtime.run(program)
     finally:
         backend.close()
     header = header_for(workload, plan, origin="torch-cpu", enforced_by="accounting", clock="perf_counter")

@@ -17,6 +17,7 @@ from cidl_sim.calibration.this_machine import measure_this_machine
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.files import write_text
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import this_machine_file
 from cidl_sim.executor.job import Job, JobResult, run_job
@@ -60,7 +61,7 @@ def run_demo(
     workload = find_workload(DEMO)
     unlimited = measure_this_machine([(store, SETTINGS)], lambda *state: on_step("measure this machine", *state))
     limit = demo_limit(workload, unlimited)
-    device = unlimited.with_value("memory_limit_bytes", limit)
+    device = with_value(unlimited, "memory_limit_bytes", limit)
     device.write(out / "device.toml")
     device.write(this_machine_file())
     workload.write(out / "workload.json")
@@ -145,7 +146,7 @@ def _control(
 def _trained(out: Path, device: DeviceProfile, seed: int, on_step: OnStep) -> dict[str, Any]:
     """The small trained model, in full and accelerated, under a limit below its own weights."""
     workload = find_workload(showcase.WORKLOADS[showcase.FULL])
-    limited = device.with_value("memory_limit_bytes", demo_limit(workload, device))
+    limited = with_value(device, "memory_limit_bytes", demo_limit(workload, device))
     return showcase.run_showcase(out, limited, seed, on_step)
 
 

@@ -106,9 +106,9 @@ def ours(model: Model, store_folder: Path, scratch: Path, passes: int) -> tuple[
 
     prepare_memory(charged_to_this_process(), plan.memory_limit_bytes)
     backend = TorchBackend(store, stages, plan.memory_limit_bytes - plan.baseline_bytes, tokens[0])
-    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend, program)
+    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend)
     began = time.perf_counter()
-    runtime.run(note)
+    runtime.run(program, note)
     backend.close()
     header = header_for(workload, plan, origin="torch-cpu", enforced_by="accounting", clock="perf_counter")
     runtime.recorder.finish(header).write(scratch / "trace.json")

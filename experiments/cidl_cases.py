@@ -12,6 +12,7 @@ from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.devices.published import Rows
 from cidl_sim.planner.planner import best_plan
@@ -68,13 +69,13 @@ def limit_retaining(count: int, workload: Workload, device: DeviceProfile) -> in
     blocks = pairs_of(workload)
     size, workspace = blocks[0].weight_bytes, max(block.workspace_bytes for block in blocks)
     limit = 2 * device.baseline_bytes + workspace + (3 + count) * size + size // 2
-    assert retained_blocks(device.with_value("memory_limit_bytes", limit), blocks) == count
+    assert retained_blocks(with_value(device, "memory_limit_bytes", limit), blocks) == count
     return limit
 
 
 def plans_for(workload: Workload, device: DeviceProfile) -> dict[str, Plan]:
     """The plans that are compared."""
-    less = device.with_value("memory_limit_bytes", limit_retaining(0, workload, device))
+    less = with_value(device, "memory_limit_bytes", limit_retaining(0, workload, device))
     nothing_kept = make_plan(REFERENCE, workload, less)
     return {
         NONE: make_plan("sequential", workload, device),
@@ -144,7 +145,7 @@ def retention_lines(rows: Rows, phone: Case) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for factor in SLOWDOWNS:
-        device = phone.device.with_value("executor.slowdown_while_loading", factor)
+        device = with_value(phone.device, "executor.slowdown_while_loading", factor)
         traces = {name: simulate(phone.workload, device, phone.plans[name]) for name in (CI, CI_DL)}
         ci, dl = (traces[name].makespan_s for name in (CI, CI_DL))
         later = statistics.fmean(round_seconds(traces[CI])[1:])
@@ -166,7 +167,7 @@ def own_costs_lines(rows: Rows, phone: Case) -> list[str]:
     stretched = (rows["dl.gain"].seconds / later_steps - hidden) / d
     load_s, slowdown = hidden + stretched, 1 + stretched / hidden
     exec_s = step / b - load_s
-    device = phone.device.with_value("executor.slowdown_while_loading", slowdown)
+    device = with_value(phone.device, "executor.slowdown_while_loading", slowdown)
     pair = device.measured["stdit.pair"].model_copy(update={"load_s": load_s, "exec_s": exec_s})
     device = device.model_copy(update={"measured": {**device.measured, "stdit.pair": pair}})
     traces = {name: simulate(phone.workload, device, phone.plans[name]) for name in (NONE, CI, CI_DL)}

@@ -25,7 +25,7 @@ import av
 import numpy as np
 from bench_executor import processor
 
-from cidl_sim.core.plan import resident_need
+from cidl_sim.core.feasibility import resident_need
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import read_workload
 from cidl_sim.quality.scores import frame_ssim

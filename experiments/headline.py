@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.published import Row, Rows
 from cidl_sim.pipelines.catalog import find_workload
@@ -95,7 +96,7 @@ def with_load_over_execution(device: DeviceProfile, ratio: float) -> DeviceProfi
     equal = device.model_copy(update={"measured": warm})
     pair = denoiser_alone("256x256", plain=1).stages[0].blocks[1]
     now = load_cost(pair, equal, cold=False).seconds / execute_cost(pair, equal).seconds
-    return equal.with_value("loader.bandwidth_bytes_per_s", (device.loader.bandwidth_bytes_per_s or 0) * now / ratio)
+    return with_value(equal, "loader.bandwidth_bytes_per_s", (device.loader.bandwidth_bytes_per_s or 0) * now / ratio)
 
 
 def first_load_ratio(device: DeviceProfile) -> float:

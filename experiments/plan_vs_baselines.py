@@ -30,6 +30,7 @@ from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.files import replacing, write_text
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Header, Trace, read_trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Stage, Workload
 from cidl_sim.executor.job import Job, run_job
 from cidl_sim.executor.store import BlockStore
@@ -262,7 +263,7 @@ def planned(
     workload = workload_of(store_sizes(store), settings)
     workspace = max(visit.block.workspace_bytes for visit in workload.visits)
     limit = device.baseline_bytes + workspace + int(network.fractions[regime] * workload.weights_bytes)
-    limited = device.with_value("memory_limit_bytes", limit)
+    limited = with_value(device, "memory_limit_bytes", limit)
     best = best_plan(workload, limited, time_limit_s=PLANNING_LIMIT_S)
     plans = {PLANNED: best.plan, **{name: evaluated_plan(name, workload, limited)[0] for name in BASELINES}}
     blocks = network.stage(workload).blocks

@@ -40,6 +40,7 @@ from cidl_sim.calibration.this_machine import measure_this_machine
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.files import replacing, write_text
 from cidl_sim.core.trace import Trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.devices.published import read_published
@@ -179,7 +180,7 @@ def same_videos(folder: Path) -> str:
     store = import_checkpoints(folder / "shapes", OPENSORA_SHAPES, "fp32", pretrained_folders())
     settings = video_settings(48)
     workload, prompt = workload_of(OPENSORA_SHAPES, settings), caption(asked_for(1, seen=True)[0].scene)
-    device = find_device("iphone-15-pro").with_value("memory_limit_bytes", 2_000_000_000)
+    device = with_value(find_device("iphone-15-pro"), "memory_limit_bytes", 2_000_000_000)
     files = []
     for policy in ("sequential", REFERENCE):
         plan, video = folder / f"{policy}.json", folder / f"{policy}.mp4"
@@ -234,7 +235,7 @@ def run_once(
     folder: Path,
 ) -> Trace:
     """One run under the limit of the plain run. RuntimeError if the kernel killed it."""
-    limited = device.with_value("memory_limit_bytes", demo_limit(workload_of(OPENSORA_SMALL, plain), device))
+    limited = with_value(device, "memory_limit_bytes", demo_limit(workload_of(OPENSORA_SMALL, plain), device))
     plan = make_plan(policy, workload_of(OPENSORA_SMALL, settings), limited)
     trace = run(store, plan, settings, limited.memory_limit_bytes, folder)
     if trace is None:

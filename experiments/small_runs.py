@@ -15,6 +15,7 @@ from cidl_sim.calibration.this_machine import Target, measure_this_machine
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Header, Trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import workload_of
@@ -52,7 +53,7 @@ def small_jobs(
     jobs = []
     for one in settings:
         workload = workload_of(sizes, one)
-        limited = device.with_value("memory_limit_bytes", limit(workload, device))
+        limited = with_value(device, "memory_limit_bytes", limit(workload, device))
         jobs.append(SmallJob(store, one, workload, limited))
     return jobs
 

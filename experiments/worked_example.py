@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.files import replacing
 from cidl_sim.core.plan import Gate, Load
 from cidl_sim.core.trace import Span, Trace
@@ -48,7 +49,7 @@ def main() -> None:
     # A stays after its first visit, so its second one (5) needs no load.
     loads = [Load(visit=v.number, gate=gates.get(v.number)) for v in workload.visits if v.number != 5]
     plan = build_plan("by_hand", workload, device, loads, keep=[0])
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
     folder = DOCS / "worked_example"
     workload.write(folder / "workload.json")
     device.write(folder / "device.toml")

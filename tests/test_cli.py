@@ -28,6 +28,7 @@ from cidl_sim.commands.console import PICTURES
 from cidl_sim.core.device import DeviceProfile, Loader, Measured, Noise, ThermalStep, read_device
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
@@ -436,7 +437,7 @@ def test_plan_draws_its_rounds_alone_where_the_reference_policy_does_not_fit(dev
 
 def test_devices_of_one_name_do_not_overwrite_each_others_plans(workload, device, tmp_path):
     slower, plans = tmp_path / "slower.toml", tmp_path / "plans"
-    read_device(device).with_value("loader.bandwidth_bytes_per_s", 0.5).write(slower)
+    with_value(read_device(device), "loader.bandwidth_bytes_per_s", 0.5).write(slower)
     figures = answer_of("plan", workload, device, slower, "-o", plans)
     assert [row["device"] for row in figures] == ["analytic", "analytic"]
     assert [Path(row["file"]).name for row in figures] == ["analytic.json", "analytic-2.json"]
@@ -800,13 +801,13 @@ WORKLOAD_DATA = uniform_workload(2, 1, weight_bytes=10).model_dump(mode="json")
 DEVICE_DATA = tomllib.loads(analytic_device(40, noise=Noise(load=0.1)).to_toml())
 
 
-def with_value(data: Any, path: tuple[str | int, ...], value: Any) -> Any:
+def with_item(data: Any, path: tuple[str | int, ...], value: Any) -> Any:
     """A copy of nested data with the value at `path` replaced or added."""
     if not path:
         return value
     copy = list(data) if isinstance(data, list) else dict(data)
     inner = copy[path[0]] if len(path) > 1 else None
-    copy[path[0]] = with_value(inner, path[1:], value)
+    copy[path[0]] = with_item(inner, path[1:], value)
     return copy
 
 
@@ -841,9 +842,9 @@ def places(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | 
 def test_a_damaged_workload_is_refused_with_its_file_and_field(path, value, words, device, tmp_path):
     damaged = WORKLOAD_DATA
     if "two sizes" in words:
-        damaged = with_value(damaged, ("stages", 0, "blocks", 1, "weight_bytes"), 11)
+        damaged = with_item(damaged, ("stages", 0, "blocks", 1, "weight_bytes"), 11)
     file = tmp_path / "damaged.json"
-    file.write_text(json.dumps(with_value(damaged, path, value)))
+    file.write_text(json.dumps(with_item(damaged, path, value)))
     assert_refused(call_cidl("simulate", file, device, "--policy", "lru"), 2, str(file), *words)
 
 
@@ -880,7 +881,7 @@ def test_two_stages_of_one_name_are_refused(device, tmp_path):
 )
 def test_a_damaged_device_is_refused_with_its_file_and_field(path, value, words, workload, tmp_path):
     file = tmp_path / "damaged.toml"
-    file.write_text(tomli_w.dumps(with_value(DEVICE_DATA, path, value)))
+    file.write_text(tomli_w.dumps(with_item(DEVICE_DATA, path, value)))
     assert_refused(call_cidl("simulate", workload, file, "--policy", "lru"), 2, str(file), *words)
 
 
@@ -905,7 +906,7 @@ def test_a_damaged_device_is_refused_with_its_file_and_field(path, value, words,
 def test_a_damaged_trace_is_refused_with_its_file_and_field(path, value, words, workload, device, tmp_path):
     file = tmp_path / "trace.json"
     answer_of("simulate", workload, device, "--policy", "lru", "--trace", file)
-    file.write_text(json.dumps(with_value(json.loads(file.read_text()), path, value)))
+    file.write_text(json.dumps(with_item(json.loads(file.read_text()), path, value)))
     assert_refused(call_cidl("trace", "show", file), 2, str(file), *words)
 
 
@@ -930,7 +931,7 @@ junk = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.
 @given(path=st.sampled_from(list(places(WORKLOAD_DATA))), value=junk)
 def test_no_junk_in_a_workload_file_gets_past_the_reader(path, value, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "junk.json"
-    file.write_text(json.dumps(with_value(WORKLOAD_DATA, path, value)))
+    file.write_text(json.dumps(with_item(WORKLOAD_DATA, path, value)))
     outcome = call_cidl("workloads", file, "--json")
     if outcome.code == 0:
         assert Workload.model_validate(outcome.data) == read_workload(file)
@@ -943,7 +944,7 @@ def test_no_junk_in_a_workload_file_gets_past_the_reader(path, value, tmp_path_f
 )
 def test_no_junk_in_a_device_file_gets_past_the_reader(path, value, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "junk.toml"
-    file.write_text(tomli_w.dumps(with_value(DEVICE_DATA, path, value)))
+    file.write_text(tomli_w.dumps(with_item(DEVICE_DATA, path, value)))
     outcome = call_cidl("devices", file, "--json")
     if outcome.code == 0:
         assert DeviceProfile.model_validate(outcome.data) == read_device(file)

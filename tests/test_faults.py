@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cidl_sim.core.plan import largest_need, read_plan
+from cidl_sim.core.feasibility import largest_need
+from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.executor.saved_run import save_run

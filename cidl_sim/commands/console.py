@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.trace import Trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.executor.job import ComputeDevice
 
@@ -133,7 +134,7 @@ def device_with(name: str, settings: list[str] | None) -> DeviceProfile:
         if not equals:
             raise InputError(f"--set {setting!r}: write KEY=VALUE")
         try:
-            device = device.with_value(key, json.loads(value))
+            device = with_value(device, key, json.loads(value))
         except json.JSONDecodeError:
             raise InputError(f"--set {setting!r}: {value!r} is not a number (the key names the unit)") from None
     return device

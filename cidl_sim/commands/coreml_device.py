@@ -18,6 +18,7 @@ from cidl_sim.commands.console import (
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.manifest import read_manifest
@@ -175,7 +176,7 @@ def cost(
 def _plan(workload: Workload, device: DeviceProfile, policy: str | None, plan_file: Path | None) -> Plan:
     if plan_file is not None:
         plan = read_plan(plan_file)
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
         return plan
     if policy is None:
         from cidl_sim.planner.reruns import best_policy

@@ -19,6 +19,7 @@ from cidl_sim.commands.console import (
 )
 from cidl_sim.commands.extra_options import extra_options
 from cidl_sim.core.errors import InputError, did_you_mean
+from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.coreml.macos import check_macos
@@ -80,7 +81,7 @@ def run(
         messages.print(f"{saved_run}: nothing was saved, so the run starts from its beginning", highlight=False)
     workload = open_source(chosen, store, verify=verify).prepare(plan).workload
     limit = memory_limit or plan.memory_limit_bytes
-    plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
+    check_plan_within(workload, plan, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     job = Job(
         plan=plan,
         workload=workload,

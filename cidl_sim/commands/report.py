@@ -11,9 +11,11 @@ import typer
 from cidl_sim.commands.console import AsJson, Optional, SetOption, device_with, progress, show
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError, PlanError, TraceError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.files import read_json, validated
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace, read_trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload, describe_difference
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.pipelines.catalog import find_workload
@@ -156,7 +158,7 @@ def _setting_of(source: Path, found: Plan | Trace) -> Setting:
 def _simulated(plan: Plan, workload: Workload, device: DeviceProfile, step: Any) -> Trace:
     from cidl_sim.simulator.engine import simulate
 
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
     step("simulating", 0, 1, plan.policy)
     return simulate(workload, device, plan)
 
@@ -184,7 +186,7 @@ def _comparison_of_trace(source: Path, trace: Trace, given: Setting | None, step
     limit = trace.header.memory_limit_bytes
     note = f"Bounds and policies: simulated on {device.name} under the run's limit of {limit} bytes."
     try:
-        return _comparison(workload, device.with_value("memory_limit_bytes", limit), None, step), note
+        return _comparison(workload, with_value(device, "memory_limit_bytes", limit), None, step), note
     except InfeasibleError as problem:
         return Comparison(), f"No bounds and no policies beside it: {problem}"
 

@@ -24,7 +24,9 @@ from cidl_sim.commands.console import (
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import make_plan
@@ -113,7 +115,7 @@ def _case(
     workload, device = find_workload(workload_name), device_with(device_name, settings)
     if plan_file is not None:
         plan = read_plan(plan_file)
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
     else:
         plan = make_plan(policy or "", workload, device)
     return workload, device, plan
@@ -135,7 +137,7 @@ def _heated(device: DeviceProfile, texts: Sequence[str]) -> DeviceProfile:
     times = [at_s for at_s, _ in steps]
     if twice := next((b for a, b in pairwise(times) if a == b), None):
         raise InputError(f"--thermal: two factors from {twice:g} s on")
-    return device.with_value("thermal", [{"after_s": at_s, "factor": factor} for at_s, factor in steps])
+    return with_value(device, "thermal", [{"after_s": at_s, "factor": factor} for at_s, factor in steps])
 
 
 def _at_time(option: str, text: str, form: str) -> tuple[float, float]:

@@ -17,14 +17,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.workload import Block
-
-if TYPE_CHECKING:
-    from cidl_sim.core.device import DeviceProfile, Measured
-
 
 # Even five million visits of this length add up to a finite makespan.
 LONGEST_S = 1e300
@@ -210,35 +206,3 @@ def _check_length(cost: Cost, what: str, block: Block, device: DeviceProfile) ->
 def _describes_execution(device: DeviceProfile) -> bool:
     executor = device.executor
     return bool(executor.flops_per_s or executor.memory_bandwidth_bytes_per_s or executor.launch_s)
-
-
-def rescaled_measurement(measured: Measured, before: DeviceProfile, after: DeviceProfile) -> Measured:
-    """A kind's measured costs after a change of the loader's or the executor's figures."""
-    update: dict[str, float] = {}
-    load_ratio = _ratio(_load_formula(measured, before), _load_formula(measured, after))
-    for name in ("load_s", "cold_load_s"):
-        value = getattr(measured, name)
-        if value is not None:
-            update[name] = value * load_ratio
-    if measured.exec_s is not None:
-        update["exec_s"] = measured.exec_s * _ratio(
-            _execute_formula(measured, before), _execute_formula(measured, after)
-        )
-    return measured.model_copy(update=update)
-
-
-def _load_formula(measured: Measured, device: DeviceProfile) -> float | None:
-    # Without a recorded size the whole measured time is taken for the transfer of one byte.
-    seconds = transfer_s(measured.weight_bytes or 1, device)
-    return None if seconds is None else seconds + (device.loader.latency_s if measured.weight_bytes else 0.0)
-
-
-def _execute_formula(measured: Measured, device: DeviceProfile) -> float | None:
-    seconds = roofline_s(measured.flops or 1.0, 0.0, device)
-    return None if seconds is None else seconds + (device.executor.launch_s if measured.flops else 0.0)
-
-
-def _ratio(before: float | None, after: float | None) -> float:
-    if not before or after is None:
-        return 1.0
-    return after / before

@@ -5,13 +5,12 @@ from __future__ import annotations
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import Field, model_validator
 
-from cidl_sim.core.costs import rescaled_measurement
-from cidl_sim.core.errors import DeviceError, did_you_mean
+from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
 from cidl_sim.core.workload import MAX_BYTES
 
@@ -163,56 +162,6 @@ class DeviceProfile(Record):
         """The device once everything was loaded there before."""
         warm = {kind: m.model_copy(update={"cold_load_s": None}) for kind, m in self.measured.items()}
         return self.model_copy(update={"measured": warm})
-
-    def with_value(self, key: str, value: Any) -> DeviceProfile:
-        """A copy with the figure at the dotted `key` replaced.
-
-        Measured costs that the figure governs are scaled by the ratio of the analytic costs after and
-        before, so that no parameter is dead on a device that was measured.
-        Raises DeviceError for an unknown key or a value the profile cannot take.
-        """
-        data = self.model_dump(mode="json")
-        *parents, leaf = _split_key(key, data)
-        target = data
-        for parent in parents:
-            target = target[parent]
-        known = set(Measured.model_fields) if parents[:1] == ["measured"] else set(target)
-        if leaf not in known or leaf in ("format",):
-            there_are = f"(there are: {', '.join(sorted(known))})"
-            raise DeviceError(f"{self.name}: no figure named {key!r} {there_are}{did_you_mean(key, _keys(data))}")
-        if isinstance(value, bool):
-            # Validation would take them for 1 and 0.
-            raise DeviceError(f"{self.name}: {key}: {value} is not a figure")
-        target[leaf] = value
-        changed = validated(DeviceProfile, data, self.name, DeviceError)
-        if parents[:1] not in (["loader"], ["executor"]):
-            return changed
-        scaled = {kind: rescaled_measurement(m, self, changed) for kind, m in self.measured.items()}
-        return changed.model_copy(update={"measured": scaled})
-
-
-def _keys(data: dict[str, Any]) -> list[str]:
-    """The dotted keys of all figures."""
-    parts = {name: data[name] for name in ("loader", "executor", "noise")}
-    measured = {f"measured.{kind}": Measured.model_fields for kind in data["measured"]}
-    return [
-        *("memory_limit_bytes", "baseline_bytes"),
-        *(f"{part}.{leaf}" for part, leaves in {**parts, **measured}.items() for leaf in leaves),
-    ]
-
-
-def _split_key(key: str, data: dict[str, Any]) -> list[str]:
-    """Split a dotted key; kinds contain dots themselves, so `measured.KIND.leaf` is cut at both ends."""
-    if key.startswith("measured."):
-        kind, _, leaf = key.removeprefix("measured.").rpartition(".")
-        if kind not in data["measured"]:
-            near = did_you_mean(kind, data["measured"])
-            raise DeviceError(f"{data['name']}: no measured kind {kind!r} in {key!r}{near}")
-        return ["measured", kind, leaf]
-    head, _, leaf = key.rpartition(".")
-    if head not in ("", "loader", "executor", "noise"):
-        raise DeviceError(f"{data['name']}: no figure named {key!r}{did_you_mean(key, _keys(data))}")
-    return [head, leaf] if head else [leaf]
 
 
 def read_device(path: Path) -> DeviceProfile:

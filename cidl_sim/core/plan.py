@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from cidl_sim.core.errors import InfeasibleError, PlanError
+from cidl_sim.core.errors import PlanError
 from cidl_sim.core.files import Record, read_json, sha256_of, validated, write_text
-from cidl_sim.core.workload import Visit, Workload, describe_difference
-
-if TYPE_CHECKING:
-    from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.workload import Workload, describe_difference
 
 
 class Gate(Record):
@@ -76,96 +72,6 @@ class Plan(Record):
         """PlanError if the plan was made for another workload."""
         if self.workload_sha256 != workload.sha256 and self.workload_sha256 not in workload.identities:
             raise PlanError("the plan was " + describe_difference(workload, self.workload_name, self.workload_sha256))
-
-    def check(self, workload: Workload, device: DeviceProfile) -> None:
-        """Raise at the first visit that breaks a rule of execution.
-
-        PlanError: another workload, a load or a keep that does not fit the order of visits.
-        InfeasibleError: some visit can never run within the device's limit (deadlock included;
-        whether one occurs does not depend on durations, see docs/design.md).
-        """
-        limit, baseline = device.memory_limit_bytes, device.baseline_bytes
-        self.check_within(workload, memory_limit_bytes=limit, baseline_bytes=baseline)
-
-    def check_within(self, workload: Workload, *, memory_limit_bytes: int, baseline_bytes: int) -> None:
-        """`check` against a limit and a baseline that are not a profile's."""
-        self.check_workload(workload)
-        self._check_visits(workload)
-        check_any_plan_fits(workload, memory_limit_bytes, baseline_bytes)
-        run_without_clock(workload, self, memory_limit_bytes, baseline_bytes)
-
-    def _check_visits(self, workload: Workload) -> None:
-        visits = workload.visits
-        loaded: set[int] = set()
-        for load in self.loads:
-            for number in (load.visit, load.gate.visit if load.gate else 0):
-                if number >= len(visits):
-                    raise PlanError(f"visit {number}: the workload has only {len(visits)} visits")
-            if load.visit in loaded:
-                raise PlanError(f"{_named(workload, visits[load.visit])}: loaded twice")
-            loaded.add(load.visit)
-        kept = set(self.keep)
-        for number in sorted(kept):
-            if number >= len(visits):
-                raise PlanError(f"visit {number}: the workload has only {len(visits)} visits")
-        for visit in visits:
-            named = _named(workload, visit)
-            previous = workload.previous_same_weights[visit.number]
-            is_kept = previous is not None and previous in kept
-            if is_kept and visit.number in loaded:
-                raise PlanError(f"{named}: loaded although visit {previous} keeps its weights")
-            if not is_kept and visit.number not in loaded:
-                raise PlanError(f"{named}: neither loaded nor kept")
-            if visit.number in kept and workload.next_same_weights[visit.number] is None:
-                raise PlanError(f"{named}: kept, but its weights are not visited again")
-
-
-def _named(workload: Workload, visit: Visit) -> str:
-    stage = workload.stages[visit.stage]
-    return f"visit {visit.number} ({stage.name}, round {visit.round}, {visit.block.name})"
-
-
-def run_without_clock(workload: Workload, plan: Plan, memory_limit_bytes: int, baseline_bytes: int) -> int:
-    """Run the schedule with every duration zero and return its peak of accounted bytes.
-
-    InfeasibleError names the visit at which nothing can go on, and what would have to fit.
-    """
-    from cidl_sim.core.schedule import Schedule  # the schedule needs the plan's nouns
-
-    schedule = Schedule(workload, plan, memory_limit_bytes=memory_limit_bytes, baseline_bytes=baseline_bytes)
-    if not schedule.finish_without_clock():
-        raise InfeasibleError(schedule.explain_deadlock())
-    return schedule.peak_resident_bytes
-
-
-def largest_need(workload: Workload) -> tuple[int, Visit]:
-    """The largest `weight_bytes + workspace_bytes` of a single visit, and that visit."""
-    visit = max(workload.visits, key=lambda v: v.block.weight_bytes + v.block.workspace_bytes)
-    return visit.block.weight_bytes + visit.block.workspace_bytes, visit
-
-
-def resident_need(workload: Workload) -> int:
-    """The bytes of all weights beside the largest workspace."""
-    return workload.weights_bytes + max(visit.block.workspace_bytes for visit in workload.visits)
-
-
-def check_any_plan_fits(workload: Workload, memory_limit_bytes: int, baseline_bytes: int) -> None:
-    """InfeasibleError if a single block with its workspace exceeds the limit."""
-    check_block_fits(workload.visits, memory_limit_bytes, baseline_bytes)
-
-
-def check_block_fits(visits: Sequence[Visit], memory_limit_bytes: int, baseline_bytes: int) -> None:
-    """`check_any_plan_fits` for some visits."""
-    if not visits:
-        return
-    block = max((v.block for v in visits), key=lambda b: b.weight_bytes + b.workspace_bytes)
-    least = block.weight_bytes + block.workspace_bytes + baseline_bytes
-    if least > memory_limit_bytes:
-        raise InfeasibleError(
-            f"memory limit {memory_limit_bytes} bytes is too small for any plan: block {block.name!r} needs "
-            f"{least} bytes (weights {block.weight_bytes} + workspace {block.workspace_bytes} + baseline "
-            f"{baseline_bytes}); raise the limit to at least {least} or cut the block finer"
-        )
 
 
 def read_plan(path: Path) -> Plan:

@@ -156,6 +156,10 @@ class Workload(Record):
             last[visit.block.weights] = visit.number
         return tuple(result)
 
+    def label(self, visit: Visit) -> str:
+        """How a message names a visit: by its number, stage, round and block."""
+        return f"visit {visit.number} ({self.stages[visit.stage].name}, round {visit.round}, {visit.block.name})"
+
     @cached_property
     def weights_bytes(self) -> int:
         """Bytes of all distinct weights together."""

@@ -2,26 +2,33 @@
 
 The calling thread executes visits; one thread per loader channel loads. They meet at one lock, under which
 the schedule decides and the trace is written. Whoever fails says so there, and everybody stops.
+
+`Runtime.run` feeds a program visit by visit. Whoever has no program, but code that runs blocks by itself (a module with
+hooks, say), drives the same run through `Runtime.visiting`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.recorder import TraceRecorder
+from cidl_sim.core.refit import change_limit
 from cidl_sim.core.schedule import Release, Schedule
 from cidl_sim.core.trace import Event
 from cidl_sim.core.workload import Visit, Workload
-from cidl_sim.executor.backend import Backend, Program
+from cidl_sim.executor.backend import Backend, Call, Outcome, Program
 
 OnVisit = Callable[[Visit], None]
 # How late an interruption may be seen while the calling thread waits for a load, and a change of the limit.
 _GLANCE_S = 0.1
+_UNDECIDED = Outcome()
+_OUTSIDE = "visits are entered and left within `visiting` alone"
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Limits:
 class Runtime:
     """One real run of a plan. `recorder` holds what happened so far, also after a failure."""
 
-    def __init__(self, workload: Workload, plan: Plan, limits: Limits, backend: Backend, program: Program) -> None:
+    def __init__(self, workload: Workload, plan: Plan, limits: Limits, backend: Backend) -> None:
         self.schedule = Schedule(
             workload,
             plan,
@@ -50,48 +57,118 @@ class Runtime:
         self.recorder = TraceRecorder(self.schedule)
         self._workload = workload
         self._backend = backend
-        self._program = program
         self._limits = limits
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._interruption: BaseException | None = None
-        self._stopping = False
+        self._is_open = False
         self._over = threading.Event()
         self._began = 0.0
 
     def resume_at(self, visit: int) -> None:
-        """Before `run`: begin at visit number `visit`; the program must be in the state it had there."""
+        """Before the run: begin at visit number `visit`; what feeds the blocks must be in the state it had there."""
         self.schedule.resume_at(visit)
         self.recorder.event(0.0, "resumed", visit=visit)
 
-    def run(self, on_visit: OnVisit = lambda visit: None) -> None:
+    def run(self, program: Program, on_visit: OnVisit = lambda visit: None) -> None:
         """Run every visit. Raises what a loader or the program raised, after all threads have ended."""
-        channels = range(self.schedule.channels)
-        names = [f"loader.{c}" for c in channels]
-        threads = [threading.Thread(target=self._guarded, args=(self._load_all, name), name=name) for name in names]
-        if self._limits.now is not None:
-            watch = (self._watch_limit, self._limits.now)
-            threads.append(threading.Thread(target=self._guarded, args=watch, name="limit"))
+        with self.visiting() as visits:
+            while (visit := visits.next_visit()) is not None:
+                visits.leave(visit, program.run(visit, visits.enter(visit)))
+                on_visit(visit)
+
+    @contextmanager
+    def visiting(self) -> Iterator[Runtime]:
+        """The run while its caller enters and leaves the visits; weights are loaded and unloaded beside that.
+
+        The visits are those of the schedule, in its order, one at a time: `enter` one, use its block, `leave` it. Not
+        all of them have to run: whoever leaves the context, in whatever way, ends every thread and with them the run.
+        Raises what a loader raised, or the reason of an interruption, if the body raises nothing. RuntimeError if there
+        was a run already.
+        """
+        if self._over.is_set() or self._is_open:
+            raise RuntimeError("a runtime runs once")
+        threads = self._threads()
+        self._is_open = True
         self._began = time.perf_counter()
         for thread in threads:
             thread.start()
         try:
-            while (visit := self._await_visit()) is not None:
-                self._execute(visit)
-                on_visit(visit)
+            yield self
         finally:
             with self._changed:
-                self._stopping = True
+                self._is_open = False
+                self._failure = self._failure or self._interruption
                 self._over.set()
                 self._changed.notify_all()
             for thread in threads:
                 thread.join()
+            if self._failure is not None:
+                self.recorder.event(self._now(), "stopped", reason=f"{type(self._failure).__name__}: {self._failure}")
         if self._failure is not None:
-            self.recorder.event(self._now(), "stopped", reason=f"{type(self._failure).__name__}: {self._failure}")
             raise self._failure
 
+    def next_visit(self) -> Visit | None:
+        """The visit to `enter` next, or None after the last. Raises what ended the run, if something did."""
+        with self._changed:
+            self._check_open()
+            return None if self.schedule.is_done else self._workload.visits[self.schedule.current]
+
+    def enter(self, visit: Visit) -> Call:
+        """Wait until `visit` may start, start it, and return its block, the weights bound.
+
+        Raises what ended the run meanwhile: what a loader raised, or the reason of an interruption. RuntimeError if it
+        is not this visit's turn, or outside `visiting`.
+        """
+        with self._changed:
+            self._check_open()
+            if self.schedule.is_running or visit.number != self.schedule.current:
+                raise RuntimeError(f"{self._workload.label(visit)} was entered, but {self._turn()}")
+            while self.schedule.next_visit() is None:
+                self._changed.wait(_GLANCE_S)
+                self._check_open()
+            self._backend.make_room(self.schedule.room_for_weights(visit.number))
+            self.schedule.start_visit(visit)
+            self.recorder.visit_started(self._now(), visit)
+            self._changed.notify_all()
+        return self._backend.callable_for(visit)
+
+    def leave(self, visit: Visit, outcome: Outcome = _UNDECIDED) -> None:
+        """End the visit that was entered, with what it decided. RuntimeError if it is not under way.
+
+        What ended the run meanwhile is left to the next `enter`.
+        """
+        with self._changed:
+            if not self._is_open:
+                raise RuntimeError(_OUTSIDE)
+            if not self.schedule.is_running or visit.number != self.schedule.current:
+                raise RuntimeError(f"{self._workload.label(visit)} was left, but {self._turn()}")
+            now = self._now()
+            released = self.schedule.finish_visit(visit)
+            self.recorder.visit_finished(now, released)
+            self._unload(released)
+            for kind, values in outcome.events:
+                self.recorder.event(now, kind, **values)
+            if outcome.end_stage is not None:
+                self._end_stage(outcome.end_stage, now)
+            self.recorder.settled(now)
+            self._changed.notify_all()
+
+    def end_stage(self, stage: int) -> None:
+        """Between two visits: skip what is left of stage number `stage`.
+
+        For whoever learns that a visit was the stage's last one only after leaving it; `Outcome.end_stage` does the
+        same before. Raises what `enter` raises.
+        """
+        with self._changed:
+            self._check_open()
+            now = self._now()
+            self._end_stage(stage, now)
+            self.recorder.settled(now)
+            self._changed.notify_all()
+
     def interrupt(self, reason: BaseException) -> None:
-        """Make `run` end with `reason` after the visit under way. Takes no lock: for signal handlers.
+        """Make the run end with `reason` after the visit under way. Takes no lock: for signal handlers.
 
         A handler that raises instead may do so between a lock's acquisition and the block that releases it,
         and then the loaders wait for ever.
@@ -101,37 +178,39 @@ class Runtime:
     def _now(self) -> float:
         return time.perf_counter() - self._began
 
-    def _await_visit(self) -> Visit | None:
-        with self._changed:
-            while True:
-                self._failure = self._failure or self._interruption
-                if self._failure is not None or self.schedule.is_done:
-                    return None
-                visit = self.schedule.next_visit()
-                if visit is not None:
-                    self._backend.make_room(self.schedule.room_for_weights(visit.number))
-                    self.schedule.start_visit(visit)
-                    self.recorder.visit_started(self._now(), visit)
-                    self._changed.notify_all()
-                    return visit
-                self._changed.wait(_GLANCE_S)
+    def _check_open(self) -> None:
+        self._failure = self._failure or self._interruption
+        if self._failure is not None:
+            raise self._failure
+        if not self._is_open:
+            raise RuntimeError(_OUTSIDE)
 
-    def _execute(self, visit: Visit) -> None:
-        outcome = self._program.run(visit, self._backend.callable_for(visit))
-        with self._changed:
-            now = self._now()
-            released = self.schedule.finish_visit(visit)
-            self.recorder.visit_finished(now, released)
-            self._unload(released)
-            for kind, values in outcome.events:
-                self.recorder.event(now, kind, **values)
-            if outcome.end_stage is not None:
-                released = self.schedule.end_stage_early(outcome.end_stage)
-                self.recorder.event(now, "stage_ended_early", stage=outcome.end_stage, after_visit=visit.number)
-                self.recorder.unloaded(now, released)
-                self._unload(released)
-            self.recorder.settled(now)
-            self._changed.notify_all()
+    def _turn(self) -> str:
+        """What may be entered or left now, for a message."""
+        if self.schedule.is_done:
+            return "the last one has run"
+        label = self._workload.label(self._workload.visits[self.schedule.current])
+        return f"{label} is under way" if self.schedule.is_running else f"{label} comes next"
+
+    def _end_stage(self, stage: int, now: float) -> None:
+        after_visit = self.schedule.current - 1
+        released = self.schedule.end_stage_early(stage)
+        self.recorder.event(now, "stage_ended_early", stage=stage, after_visit=after_visit)
+        self.recorder.unloaded(now, released)
+        self._unload(released)
+
+    def _threads(self) -> list[threading.Thread]:
+        """One for each loader channel, and one that watches the limit if that may change."""
+        names = [f"loader.{channel}" for channel in range(self.schedule.channels)]
+        # Daemons, so that a caller who never leaves `visiting` can still end the process.
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._load_all, name), name=name, daemon=True)
+            for name in names
+        ]
+        if self._limits.now is not None:
+            watch = (self._watch_limit, self._limits.now)
+            threads.append(threading.Thread(target=self._guarded, args=watch, name="limit", daemon=True))
+        return threads
 
     def _guarded(self, work: Callable[[Any], None], argument: Any) -> None:
         """What a thread runs: whatever it raises ends the run."""
@@ -154,7 +233,7 @@ class Runtime:
 
     def _change_limit(self, limit_bytes: int) -> None:
         schedule = self.schedule
-        released = schedule.change_limit(limit_bytes)
+        released = change_limit(schedule, limit_bytes)
         self.recorder.limit_changed(self._now(), released)
         self._unload(released)
         self._backend.grow(limit_bytes - schedule.baseline_bytes)
@@ -170,10 +249,10 @@ class Runtime:
         with self._changed:
             while (load := self.schedule.next_load()) is None:
                 # Not when the loads are used up: a stage that ends early may turn keeps into loads.
-                if self._stopping or self._failure is not None:
+                if not self._is_open or self._failure is not None:
                     return False
                 self._changed.wait()
-            if self._stopping or self._failure is not None:
+            if not self._is_open or self._failure is not None:
                 return False
             weights = self._workload.visits[load.visit].block.weights
             cold = self.schedule.start_load(load)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import largest_need, resident_need
+from cidl_sim.core.feasibility import largest_need, resident_need
+from cidl_sim.core.what_if import with_value
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.reruns import Observer, Outcome, Reruns
@@ -105,14 +106,14 @@ def _least_memory(reruns: Reruns) -> BreakPoint:
 def _enough_memory(reruns: Reruns) -> BreakPoint:
     """The smallest limit under which the makespan is what it is with every weight resident."""
     floor, everything = _floor(reruns), _everything(reruns)
-    unlimited = reruns.on(reruns.device.with_value("memory_limit_bytes", everything))
+    unlimited = reruns.on(with_value(reruns.device, "memory_limit_bytes", everything))
 
     def is_enough(limit: int) -> bool:
         outcome = _under(reruns, limit)
         return outcome is not None and outcome.makespan_s <= unlimited.makespan_s * (1 + PAYS)
 
     limit = smallest_limit(is_enough, floor, everything)
-    outcome = reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
+    outcome = reruns.on(with_value(reruns.device, "memory_limit_bytes", limit))
     retained, wait_s = reruns.retained_blocks(outcome), _wait_s(reruns, outcome)
     waits = "the executor then waits for the first load alone"
     if wait_s > PAYS * outcome.makespan_s:
@@ -187,7 +188,7 @@ def _at_rate(
     outcomes: dict[float, Outcome] = {}
 
     def holds_at(rate: float) -> bool:
-        outcomes[rate] = reruns.on(reruns.device.with_value(parameter, rate))
+        outcomes[rate] = reruns.on(with_value(reruns.device, parameter, rate))
         return holds(outcomes[rate])
 
     rate = smallest_rate(holds_at, now)
@@ -199,7 +200,7 @@ def _at_rate(
 
 
 def _at_limit(name: str, reruns: Reruns, limit: int, sentence: str) -> BreakPoint:
-    outcome = reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
+    outcome = reruns.on(with_value(reruns.device, "memory_limit_bytes", limit))
     return BreakPoint(name, "memory_limit_bytes", limit, outcome.makespan_s, reruns.retained_blocks(outcome), sentence)
 
 
@@ -215,7 +216,7 @@ def _everything(reruns: Reruns) -> int:
 
 def _under(reruns: Reruns, limit: int) -> Outcome | None:
     try:
-        return reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
+        return reruns.on(with_value(reruns.device, "memory_limit_bytes", limit))
     except InfeasibleError:
         return None
 

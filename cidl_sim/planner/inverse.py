@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
-from cidl_sim.core.plan import largest_need, resident_need
+from cidl_sim.core.feasibility import largest_need, resident_need
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
@@ -106,7 +107,7 @@ class _Question:
         return False
 
     def _with(self, value: float) -> DeviceProfile:
-        return self._device.with_value(self._parameter, value)
+        return with_value(self._device, self._parameter, value)
 
     def _found(self, value: float, needed: float | None, text: Callable[[float], str]) -> Least:
         policy, seconds = self._met[value]

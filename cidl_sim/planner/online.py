@@ -19,6 +19,7 @@ from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.refit import go_on_with, settled_copy
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.workload import Stage, Visit, Workload
 from cidl_sim.policies.build import repeated_positions, repeating_groups
@@ -91,7 +92,7 @@ class Replanning:
         loader, executor = self._device.loader, self._device.executor
         loads, executions = [span for span, _ in self._loads], [span for span, _ in self._executions]
         # A load in flight is not known yet, nor how much of an execution lay beside it.
-        known_until = max((end for _, end in loads), default=0.0) if schedule.is_loading else math.inf
+        known_until = max((end for _, end in loads), default=0.0) if schedule.loading else math.inf
         settled = [(span, cost) for span, cost in self._executions if span[1] <= known_until]
         return (
             _factor(list(self._loads), executions, loader.slowdown_while_executing),
@@ -207,8 +208,8 @@ def _numbers(rest: Workload, device: DeviceProfile, group: str) -> Iterator[int]
 def _left_s(schedule: Schedule, workload: Workload, device: DeviceProfile, taken: Plan | None, plan: Plan) -> float:
     """Seconds that the rest takes from here, with another plan taken now or with the one at hand."""
     engine = Engine(workload, device, plan)
-    engine.schedule = schedule.settled_copy()
+    engine.schedule = settled_copy(schedule)
     if taken is not None:
-        engine.schedule.go_on_with(taken)
+        go_on_with(engine.schedule, taken)
     engine.run()
     return engine.finished_s

@@ -9,7 +9,9 @@ import numpy as np
 
 from cidl_sim.core.device import DeviceProfile, ThermalStep
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import finish_without_clock
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.refit import go_on_with, settled_copy
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.planner.bounds import lower_bound_s
@@ -161,9 +163,9 @@ class _Switching:
         if not self._left or not self._came(self._left[0][0], schedule):
             return None
         _, plan = self._left.pop(0)
-        trial = schedule.settled_copy()
-        trial.go_on_with(plan)
-        return plan if trial.finish_without_clock() else None
+        trial = settled_copy(schedule)
+        go_on_with(trial, plan)
+        return plan if finish_without_clock(trial) else None
 
     def _came(self, change: Change, schedule: Schedule) -> bool:
         by_visits = change.loads != 1 and schedule.current >= _first_visit(self._workload, change)

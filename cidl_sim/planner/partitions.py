@@ -15,7 +15,7 @@ from cidl_sim.blocks.cuts import AS_GIVEN, CutChoices, Cuts
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError
-from cidl_sim.core.plan import check_any_plan_fits, largest_need
+from cidl_sim.core.feasibility import check_any_plan_fits, largest_need
 from cidl_sim.core.workload import Block, Workload
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, evaluated_plan

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.plan import Plan, check_any_plan_fits
+from cidl_sim.core.feasibility import check_any_plan_fits
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import lower_bound_s

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cidl_sim.core.costs import execute_cost, measured_kind
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.errors import DeviceError
+from cidl_sim.core.what_if import with_value
 from cidl_sim.planner.reruns import Observer, Reruns
 
 # A figure is divided and multiplied by this. Memory works block by block: a smaller step would often see none.
@@ -102,7 +103,7 @@ def value_of(parameter: str, device: DeviceProfile) -> float | None:
 def _changed(parameter: str, value: float, device: DeviceProfile) -> DeviceProfile | None:
     whole = parameter.endswith("_bytes") or parameter == "loader.channels"
     try:
-        return device.with_value(parameter, round(value) if whole else value)
+        return with_value(device, parameter, round(value) if whole else value)
     except DeviceError:
         return None  # beyond what the figure can be, such as an efficiency above one
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import Plan, resident_need
+from cidl_sim.core.feasibility import resident_need
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import smallest_limit
 from cidl_sim.planner.break_points import PAYS

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError, did_you_mean
-from cidl_sim.core.plan import Plan, check_any_plan_fits
+from cidl_sim.core.feasibility import check_any_plan_fits, check_plan
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.lru import lru
 from cidl_sim.policies.next_block import next_block
@@ -58,7 +59,7 @@ def make_plan(policy: str, workload: Workload, device: DeviceProfile) -> Plan:
         raise PolicyError(f"policy {name!r} takes no number")
     check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
     plan = chosen.make(workload, device, _numbers(policy, argument)) if colon else chosen.make(workload, device)
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
     return plan
 
 

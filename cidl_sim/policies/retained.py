@@ -9,6 +9,7 @@ import numpy as np
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
@@ -110,7 +111,7 @@ def _retained(
         )
     plan = _plan(label, keeps, workload, device, numbers)
     try:
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
     except InfeasibleError as problem:
         raise InfeasibleError(f"{label} does not fit: {problem}") from None
     return plan

@@ -15,6 +15,7 @@ from typing import Literal
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import TraceError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.recorder import TraceRecorder
 from cidl_sim.core.schedule import Schedule
@@ -98,7 +99,7 @@ def recorded_plan(recording: Recording, workload: Workload, device: DeviceProfil
         loads=tuple(planned),
         keep=tuple(v.number for v in workload.visits if (n := following[v.number]) is not None and n not in loaded),
     )
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
     return plan
 
 
@@ -238,8 +239,7 @@ def _most_at_once(loads: Iterable[Interval]) -> int:
 
 
 def _named(workload: Workload, interval: Interval) -> str:
-    visit = workload.visits[_visit(interval)]
-    return f"visit {visit.number} ({workload.stages[visit.stage].name}, round {visit.round}, {visit.block.name})"
+    return workload.label(workload.visits[_visit(interval)])
 
 
 # From intervals to a trace

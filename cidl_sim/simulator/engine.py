@@ -23,8 +23,10 @@ from simpy.events import EventPriority
 from cidl_sim.core.costs import Cost, execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile, Noise
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import explain_deadlock
 from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.recorder import TraceRecorder
+from cidl_sim.core.refit import change_limit, go_on_with
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
@@ -163,7 +165,7 @@ class Engine:
             # SimPy's word for "nothing is left to happen"; an error of a process comes as itself.
             if self.schedule.is_done:
                 raise
-            raise InfeasibleError(self.schedule.explain_deadlock()) from None
+            raise InfeasibleError(explain_deadlock(self.schedule)) from None
 
     # Starting what may start
 
@@ -238,7 +240,7 @@ class Engine:
     def _take_plan(self, plan: Plan | None) -> None:
         if plan is None:
             return
-        released = self.schedule.go_on_with(plan)
+        released = go_on_with(self.schedule, plan)
         if self.recorder:
             retained = len(self.schedule.retained_weights)
             self.recorder.event(self._env.now, "replanned", policy=plan.policy, retained=retained)
@@ -246,7 +248,7 @@ class Engine:
 
     def _change_limit(self, at_s: float, limit_bytes: int) -> _Process:
         yield self._env.timeout(at_s)
-        released = self.schedule.change_limit(limit_bytes)
+        released = change_limit(self.schedule, limit_bytes)
         self._trim(self.schedule.current)
         if self.recorder:
             self.recorder.limit_changed(self._env.now, released)

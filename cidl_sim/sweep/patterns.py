@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.plan import Plan, check_any_plan_fits
+from cidl_sim.core.feasibility import check_any_plan_fits, check_plan
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
 from cidl_sim.policies.catalog import make_plan
@@ -50,7 +51,7 @@ def plan_of(
     one = keep_rows(workload, [policy], np.array([retained]), np.array([seed or 0]))
     keep = {int(number) for number in np.flatnonzero(one[0])}
     plan = deep_prefetch(f"{policy}:{retained}", workload, device, keep, lookahead)
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
     return plan
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.pipelines.catalog import (
@@ -268,7 +269,7 @@ def _check_device_axes(name: str, axes: Mapping[str, Any]) -> None:
             raise SweepError(f"axis {key!r}: {text!r} is not a number (the key names the unit)")
         # What a profile can take is a range.
         for value in (min(given), max(given)):
-            device.with_value(key, device_value(key, value))
+            with_value(device, key, device_value(key, value))
 
 
 def device_value(key: str, value: float) -> float | int:
@@ -280,7 +281,7 @@ def device_value(key: str, value: float) -> float | int:
 def device_with_values(device: DeviceProfile, values: dict[str, float | int]) -> DeviceProfile:
     """The profile with each figure set, in order, as --set does."""
     for key, value in values.items():
-        device = device.with_value(key, value)
+        device = with_value(device, key, value)
     return device
 
 

@@ -17,6 +17,7 @@ from cidl_sim.core.device import DeviceProfile, read_device
 from cidl_sim.core.errors import InputError, TraceError
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Trace, read_trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload, read_workload
 from cidl_sim.executor.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
@@ -70,7 +71,7 @@ def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) 
     device.write(folder / DEVICE_FILE)
     cases = []
     for scenario in scenarios:
-        limited = device.with_value("memory_limit_bytes", scenario.memory_limit_bytes)
+        limited = with_value(device, "memory_limit_bytes", scenario.memory_limit_bytes)
         plan = make_plan(scenario.policy, scenario.workload, limited)
         simulated = simulate(scenario.workload, limited, plan)
         figures = {"makespan_s": simulated.makespan_s, "peak_resident_bytes": simulated.peak_resident_bytes}
@@ -168,7 +169,7 @@ def read_runs(folder: Path) -> list[Case]:
             traces.append(trace)
         if not traces:
             raise TraceError(f"{plan_file.parent}: no run-*.json or run-*.json.gz")
-        limited = device.with_value("memory_limit_bytes", plan.memory_limit_bytes)
+        limited = with_value(device, "memory_limit_bytes", plan.memory_limit_bytes)
         cases.append(Case(plan_file.parent.name, workload, plan, limited, traces))
     if not cases:
         raise TraceError(f"{folder}: no recorded runs (folders with plan.json, workload.json and run-*.json.gz)")

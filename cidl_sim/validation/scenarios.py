@@ -14,6 +14,7 @@ from cidl_sim.calibration.this_machine import Target
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.trace import Trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import pipeline_of, workload_of
 from cidl_sim.pipelines.matching import store_sizes
@@ -76,7 +77,7 @@ def _candidates(
     workload = workload_of(store_sizes(store), settings)
     workspace = max(visit.block.workspace_bytes for visit in workload.visits)
     limit = device.baseline_bytes + workspace + int(fraction * workload.weights_bytes)
-    limited = device.with_value("memory_limit_bytes", limit)
+    limited = with_value(device, "memory_limit_bytes", limit)
     try:
         plan = make_plan(policy, workload, limited)
         trace = simulate(workload, limited, plan)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cidl_sim.core.errors import CidlError, MachineError, PlanError
+from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit
 from cidl_sim.executor.accelerator_backend import check_device
@@ -62,7 +63,7 @@ def do(job: Job) -> JobResult:
     workload, pipeline = prepared.workload, pipeline_named(prepared.pipeline)
     limit = job.memory_limit_bytes or plan.memory_limit_bytes
     if not job.control:
-        plan.check_within(workload, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
+        check_plan_within(workload, plan, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
     program = _program(job, source, prepared, pipeline)
     threads = plan.compute_threads or max(1, (os.cpu_count() or 2) - plan.channels)
     torch.set_num_threads(threads)
@@ -81,9 +82,10 @@ def do(job: Job) -> JobResult:
             makespan_s, _ = run_all_resident(workload, backend, program, watch)
         else:
             limits = Limits(limit, plan.baseline_bytes, charged.wanted_limit_bytes)
-            runtime = Runtime(workload, plan, limits, backend, program)
+            runtime = Runtime(workload, plan, limits, backend)
             keeper = Keeper(job, pipeline, source.sha256, program, runtime)
-            trace = _trace_of_run(job, runtime, keeper, watch, Machine(backend, threads, baseline, limit, peak))
+            machine = Machine(backend, threads, baseline, limit, peak)
+            trace = _trace_of_run(job, runtime, program, keeper, watch, machine)
             makespan_s = trace.makespan_s
         touched = int(backend.figures()["touched_bytes"])
     finally:
@@ -108,7 +110,9 @@ def do(job: Job) -> JobResult:
     )
 
 
-def _trace_of_run(job: Job, runtime: Runtime, keeper: Keeper, watch: Watch, machine: Machine) -> Trace:
+def _trace_of_run(
+    job: Job, runtime: Runtime, program: SeveralPrompts, keeper: Keeper, watch: Watch, machine: Machine
+) -> Trace:
     """Run the plan; where a signal stops it, what was recorded until then is written first."""
 
     def observe(visit: Visit) -> None:
@@ -121,7 +125,7 @@ def _trace_of_run(job: Job, runtime: Runtime, keeper: Keeper, watch: Watch, mach
     keeper.resume()
     try:
         with _stopped_by_signals(runtime):
-            runtime.run(observe)
+            runtime.run(program, observe)
     except SystemExit:
         write_trace(job, trace())
         raise

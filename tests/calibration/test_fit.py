@@ -10,6 +10,7 @@ from cidl_sim.calibration.fit import BASELINE_MARGIN_BYTES, drift, fit_device, l
 from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTATING, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise
 from cidl_sim.core.samples import Conditions, samples_of
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.executor.job import JobResult
 from cidl_sim.policies.catalog import make_plan
@@ -140,7 +141,7 @@ def test_drift_between_runs_does_not_pass_for_contention():
     quick = DeviceProfile(
         name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=10), executor=Executor(flops_per_s=10)
     )
-    slow = quick.with_value("loader.bandwidth_bytes_per_s", 5)
+    slow = with_value(quick, "loader.bandwidth_bytes_per_s", 5)
     fitted = fit_device("f", [*observations(quick), *observations(slow), *observations(quick)])
     assert fitted.loader.slowdown_while_executing == pytest.approx(1)
     assert fitted.noise.load_drift > 0.1
@@ -150,7 +151,7 @@ def test_kinds_with_the_same_weights_have_one_load_cost():
     quick = DeviceProfile(
         name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=10), executor=Executor(flops_per_s=10)
     )
-    slow = quick.with_value("loader.bandwidth_bytes_per_s", 5)
+    slow = with_value(quick, "loader.bandwidth_bytes_per_s", 5)
     elsewhere = Workload(
         name="larger",
         stages=[

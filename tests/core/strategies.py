@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Noise, ThermalStep
-from cidl_sim.core.plan import Gate, Load, Plan, largest_need
+from cidl_sim.core.feasibility import largest_need
+from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.build import build_plan
 

@@ -58,55 +58,6 @@ def test_a_block_without_arithmetic_takes_no_time_on_a_described_executor():
     assert load_cost(idle, profile, cold=False).seconds == 0
 
 
-@pytest.mark.parametrize(
-    ("key", "factor", "attribute", "expected"),
-    [
-        ("loader.bandwidth_bytes_per_s", 2, "load_s", 2.0),
-        ("executor.flops_per_s", 2, "exec_s", 1.5),
-        ("executor.efficiency", 0.5, "exec_s", 6.0),
-    ],
-)
-def test_changing_a_parameter_scales_the_measured_costs_it_governs(key, factor, attribute, expected):
-    profile = device(
-        loader=Loader(bandwidth_bytes_per_s=25),
-        executor=Executor(flops_per_s=300),
-        measured={"k": Measured(load_s=4, exec_s=3, weight_bytes=100, flops=1000)},
-    )
-    section, field = key.split(".")
-    changed = profile.with_value(key, getattr(getattr(profile, section), field) * factor)
-    assert getattr(changed.measured["k"], attribute) == pytest.approx(expected)
-    assert changed.measured["k"].weight_bytes == 100
-
-
-def test_figures_of_measured_kinds_can_be_set_although_kinds_contain_dots():
-    profile = device(measured={"a.b.c": Measured(load_s=1)})
-    assert profile.with_value("measured.a.b.c.load_s", 2.5).measured["a.b.c"].load_s == 2.5
-
-
-@pytest.mark.parametrize(
-    "key", ["nonsense", "loader.nonsense", "measured.k.nonsense", "provenance.device", "format", "", "a.b.c", "loader."]
-)
-def test_an_unknown_figure_is_refused(key):
-    with pytest.raises(DeviceError):
-        device(measured={"k": Measured()}).with_value(key, 1)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("memory_limit_bytes", True),
-        ("executor.flops_per_s", False),
-        ("memory_limit_bytes", -1),
-        ("memory_limit_bytes", "x"),
-        ("loader.channels", 0),
-        ("noise.load", -0.1),
-    ],
-)
-def test_an_impossible_value_is_refused(key, value):
-    with pytest.raises(DeviceError, match=key.rpartition(".")[2]):
-        device().with_value(key, value)
-
-
 def test_a_profile_survives_its_file(tmp_path):
     profile = device(
         measured={"stdit.pair": Measured(load_s=0.1, exec_s=0.2)}, thermal=(ThermalStep(after_s=1, factor=0.5),)

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import check_plan, explain_deadlock
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.policies.build import build_plan, deep_prefetch
+from cidl_sim.policies.catalog import make_plan
 from tests.conftest import uniform_device, uniform_workload
 from tests.core.strategies import cases
 
@@ -31,7 +33,7 @@ def drive(schedule: Schedule, chance: random.Random, ends: dict[int, int] | None
             options.append("start visit")
         options += ["end load"] * bool(loading) + ["end visit"] * (running is not None)
         if not options:
-            raise InfeasibleError(schedule.explain_deadlock())
+            raise InfeasibleError(explain_deadlock(schedule))
         match chance.choice(options):
             case "start load":
                 schedule.start_load(load)
@@ -59,7 +61,7 @@ def drive(schedule: Schedule, chance: random.Random, ends: dict[int, int] | None
 def test_memory_never_exceeds_the_limit_and_deadlock_does_not_depend_on_durations(case, chance):
     workload, device, plan = case
     try:
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
         fits = True
     except InfeasibleError:
         fits = False
@@ -103,7 +105,7 @@ def random_keeps_that_fit(workload, device, chance: random.Random) -> Plan:
     for visit in chance.sample(candidates, len(candidates)):
         plan = deep_prefetch("random", workload, device, keep | {visit})
         try:
-            plan.check(workload, device)
+            check_plan(workload, device, plan)
         except InfeasibleError:
             continue
         keep.add(visit)
@@ -112,7 +114,7 @@ def random_keeps_that_fit(workload, device, chance: random.Random) -> Plan:
 
 def in_flight_bytes(schedule: Schedule) -> int:
     # Loads that were wasted may still be under way when the last visit ends.
-    return sum(schedule.workload.visits[v].block.weight_bytes for v in schedule._in_flight)
+    return sum(schedule.workload.visits[v].block.weight_bytes for v in schedule.loading)
 
 
 def schedule_of(loads: list[Load], keep: tuple[int, ...], slots: int, blocks: int = 2, rounds: int = 2) -> Schedule:
@@ -177,6 +179,18 @@ def test_a_keep_towards_a_skipped_visit_is_dropped():
         schedule.start_visit(schedule.next_visit())
         schedule.finish_visit(schedule.workload.visits[visit])
     assert [r.weights for r in schedule.end_stage_early(0)] == ["b0"]
+
+
+def test_ending_a_stage_that_is_over_changes_nothing():
+    workload = uniform_workload(2, 1)
+    (stage,) = workload.stages
+    again = stage.model_copy(update={"name": "again"})
+    workload = workload.model_copy(update={"stages": (stage, again)})
+    device = uniform_device(2, 1, 1)
+    schedule = Schedule.for_device(workload, make_plan("sequential", workload, device), device)
+    schedule.resume_at(3)
+    assert schedule.end_stage_early(0) == []
+    assert schedule.current == 3
 
 
 def test_resuming_turns_missing_keeps_into_loads():

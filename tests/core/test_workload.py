@@ -25,6 +25,11 @@ def test_visits_count_through_stages_rounds_and_blocks():
     assert [(v.stage, v.round, v.position) for v in visits[3:6]] == [(0, 1, 1), (1, 0, 0), (1, 0, 1)]
 
 
+def test_the_label_of_a_visit_names_its_stage_round_and_block():
+    workload = two_stages()
+    assert workload.label(workload.visits[7]) == "visit 7 (plain, round 1, p1)"
+
+
 def test_blocks_that_share_weights_follow_each_other_across_stages():
     workload = two_stages()
     assert workload.next_same_weights[2] == 4

@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cidl_sim.core.errors import InputError, MachineError, PackageError, PlanError
-from cidl_sim.core.plan import largest_need, read_plan
+from cidl_sim.core.feasibility import largest_need
+from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import read_workload
 from cidl_sim.coreml import macos

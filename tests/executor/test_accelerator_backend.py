@@ -33,7 +33,7 @@ def frames_on(device: str, store: Path, policy: str, channels: int = 1) -> torch
     backend = backend_on(device, store)
     program = RecordingProgram(workload, OPENSORA_TINY, SETTINGS, TOKENS, 1, device=device)
     try:
-        Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend, program).run()
+        Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend).run(program)
     finally:
         backend.close()
     assert backend.footprint_bytes() == 0

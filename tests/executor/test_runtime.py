@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import InfeasibleError, StoreError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Block, Stage, Visit, Workload
@@ -210,10 +211,10 @@ class FakeProgram:
 
 
 def runtime_of(
-    workload: Workload, device: DeviceProfile, plan: Plan, program: FakeProgram, backend: FakeBackend | None = None
+    workload: Workload, device: DeviceProfile, plan: Plan, backend: FakeBackend | None = None
 ) -> tuple[Runtime, FakeBackend]:
     backend = FakeBackend(workload) if backend is None else backend
-    return Runtime(workload, plan, Limits(device.memory_limit_bytes, device.baseline_bytes), backend, program), backend
+    return Runtime(workload, plan, Limits(device.memory_limit_bytes, device.baseline_bytes), backend), backend
 
 
 def trace_of(runtime: Runtime, workload: Workload, plan: Plan) -> Trace:
@@ -227,12 +228,12 @@ def trace_of(runtime: Runtime, workload: Workload, plan: Plan) -> Trace:
 def test_any_plan_that_fits_runs_to_its_end_and_gives_everything_back(case):
     workload, device, plan = case
     try:
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
     except InfeasibleError:
         return
     program = FakeProgram()
-    runtime, backend = runtime_of(workload, device, plan, program)
-    runtime.run()
+    runtime, backend = runtime_of(workload, device, plan)
+    runtime.run(program)
     assert program.visits == list(range(len(workload.visits)))
     assert backend.reserved == set()
     assert [weights for call, weights in backend.calls if call == "reserve"] == [
@@ -266,9 +267,9 @@ def test_what_the_backend_raises_surfaces_and_ends_every_thread(method, policy):
     workload, device = uniform_workload(4, 3), uniform_device(3, 1, 1)
     plan = make_plan(policy, workload, device)
     program = FakeProgram()
-    runtime, backend = runtime_of(workload, device, plan, program, Broken(workload, method))
+    runtime, backend = runtime_of(workload, device, plan, Broken(workload, method))
     with pytest.raises(StoreError) as raised:
-        runtime.run()
+        runtime.run(program)
     assert raised.value is backend.failure
     assert loader_threads() == []
     assert len(program.visits) < len(workload.visits)
@@ -286,9 +287,9 @@ def test_what_the_program_raises_surfaces_and_ends_every_thread(policy, fails_at
             raise failure
 
     program = FakeProgram(act)
-    runtime, _ = runtime_of(workload, device, plan, program)
+    runtime, _ = runtime_of(workload, device, plan)
     with pytest.raises(ArithmeticError) as raised:
-        runtime.run()
+        runtime.run(program)
     assert raised.value is failure
     assert program.visits == list(range(fails_at + 1))
     assert loader_threads() == []
@@ -298,13 +299,13 @@ def test_what_the_program_raises_surfaces_and_ends_every_thread(policy, fails_at
 
 def test_an_observer_that_raises_ends_every_thread():
     workload, device = uniform_workload(4, 3), uniform_device(3, 1, 1)
-    runtime, _ = runtime_of(workload, device, make_plan("lru", workload, device), FakeProgram())
+    runtime, _ = runtime_of(workload, device, make_plan("lru", workload, device))
 
     def interrupt(visit: Visit) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runtime.run(interrupt)
+        runtime.run(FakeProgram(), interrupt)
     assert loader_threads() == []
 
 
@@ -324,9 +325,9 @@ def test_an_interruption_ends_the_run_after_the_visit_under_way(while_waiting):
 
     plan = make_plan("sequential", workload, device)
     program = FakeProgram(act)
-    runtime, _ = runtime_of(workload, device, plan, program, Interrupts(workload))
+    runtime, _ = runtime_of(workload, device, plan, Interrupts(workload))
     with pytest.raises(SystemExit, match="143"):
-        runtime.run()
+        runtime.run(program)
     assert program.visits in ([0, 1], [0, 1, 2])
     assert loader_threads() == []
 
@@ -351,9 +352,9 @@ def test_a_loader_that_fails_while_a_visit_runs_lets_the_visit_finish():
 
     program = FakeProgram(act)
     plan = deep_prefetch("test", workload, device, set())
-    runtime, _ = runtime_of(workload, device, plan, program, FailsWhileRunning(workload))
+    runtime, _ = runtime_of(workload, device, plan, FailsWhileRunning(workload))
     with pytest.raises(StoreError, match="b1 is broken"):
-        runtime.run()
+        runtime.run(program)
     assert program.visits == [0]
     assert [span.visit for span in trace_of(runtime, workload, plan).of("execute")] == [0]
 
@@ -371,8 +372,8 @@ def test_channels_load_at_the_same_time():
 
     plan = deep_prefetch("test", workload, device, set())
     program = FakeProgram()
-    runtime, _ = runtime_of(workload, device, plan, program, WaitsForTheOther(workload))
-    runtime.run()
+    runtime, _ = runtime_of(workload, device, plan, WaitsForTheOther(workload))
+    runtime.run(program)
     trace = trace_of(runtime, workload, plan)
     assert program.visits == [0, 1, 2, 3]
     assert {span.worker for span in trace.of("load")} == {"loader.0", "loader.1"}
@@ -400,8 +401,8 @@ def test_a_load_waits_for_its_gate():
         assert loaded["b2"].is_set() == (visit.number == 2)
 
     program = FakeProgram(act)
-    runtime, _ = runtime_of(workload, device, plan, program, Announces(workload))
-    runtime.run()
+    runtime, _ = runtime_of(workload, device, plan, Announces(workload))
+    runtime.run(program)
     assert program.visits == [0, 1, 2]
 
 
@@ -427,8 +428,8 @@ def early(request: pytest.FixtureRequest) -> Iterator[tuple[Workload, DeviceProf
 def test_a_stage_that_ends_early_releases_everything_and_says_so(early, ends_at):
     workload, device, plan = early
     program = FakeProgram(lambda visit: Outcome(end_stage=0) if visit.number == ends_at else None)
-    runtime, backend = runtime_of(workload, device, plan, program)
-    runtime.run()
+    runtime, backend = runtime_of(workload, device, plan)
+    runtime.run(program)
     trace = trace_of(runtime, workload, plan)
     assert program.visits == [*range(ends_at + 1), 8, 9]
     assert backend.reserved == set()
@@ -465,8 +466,8 @@ def test_a_load_in_flight_for_a_skipped_visit_finishes_as_waste():
             ended.set()
 
     program = FakeProgram(end)
-    runtime, backend = runtime_of(workload, device, plan, program, SlowSecondRound(workload))
-    runtime.run(announce)
+    runtime, backend = runtime_of(workload, device, plan, SlowSecondRound(workload))
+    runtime.run(program, announce)
     trace = trace_of(runtime, workload, plan)
     assert program.visits == [0, 1, 6, 7]
     assert [span.visit for span in trace.of("load")] == [0, 1, 2, 6, 7]
@@ -480,8 +481,8 @@ def test_events_of_the_program_reach_the_trace():
     workload, device = uniform_workload(2, 1), uniform_device(2, 1, 1)
     plan = make_plan("sequential", workload, device)
     program = FakeProgram(lambda visit: Outcome(events=(("seen", {"visit": visit.number}),)))
-    runtime, _ = runtime_of(workload, device, plan, program)
-    runtime.run()
+    runtime, _ = runtime_of(workload, device, plan)
+    runtime.run(program)
     events = trace_of(runtime, workload, plan).events
     assert [(event.kind, event.values) for event in events] == [("seen", {"visit": 0}), ("seen", {"visit": 1})]
 
@@ -489,9 +490,192 @@ def test_events_of_the_program_reach_the_trace():
 def test_the_observer_sees_every_visit_in_order():
     workload, device = uniform_workload(3, 2), uniform_device(2, 1, 1)
     seen: list[int] = []
-    runtime, _ = runtime_of(workload, device, make_plan("next_block", workload, device), FakeProgram())
-    runtime.run(lambda visit: seen.append(visit.number))
+    runtime, _ = runtime_of(workload, device, make_plan("next_block", workload, device))
+    runtime.run(FakeProgram(), lambda visit: seen.append(visit.number))
     assert seen == [0, 1, 2, 3, 4, 5]
+
+
+# A run that others drive
+
+
+def entered_and_left(runtime: Runtime, visits: Iterable[Visit], outcome: Outcome | None = None) -> list[int]:
+    """Enter and leave the visits by hand; what their blocks gave. `outcome` is that of the last one."""
+    results: list[int] = []
+    *others, last = visits
+    for visit in others:
+        results.append(runtime.enter(visit)())
+        runtime.leave(visit)
+    results.append(runtime.enter(last)())
+    runtime.leave(last, outcome or Outcome())
+    return results
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases())
+def test_a_run_that_is_driven_by_hand_is_that_of_a_program(case):
+    workload, device, plan = case
+    try:
+        check_plan(workload, device, plan)
+    except InfeasibleError:
+        return
+    runtime, backend = runtime_of(workload, device, plan)
+    with runtime.visiting() as visits:
+        assert entered_and_left(visits, workload.visits) == list(range(len(workload.visits)))
+        assert visits.next_visit() is None
+    assert backend.reserved == set()
+    assert loader_threads() == []
+    assert_sane(trace_of(runtime, workload, plan), workload, plan, device.memory_limit_bytes)
+
+
+@pytest.fixture
+def driven() -> tuple[Workload, Plan, Runtime]:
+    workload, device = uniform_workload(4, 3), uniform_device(3, 1, 1)
+    plan = make_plan("next_block", workload, device)
+    return workload, plan, runtime_of(workload, device, plan)[0]
+
+
+def test_the_hooks_of_a_module_may_drive_a_run(driven):
+    workload, plan, runtime = driven
+    model = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(4)))
+    seen: list[int] = []
+
+    def before(module: torch.nn.Module, inputs: object) -> None:
+        seen.append(runtime.enter(runtime.next_visit())())
+
+    def after(module: torch.nn.Module, inputs: object, output: object) -> None:
+        runtime.leave(workload.visits[seen[-1]])
+
+    for block in model:
+        block.register_forward_pre_hook(before)
+        block.register_forward_hook(after)
+    with runtime.visiting():
+        for _ in range(3):
+            model(torch.ones(1))
+    assert seen == list(range(12))
+    assert [span.visit for span in trace_of(runtime, workload, plan).of("execute")] == seen
+
+
+def test_visits_are_entered_in_their_order_and_one_at_a_time(driven):
+    workload, _, runtime = driven
+    first, second = workload.visits[:2]
+    with runtime.visiting() as visits:
+        with pytest.raises(RuntimeError, match=r"^visit 1 .* was entered, but visit 0 \(.*\) comes next$"):
+            visits.enter(second)
+        visits.enter(first)
+        with pytest.raises(RuntimeError, match=r"^visit 0 .* was entered, but visit 0 .* is under way$"):
+            visits.enter(first)
+        with pytest.raises(RuntimeError, match=r"^visit 1 .* was left, but visit 0 .* is under way$"):
+            visits.leave(second)
+        visits.leave(first)
+        with pytest.raises(RuntimeError, match=r"^visit 0 .* was left, but visit 1 .* comes next$"):
+            visits.leave(first)
+        # None of these did any harm.
+        entered_and_left(visits, workload.visits[1:])
+        with pytest.raises(RuntimeError, match=r"^visit 0 .* was entered, but the last one has run$"):
+            visits.enter(first)
+
+
+def test_a_run_that_is_left_before_its_last_visit_is_over(driven):
+    workload, plan, runtime = driven
+    with pytest.raises(RuntimeError, match="within `visiting`"):
+        runtime.enter(workload.visits[0])
+    with runtime.visiting() as visits:
+        entered_and_left(visits, workload.visits[:5])
+        visits.enter(workload.visits[5])
+    assert loader_threads() == []
+    for call in (runtime.leave, runtime.enter):
+        with pytest.raises(RuntimeError, match="within `visiting`"):
+            call(workload.visits[5])
+    with pytest.raises(RuntimeError, match="runs once"), runtime.visiting():
+        pass
+    trace = trace_of(runtime, workload, plan)
+    assert [span.visit for span in trace.of("execute")] == [0, 1, 2, 3, 4]
+    assert trace.events == ()
+
+
+@pytest.mark.parametrize("in_a_visit", [True, False])
+def test_an_exception_of_the_driver_surfaces_and_ends_every_thread(driven, in_a_visit):
+    workload, plan, runtime = driven
+    failure = ArithmeticError("not a number")
+    with pytest.raises(ArithmeticError) as raised, runtime.visiting() as visits:
+        entered_and_left(visits, workload.visits[:5])
+        if in_a_visit:
+            visits.enter(workload.visits[5])
+        raise failure
+    assert raised.value is failure
+    assert loader_threads() == []
+    trace = trace_of(runtime, workload, plan)
+    assert [span.visit for span in trace.of("execute")] == [0, 1, 2, 3, 4]
+    assert trace.events == ()
+
+
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_an_interruption_ends_a_driven_run_at_the_next_visit(driven, swallowed):
+    workload, plan, runtime = driven
+    with pytest.raises(SystemExit, match="143"), runtime.visiting() as visits:
+        visits.enter(workload.visits[0])
+        runtime.interrupt(SystemExit(143))
+        visits.leave(workload.visits[0])
+        if not swallowed:
+            visits.enter(workload.visits[1])
+        for call in (visits.next_visit, lambda: visits.enter(workload.visits[1]), lambda: visits.end_stage(0)):
+            with pytest.raises(SystemExit, match="143"):
+                call()
+    assert loader_threads() == []
+    trace = trace_of(runtime, workload, plan)
+    assert [span.visit for span in trace.of("execute")] == [0]
+    assert [(event.kind, event.values["reason"]) for event in trace.events] == [("stopped", "SystemExit: 143")]
+
+
+def test_an_interruption_during_the_last_visit_is_not_lost(driven):
+    workload, _, runtime = driven
+    with pytest.raises(SystemExit, match="143"), runtime.visiting() as visits:
+        entered_and_left(visits, workload.visits)
+        runtime.interrupt(SystemExit(143))
+
+
+def test_what_a_loader_raises_reaches_the_driver_of_a_run():
+    workload, device = uniform_workload(4, 3), uniform_device(3, 1, 1)
+    plan = make_plan("next_block", workload, device)
+    runtime, backend = runtime_of(workload, device, plan, Broken(workload, "load"))
+    with pytest.raises(StoreError) as raised, runtime.visiting() as visits:
+        entered_and_left(visits, workload.visits)
+    assert raised.value is backend.failure
+    assert loader_threads() == []
+    (stopped,) = trace_of(runtime, workload, plan).events
+    assert (stopped.kind, stopped.values["reason"]) == ("stopped", "StoreError: load failed")
+
+
+@pytest.mark.parametrize("ends_at", [0, 1, 4, 7])
+@pytest.mark.parametrize("after_leaving", [True, False])
+def test_a_driver_may_end_a_stage_early_with_a_visit_or_after_it(early, ends_at, after_leaving):
+    workload, device, plan = early
+    runtime, backend = runtime_of(workload, device, plan)
+    with runtime.visiting() as visits:
+        outcome = None if after_leaving else Outcome(end_stage=0)
+        entered_and_left(visits, workload.visits[: ends_at + 1], outcome)
+        if after_leaving:
+            visits.end_stage(0)
+        entered_and_left(visits, workload.visits[8:])
+    assert backend.reserved == set()
+    assert runtime.schedule.resident_bytes == 0
+    trace = trace_of(runtime, workload, plan)
+    assert [span.visit for span in trace.of("execute")] == [*range(ends_at + 1), 8, 9]
+    assert [(event.kind, event.values) for event in trace.events] == [
+        ("stage_ended_early", {"stage": 0, "after_visit": ends_at})
+    ]
+    assert loader_threads() == []
+
+
+@pytest.mark.parametrize("visit", [0, 5, 11])
+def test_a_driven_run_may_go_on_where_another_one_was_left(driven, visit):
+    workload, plan, runtime = driven
+    runtime.resume_at(visit)
+    with runtime.visiting() as visits:
+        assert visits.next_visit() == workload.visits[visit]
+        assert entered_and_left(visits, workload.visits[visit:]) == list(range(visit, 12))
+    trace = trace_of(runtime, workload, plan)
+    assert [(event.kind, event.values) for event in trace.events] == [("resumed", {"visit": visit})]
 
 
 # The control
@@ -529,12 +713,12 @@ def test_a_stage_that_ends_early_may_ask_for_loads_after_the_last_planned_one():
             time.sleep(0.2)  # the loader has nothing left to do by now
             return Outcome(end_stage=0 if visit.number == 0 else None)
 
-    runtime = Runtime(workload, plan, Limits(2, 0), QuietBackend(), EndsAtOnce())
-    runner = threading.Thread(target=runtime.run, daemon=True)
+    runtime = Runtime(workload, plan, Limits(2, 0), QuietBackend())
+    runner = threading.Thread(target=runtime.run, args=(EndsAtOnce(),), daemon=True)
     runner.start()
     runner.join(timeout=30)
     assert not runner.is_alive()
-    assert [e.kind for e in runtime.recorder._events] == ["stage_ended_early"]
+    assert [event.kind for event in trace_of(runtime, workload, plan).events] == ["stage_ended_early"]
 
 
 class QuietBackend:

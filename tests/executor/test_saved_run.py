@@ -45,7 +45,7 @@ def run(
     program, ids = program_of(settings)
     stages = stage_definitions(OPENSORA_TINY, settings, OPENSORA_TINY.nominal_text_tokens)
     backend = TorchBackend(BlockStore.open(store), stages, plan.memory_limit_bytes - plan.baseline_bytes, ids)
-    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend, program)
+    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend)
     if resume_from is not None:
         video, visit, state = read_run(resume_from, {})
         program.programs[video].restore(state)
@@ -61,7 +61,7 @@ def run(
             steps += 1
 
     try:
-        runtime.run(save)
+        runtime.run(program, save)
     finally:
         backend.close()
     header = header_for(workload, plan, origin="torch-cpu", enforced_by="accounting", clock="perf_counter")

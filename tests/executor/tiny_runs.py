@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
-from cidl_sim.core.plan import Plan, largest_need
+from cidl_sim.core.feasibility import largest_need
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Call, Outcome
@@ -95,9 +96,9 @@ def run_plan(
     """The plan streamed from disk; what the blocks gave, and the trace."""
     workload, program = tiny_workload(settings), tiny_program(settings)
     backend = tiny_backend(root, settings, plan.memory_limit_bytes - plan.baseline_bytes, make)
-    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend, program)
+    runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend)
     try:
-        runtime.run()
+        runtime.run(program)
     finally:
         backend.close()
     header = header_for(workload, plan, origin="torch-cpu", enforced_by="accounting", clock="perf_counter")

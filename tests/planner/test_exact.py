@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import Load, largest_need
+from cidl_sim.core.feasibility import check_plan, largest_need
+from cidl_sim.core.plan import Load
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.exact import instance_of, solve_by_constraints, solve_by_intervals
@@ -34,7 +36,7 @@ def test_published_optima_are_found_and_proven(n, rounds, slots, load_s, exec_s,
     workload, device = uniform_workload(n, rounds), uniform_device(slots, load_s, exec_s)
     found = solve_by_intervals(workload, device)
     assert found.bound_s == found.makespan_s == found.model_s == optimum
-    found.plan.check(workload, device)
+    check_plan(workload, device, found.plan)
 
 
 def test_the_constraint_model_finds_a_published_optimum():
@@ -111,7 +113,7 @@ def test_with_mixed_workspaces_the_bounds_hold_and_the_engine_has_the_last_word(
 @given(small_cases(), st.sampled_from(["memory_limit_bytes", "loader.bandwidth_bytes_per_s", "executor.flops_per_s"]))
 def test_more_of_anything_never_worsens_the_optimum(case, key):
     workload, device = case
-    better = device.with_value(key, 2 * device.memory_limit_bytes if key == "memory_limit_bytes" else 2.0)
+    better = with_value(device, key, 2 * device.memory_limit_bytes if key == "memory_limit_bytes" else 2.0)
     least, here = (solve_by_intervals(workload, d).makespan_s for d in (better, device))
     assert least <= here + 1e-9
 

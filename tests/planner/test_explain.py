@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Measured
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.planner import slots
 from cidl_sim.planner.break_points import PAYS
@@ -119,7 +120,7 @@ def test_stalls_that_remain_with_all_memory_are_said():
 
 
 def test_stalls_that_more_memory_leaves_as_they_are_are_not_called_removed():
-    device = uniform_device(4, 1.5, 1).with_value("executor.slowdown_while_loading", 1.3)
+    device = with_value(uniform_device(4, 1.5, 1), "executor.slowdown_while_loading", 1.3)
     said = said_of("spread", uniform_workload(6, 8), device)
     # Both wait 1 s in the first round; with all weights in memory no load slows an execution down after it.
     sentence = next(s for s in said if "2 more slots" in s)

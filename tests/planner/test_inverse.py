@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.what_if import with_value
 from cidl_sim.planner.bisection import RATE_RESOLUTION
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.inverse import RATES, least_for
@@ -42,7 +43,7 @@ def test_rates_are_found_to_a_hundredth():
         row = rows[parameter]
         if row.value is None:
             continue
-        changed = device.with_value(parameter, row.value)
+        changed = with_value(device, parameter, row.value)
         assert row.makespan_s == pytest.approx(best_s(workload, changed), rel=0.05)
         assert row.makespan_s <= 0.75 * target_s
         assert row.needed is None or row.needed <= row.value * RATE_RESOLUTION

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cidl_sim.core.device import Executor, Loader, ThermalStep
 from cidl_sim.core.errors import InfeasibleError
-from cidl_sim.core.plan import largest_need
+from cidl_sim.core.feasibility import largest_need
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.online import TRIED_ROUNDS, Replanning, remaining_workload, slowed
@@ -154,29 +154,6 @@ def test_a_slowed_device_takes_so_many_times_as_long(loads, executions):
     ):
         seconds = makespan_s(workload, changed, make_plan("sequential", workload, changed))
         assert math.isclose(seconds, loads + 3 * executions)
-
-
-def test_another_plan_is_only_taken_between_visits():
-    device = uniform_device(3, 1, 1)
-    plan = make_plan("next_block", WORKLOAD, device)
-    schedule = Schedule.for_device(WORKLOAD, plan, device)
-    load = schedule.next_load()
-    schedule.start_load(load)
-    schedule.finish_load(load.visit)
-    schedule.start_visit(schedule.next_visit())
-    with pytest.raises(RuntimeError, match="between visits"):
-        schedule.go_on_with(plan)
-
-
-def test_a_settled_copy_leaves_the_schedule_as_it_is():
-    device = uniform_device(3, 1, 1)
-    schedule = Schedule.for_device(WORKLOAD, make_plan("prefix:1", WORKLOAD, device), device)
-    schedule.start_load(schedule.next_load())
-    copied = schedule.settled_copy()
-    assert schedule.is_loading
-    assert not copied.is_loading
-    assert copied.finish_without_clock()
-    assert (schedule.current, copied.is_done, schedule.is_done) == (0, True, False)
 
 
 def test_a_workload_without_rounds_has_nothing_to_replan():

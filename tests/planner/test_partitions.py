@@ -9,6 +9,7 @@ from cidl_sim.blocks.cuts import HALVES, joined_workload
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import Executor, Loader, Measured
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.workload import Block
 from cidl_sim.pipelines.catalog import cut_choices, find_workload
 from cidl_sim.pipelines.open_sora.settings import GRAMMAR
@@ -126,7 +127,7 @@ def test_a_latency_for_each_load_is_a_reason_to_join_blocks():
     as_given = next(cut for cut in found.cuts if cut.partition == AS_GIVEN)
     assert found.cuts[0] is as_given
     assert found.planned.trace.makespan_s < as_given.makespan_s
-    found.planned.plan.check(found.cut.workload, device)
+    check_plan(found.cut.workload, device, found.planned.plan)
     assert found.planned.trace.makespan_s == makespan_s(found.cut.workload, device, found.planned.plan)
 
 

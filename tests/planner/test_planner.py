@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 from cidl_sim.core.device import Executor, Loader
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.planner import best_plan
 from cidl_sim.simulator.engine import makespan_s
@@ -19,7 +20,7 @@ from tests.core.strategies import cases
 def test_the_plan_is_never_worse_than_a_policy_and_never_better_than_its_bound(case):
     workload, device, _ = case
     found = best_plan(workload, device, time_limit_s=0.3)
-    found.plan.check(workload, device)
+    check_plan(workload, device, found.plan)
     assert found.plan.makespan_s == found.trace.makespan_s == makespan_s(workload, device, found.plan)
     assert found.plan.makespan_s <= min(s for s in found.baselines.values() if s is not None)
     assert found.plan.lower_bound <= found.plan.makespan_s * (1 + 1e-9)

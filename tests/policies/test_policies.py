@@ -7,6 +7,7 @@ from hypothesis import given
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.devices.catalog import find_device
@@ -53,7 +54,7 @@ def test_every_policy_gives_a_plan_that_fits(case):
             # The app's rule looks at the repeated blocks only; parts that need more would get it killed.
             assert policy == "on_device_sora"
             continue
-        plan.check(workload, device)
+        check_plan(workload, device, plan)
         assert plan.workload_sha256 == workload.sha256
 
 

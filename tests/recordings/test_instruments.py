@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cidl_sim.core.errors import InfeasibleError, TraceError
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.trace import Origin, Trace, read_trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.policies.catalog import make_plan
@@ -187,7 +188,7 @@ def test_the_committed_example_is_what_the_simulator_and_the_writer_give():
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_simulated_run_comes_back_as_it_was(policy, channels, tmp_path):
     workload, _, _ = example()
-    device = find_device(str(EXAMPLE / "device.toml")).with_value("loader.channels", channels)
+    device = with_value(find_device(str(EXAMPLE / "device.toml")), "loader.channels", channels)
     plan = make_plan(policy, workload, device)
     trace = simulate(workload, device, plan, seed=3)
     back = imported(signposts_of(trace), tmp_path, workload, plan)
@@ -274,7 +275,7 @@ def test_a_run_that_did_not_follow_the_plan_is_refused_and_one_that_was_early_is
         recorded_plan(
             read_recording([EXAMPLE / "signposts.xml"], workload),
             workload,
-            device.with_value("memory_limit_bytes", 250_000_000),
+            with_value(device, "memory_limit_bytes", 250_000_000),
         )
 
 

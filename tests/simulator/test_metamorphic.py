@@ -19,6 +19,7 @@ from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Nois
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.files import Record
 from cidl_sim.core.plan import Gate, Load, Plan
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.build import build_plan, deep_prefetch
 from cidl_sim.policies.catalog import make_plan
@@ -54,7 +55,7 @@ def uncontended(draw: st.DrawFn) -> tuple[Workload, DeviceProfile, Plan]:
 
 def times(device: DeviceProfile, key: str, factor: float) -> DeviceProfile:
     section, _, field = key.partition(".")
-    return device.with_value(key, getattr(getattr(device, section), field) * factor)
+    return with_value(device, key, getattr(getattr(device, section), field) * factor)
 
 
 @given(uncontended(), st.sampled_from([1.1, 2.0, 7.0]))
@@ -67,7 +68,7 @@ def test_more_bandwidth_never_slows_a_plan_down(case, factor):
 @given(uncontended())
 def test_without_latency_doubling_the_bandwidth_halves_pure_load_time(case):
     workload, device, plan = case
-    device = device.with_value("loader.latency_s", 0.0)
+    device = with_value(device, "loader.latency_s", 0.0)
     slow, fast = (simulate(workload, d, plan) for d in (device, times(device, "loader.bandwidth_bytes_per_s", 2.0)))
 
     def seconds_of(trace) -> dict[int, float]:
@@ -100,14 +101,14 @@ def test_a_slower_executor_never_lowers_the_makespan(case, factor):
 @given(uncontended(), st.sampled_from([0.25, 3.0]))
 def test_more_latency_never_lowers_the_makespan(case, seconds):
     workload, device, plan = case
-    later = device.with_value("loader.latency_s", device.loader.latency_s + seconds)
+    later = with_value(device, "loader.latency_s", device.loader.latency_s + seconds)
     assert makespan_s(workload, later, plan) >= makespan_s(workload, device, plan) - ROUNDING
 
 
 @given(uncontended(), st.integers(1, 10))
 def test_more_memory_never_slows_a_plan_down(case, more):
     workload, device, plan = case
-    roomy = device.with_value("memory_limit_bytes", device.memory_limit_bytes + more)
+    roomy = with_value(device, "memory_limit_bytes", device.memory_limit_bytes + more)
     assert makespan_s(workload, roomy, plan) <= makespan_s(workload, device, plan) + ROUNDING
 
 
@@ -316,7 +317,7 @@ def test_on_a_device_that_was_measured_through_and_through_rates_still_count(key
     }
     device = sensitive_device().model_copy(update={"measured": measured})
     plan = make_plan("next_block", workload, device)
-    changed = device.with_value(key, 0.75)
+    changed = with_value(device, key, 0.75)
     assert makespan_s(workload, changed, plan) != makespan_s(workload, device, plan)
 
 

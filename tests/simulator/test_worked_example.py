@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cidl_sim.core.device import DeviceProfile, read_device
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Load, Plan, read_plan
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload, read_workload
@@ -66,7 +67,7 @@ UNLOADS = [
 def example() -> tuple[Workload, DeviceProfile, Plan, Trace]:
     workload, device = read_workload(FOLDER / "workload.json"), read_device(FOLDER / "device.toml")
     plan = read_plan(FOLDER / "plan.json")
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
     return workload, device, plan, simulate(workload, device, plan)
 
 

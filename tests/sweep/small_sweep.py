@@ -14,6 +14,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Gate, Load
 from cidl_sim.core.trace import Trace
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.policies.catalog import make_plan
@@ -71,7 +72,7 @@ def _workload(name: str) -> Workload:
 def _device(settings: str) -> DeviceProfile:
     device = analytic_device(40, baseline_bytes=5)
     for key, value in json.loads(settings).items():
-        device = device.with_value(key, value)
+        device = with_value(device, key, value)
     return device
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise, Provenance
+from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
@@ -70,7 +71,9 @@ def test_noise_within_kinds_is_told_from_the_models_own_error():
 
 def test_a_contention_that_the_profile_has_wrong_is_an_error_of_the_model():
     truth = device()
-    wrong = truth.with_value("loader.slowdown_while_executing", 3.0).with_value("executor.slowdown_while_loading", 2.0)
+    wrong = with_value(
+        with_value(truth, "loader.slowdown_while_executing", 3.0), "executor.slowdown_while_loading", 2.0
+    )
     right, believed = case("spread:2", truth=truth), case("spread:2", truth=truth, believed=wrong)
     assert right.replay_errors == [pytest.approx(0, abs=1e-9)]
     assert believed.prediction_error > 0.1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conformance_cases.building import block, chain, device, draft
+from conformance_cases.building import block, chain, device, draft, stage, stages
 from conformance_cases.records import Replan
 
 _SWEEP = chain(block("a", 1, 2), block("b", 1, 2), block("c", 1, 2), rounds=3)
@@ -31,6 +31,20 @@ CASES = {
             c take turns in the other two bytes, each when the one before it has left. With load 4 5-6 comes visit 2
             5-7, with load 5 7-8 visit 3 7-9, then visit 4 9-11. With load 7 11-12 comes visit 5 11-13, with load 8
             13-14 visit 6 13-15. The rest is visit 7 15-17, visit 8 17-19.""",
+    ),
+    "a_limit_that_grows_leaves_room_for_the_rest": draft(
+        "Rule 5: only as much is kept as leaves the rest of the run able to end, though each group's budget has more.",
+        stages(
+            stage("s", block("a", 1, 1), group="outer"),
+            stage("t", block("c", 3, 1), block("b", 1, 1), rounds=2),
+            stage("u", block("a", 1, 1), group="outer"),
+        ),
+        device(3),
+        limit_changes=[(0.5, 4)],
+        by_hand="""In load 0 0-1 a byte is gained, enough for a in its group, and for b in the other one. But beside
+            both c does not fit, so only a is kept after visit 0 1-2. Room for a and 3 bytes: load 1 1-4, visit 1 4-5, load 2
+            5-6, visit 2 6-7, load 3 7-10, visit 3 10-11, load 4 11-12, visit 4 12-13. With what was kept: visit 5
+            13-14.""",
     ),
     "keeps_that_take_turns_settle": draft(
         "Rule 5: where a plan keeps weights in turns, under another limit the same ones are kept in every round.",

@@ -42,9 +42,9 @@ CASES = {
         device(3),
         limit_changes=[(0.5, 4)],
         by_hand="""In load 0 0-1 a byte is gained, enough for a in its group, and for b in the other one. But beside
-            both c does not fit, so only a is kept after visit 0 1-2. Room for a and 3 bytes: load 1 1-4, visit 1 4-5, load 2
-            5-6, visit 2 6-7, load 3 7-10, visit 3 10-11, load 4 11-12, visit 4 12-13. With what was kept: visit 5
-            13-14.""",
+            both c does not fit, so only a is kept after visit 0 1-2. Room for a and 3 bytes: load 1 1-4, visit 1 4-5,
+            load 2 5-6, visit 2 6-7, load 3 7-10, visit 3 10-11, load 4 11-12, visit 4 12-13. With what was kept: visit
+            5 13-14.""",
     ),
     "keeps_that_take_turns_settle": draft(
         "Rule 5: where a plan keeps weights in turns, under another limit the same ones are kept in every round.",
@@ -64,8 +64,8 @@ CASES = {
         device(2),
         keep=[0, 4],
         limit_changes=[(1.5, 3), (7.5, 2)],
-        by_hand="""As with a limit that stays at 3 until 7.5 s: load 0 0-1, load 1 1-2, visit 0 1-3, load 2 2-3, visit 1
-            3-5, load 4 5-6, visit 2 5-7, load 5 7-8 in visit 3 7-9. Then it is the plan's turn to keep b. a, b and c
+        by_hand="""As with a limit that stays at 3 until 7.5 s: load 0 0-1, load 1 1-2, visit 0 1-3, load 2 2-3, visit
+            1 3-5, load 4 5-6, visit 2 5-7, load 5 7-8 in visit 3 7-9. Then it is the plan's turn to keep b. a, b and c
             are one too many: c is waste, and load 5 9-10 comes again when a has left, not kept. After visit 4 9-11 b
             stays, so a fits when c has left after visit 5 11-13: load 6 13-14, visit 6 14-16. Last are load 8 16-17,
             visit 7 16-18 with what was kept, and visit 8 18-20.""",

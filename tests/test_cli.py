@@ -684,7 +684,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("simulate {workload} {device} --polcy lru", ["--polcy"]),
         ("simulate {workload} {device} --policy lru --seed some", ["--seed"]),
         ("simulate {workload} {device} --plan {folder}/none.json", ["none.json", "No such file"]),
-        ("simulate {workload} {device} --plan {workload}", ["workload.json", "cidl-plan/1"]),
+        ("simulate {workload} {device} --plan {workload}", ["workload.json", "cidl-plan/2"]),
         ("simulate {workload} nonsense --policy lru", ["nonsense"]),
         ("plan {workload}", ["DEVICE"]),
         ("plan {workload} {device} --policy nonsense", ["nonsense", "next_block"]),

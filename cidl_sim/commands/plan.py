@@ -200,7 +200,7 @@ def _planned(
         "device": device.name,
         "policy": plan.policy,
         "makespan_s": plan.makespan_s,
-        "lower_bound_s": plan.lower_bound,
+        "lower_bound_s": plan.lower_bound_s,
         "gap": plan.gap,
         "proven_optimal": plan.proven_optimal,
         "proof_scope": plan.proof_scope,

@@ -12,7 +12,7 @@ from cidl_sim.commands.console import AsJson, Optional, SetOption, device_with, 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError, PlanError, TraceError
 from cidl_sim.core.files import read_json, validated
-from cidl_sim.core.plan import Plan
+from cidl_sim.core.plan import FORMAT_1, Plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload, describe_difference
 from cidl_sim.devices.catalog import find_device
@@ -133,11 +133,11 @@ def _read(source: Path) -> Plan | Trace:
         return read_trace(source)
     data = read_json(source, InputError)
     kind = data.get("format") if isinstance(data, dict) else None
-    if kind == Plan.model_fields["format"].default:
+    if kind in (Plan.model_fields["format"].default, FORMAT_1):
         return validated(Plan, data, str(source), PlanError)
     if kind == Trace.model_fields["format"].default:
         return validated(Trace, data, str(source), TraceError)
-    raise InputError(f"{source}: neither a plan (cidl-plan/1) nor a trace (cidl-trace/1), nor a sweep's results folder")
+    raise InputError(f"{source}: neither a plan (cidl-plan/2 or 1) nor a trace (cidl-trace/1), nor a sweep's folder")
 
 
 def _setting_of(source: Path, found: Plan | Trace) -> Setting:
@@ -207,7 +207,7 @@ def _comparison(workload: Workload, device: DeviceProfile, plan: Plan | None, st
         "loading": loading_bound_s(workload, device, least_s),
         "loading, then the rest": loading_then_executing_bound_s(workload, device, least_s),
     }
-    if plan is not None and plan.lower_bound is not None and plan.device_sha256 == device.sha256:
-        bounds["found by the planner"] = plan.lower_bound
+    if plan is not None and plan.lower_bound_s is not None and plan.device_sha256 == device.sha256:
+        bounds["found by the planner"] = plan.lower_bound_s
     step("policies", 0, 1, "")
     return Comparison(bounds, baseline_makespans(workload, device))

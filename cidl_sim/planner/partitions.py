@@ -367,7 +367,7 @@ def _searched(tried: _Tried, deadline_s: float, on_step: OnStep) -> tuple[Cut, P
         left_s = max(0.0, deadline_s - time.monotonic()) / (len(ordered) - done)
         planned = best_plan(cut.workload, tried.device, time_limit_s=left_s if cut in finalists else 0.0)
         seconds = planned.trace.makespan_s
-        cut.makespan_s, cut.lower_bound_s = seconds, planned.plan.lower_bound
+        cut.makespan_s, cut.lower_bound_s = seconds, planned.plan.lower_bound_s
         if best is None or seconds < best[0] * (1 - TOLERANCE):
             best = seconds, cut, planned
     assert best is not None  # look_at_all raises where nothing is ranked

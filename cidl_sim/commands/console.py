@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.quantities import is_size, parse_bytes, parse_bytes_per_s, parse_size
 from cidl_sim.core.trace import Trace
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.diffusion.job import ComputeDevice
@@ -27,7 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 WorkloadArgument = Annotated[str, typer.Argument(metavar="WORKLOAD", help="A named workload or a workload file.")]
 DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="A named device or a device file.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a figure of the device profile.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a figure of the device profile; bytes also as 3.3GB."),
 ]
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The block store.")]
 ComputeDeviceOption = Annotated[
@@ -42,6 +44,29 @@ ThreadsOption = Annotated[
 Optional = typer.Option
 # What matplotlib writes; asking it would import it before every command.
 PICTURES = (".png", ".pdf", ".svg", ".svgz", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
+
+
+# Arguments that are sizes
+
+
+def some_bytes(text: str) -> int:
+    """What an option that takes bytes was given; at least one."""
+    return int(_above_zero(text, parse_bytes))
+
+
+def some_bytes_per_s(text: str) -> float:
+    """What an option that takes bytes a second was given; more than none."""
+    return _above_zero(text, parse_bytes_per_s)
+
+
+def _above_zero(text: str, parse: Callable[[str], float]) -> float:
+    try:
+        amount = parse(text)
+    except InputError as problem:
+        raise typer.BadParameter(str(problem)) from None
+    if amount <= 0:
+        raise typer.BadParameter(f"{text!r} is not above 0")
+    return amount
 
 
 # Printing
@@ -133,7 +158,17 @@ def device_with(name: str, settings: list[str] | None) -> DeviceProfile:
         if not equals:
             raise InputError(f"--set {setting!r}: write KEY=VALUE")
         try:
-            device = device.with_value(key, json.loads(value))
+            figure = json.loads(value)
         except json.JSONDecodeError:
-            raise InputError(f"--set {setting!r}: {value!r} is not a number (the key names the unit)") from None
+            figure = _size(key, value, setting)
+        device = device.with_value(key, figure)
     return device
+
+
+def _size(key: str, value: str, setting: str) -> int | float:
+    if not is_size(key):
+        raise InputError(f"--set {setting!r}: {value!r} is not a number (the key names the unit)")
+    try:
+        return parse_size(key, value)
+    except InputError as problem:
+        raise InputError(f"--set {setting!r}: {problem}") from None

@@ -15,6 +15,8 @@ from cidl_sim.commands.console import (
     messages,
     progress,
     show,
+    some_bytes,
+    some_bytes_per_s,
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
@@ -54,11 +56,17 @@ def profile(
         Path | None, Optional("--samples", metavar="FILE", help="Write the samples here, after each block.")
     ] = None,
     memory_limit: Annotated[
-        int | None, Optional("--memory-limit", metavar="BYTES", min=1, help="The profile's. Default: room for all.")
+        int | None,
+        Optional("--memory-limit", metavar="BYTES", parser=some_bytes, help="The profile's. Default: room for all."),
     ] = None,
     later_load_rate: Annotated[
         float | None,
-        Optional("--later-load-rate", metavar="BYTES_PER_S", min=1.0, help="To assume where none can be measured."),
+        Optional(
+            "--later-load-rate",
+            metavar="BYTES_PER_S",
+            parser=some_bytes_per_s,
+            help="To assume where none can be measured.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

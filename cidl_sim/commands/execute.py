@@ -13,6 +13,7 @@ from cidl_sim.commands.console import (
     messages,
     progress,
     show,
+    some_bytes,
 )
 from cidl_sim.core.errors import InputError, PlanError
 from cidl_sim.core.files import read_text
@@ -39,7 +40,9 @@ def run(
     frames: Annotated[int | None, Optional("--frames", help="Likewise.")] = None,
     lpl: Annotated[str | None, Optional("--lpl", help="off, a step, or dynamic; likewise.")] = None,
     tdtm: Annotated[int | None, Optional("--tdtm", help="Merged steps; likewise.")] = None,
-    memory_limit: Annotated[int | None, Optional("--memory-limit", help="Bytes; default: the plan's.")] = None,
+    memory_limit: Annotated[
+        int | None, Optional("--memory-limit", metavar="BYTES", parser=some_bytes, help="Default: the plan's.")
+    ] = None,
     trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
     lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
     frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,

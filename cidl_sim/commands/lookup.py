@@ -15,6 +15,7 @@ from cidl_sim.commands.console import (
     rows_as_object,
     screen,
     show,
+    some_bytes,
 )
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.workload import Workload
@@ -33,7 +34,10 @@ def workloads(
         str | None, Optional("--from-torch", metavar="MODULE:FACTORY", help="Measure your own torch module.")
     ] = None,
     block_limit: Annotated[
-        int | None, Optional("--block-limit", metavar="BYTES", min=1, help="Largest block. Default: the largest layer.")
+        int | None,
+        Optional(
+            "--block-limit", metavar="BYTES", parser=some_bytes, help="Largest block. Default: the largest layer."
+        ),
     ] = None,
     depth: Annotated[int | None, Optional("--depth", min=0, help="Levels of submodules to cut between.")] = None,
     rounds: Annotated[int | None, Optional("--rounds", min=1, help="How often the module runs.")] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.quantities import parse_bytes
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import (
@@ -120,10 +121,7 @@ def _case(
 
 
 def _limit_change(text: str) -> tuple[float, int]:
-    form = "SECONDS:BYTES, such as 2.5:1500000000"
-    at_s, limit_bytes = _at_time("--limit-change", text, form)
-    if not limit_bytes.is_integer():
-        raise InputError(f"--limit-change {text!r}: write {form}")
+    at_s, limit_bytes = _at_time("--limit-change", text, "SECONDS:BYTES, such as 2.5:1.5GB", parse_bytes)
     return at_s, int(limit_bytes)
 
 
@@ -138,12 +136,12 @@ def _heated(device: DeviceProfile, texts: Sequence[str]) -> DeviceProfile:
     return device.with_value("thermal", [{"after_s": at_s, "factor": factor} for at_s, factor in steps])
 
 
-def _at_time(option: str, text: str, form: str) -> tuple[float, float]:
+def _at_time(option: str, text: str, form: str, parse: Callable[[str], float] = float) -> tuple[float, float]:
     """A time in seconds and a positive, finite value from then on, written with a colon between them."""
     at_s, _, value = text.partition(":")
     try:
-        pair = (float(at_s), float(value))
-    except ValueError:
+        pair = (float(at_s), parse(value))
+    except (ValueError, InputError):
         pair = (-1.0, 0.0)
     if not (0 <= pair[0] < math.inf and 0 < pair[1] < math.inf):
         raise InputError(f"{option} {text!r}: write {form}")

@@ -24,7 +24,7 @@ def sweep(
     grid: Annotated[Path | None, Optional("--grid", help="A TOML file with axes and a sample.")] = None,
     axes: Annotated[
         list[str] | None,
-        Optional("--axis", metavar="NAME=VALUES", help="Values: 1,2,4 or 0..28 or 1e9..4e9/8log (docs/exploring.md)."),
+        Optional("--axis", metavar="NAME=VALUES", help="Values: 1,2,4 or 0..28 or 1GB..4GB/8log (docs/exploring.md)."),
     ] = None,
     sample: Annotated[str | None, Optional("--sample", metavar="random|lhs", help="A sample, not the grid.")] = None,
     points: Annotated[int | None, Optional("--points", min=1, help="Points of the sample.")] = None,

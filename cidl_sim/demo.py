@@ -6,17 +6,18 @@ Its weights are random, so that it can be of any size; what videos look like is 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from cidl_sim.calibration.this_machine import measure_this_machine
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import StoreError
-from cidl_sim.core.files import write_text
+from cidl_sim.core.files import Record, write_text
+from cidl_sim.core.reports import ComparedPolicy, ErrorFigures
+from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import this_machine_file
 from cidl_sim.diffusion.job import Job, JobResult, run_job
@@ -38,11 +39,40 @@ WEIGHTS_FRACTION = 0.3
 OnStep = Callable[[str, int, int, str], None]
 
 
+class ControlFigures(Record):
+    """The run that loads everything; it has no makespan where the kernel killed it."""
+
+    outcome: Literal["killed by the kernel", "finished"]
+    enforced_by: EnforcedBy
+    makespan_s: float | None
+
+
+class DemoSummary(Record):
+    """What `cidl demo` says: the main job, every policy simulated and measured, and the small trained model."""
+
+    prompt: str
+    workload: str
+    weights_bytes: int
+    memory_limit_bytes: int
+    enforced_by: EnforcedBy
+    peak_memory_bytes: int
+    peak_resident_bytes: int
+    control: ControlFigures
+    best_policy: str
+    lpl: str
+    tdtm: int
+    prediction_error: ErrorFigures
+    replay_error: ErrorFigures
+    kendall_tau: float | None
+    policies: dict[str, ComparedPolicy]
+    trained: showcase.ShowcaseSummary
+
+
 @dataclass
 class Demo:
     """What the demo made: the summary that goes to summary.json, and the runs behind it."""
 
-    summary: dict[str, Any]
+    summary: DemoSummary
     cases: list[Case]
     control: JobResult
     device: DeviceProfile
@@ -85,9 +115,9 @@ def run_demo(
         out / "timeline.png",
         title=f"{workload.weights_bytes / 1e6:.0f} MB of weights under {device.memory_limit_bytes / 1e6:.0f} MB in all",
     )
-    summary = _summary(prompt, workload, device, control, cases, best)
-    summary["trained"] = _trained(out / "trained", device, seed, on_step)
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    trained = _trained(out / "trained", device, seed, on_step)
+    summary = _summary(prompt, workload, device, control, cases, best, trained)
+    write_text(out / "summary.json", summary.model_dump_json(indent=1) + "\n")
     hashes = {case.name: _sha256(runs / case.name / "video.mp4") for case in cases}
     return Demo(summary, cases, control, device, hashes)
 
@@ -143,7 +173,7 @@ def _control(
     return result
 
 
-def _trained(out: Path, device: DeviceProfile, seed: int, on_step: OnStep) -> dict[str, Any]:
+def _trained(out: Path, device: DeviceProfile, seed: int, on_step: OnStep) -> showcase.ShowcaseSummary:
     """The small trained model, in full and accelerated, under a limit below its own weights."""
     workload = workload_of(OPENSORA_SHAPES, showcase.SETTINGS[showcase.FULL])
     limited = device.with_value("memory_limit_bytes", demo_limit(workload, device))
@@ -157,28 +187,30 @@ def _summary(
     control: JobResult,
     cases: list[Case],
     best: Case,
-) -> dict[str, Any]:
+    trained: showcase.ShowcaseSummary,
+) -> DemoSummary:
     figures = report(cases)
     kernel_peaks = [case.peak_kernel_bytes for case in cases if case.peak_kernel_bytes is not None]
     accounted = max(case.simulated.peak_resident_bytes for case in cases)
-    return {
-        "prompt": prompt,
-        "workload": workload.name,
-        "weights_bytes": workload.weights_bytes,
-        "memory_limit_bytes": device.memory_limit_bytes,
-        "enforced_by": best.measured[-1].header.enforced_by,
-        "peak_memory_bytes": max(kernel_peaks) if kernel_peaks else accounted,
-        "peak_resident_bytes": accounted,
-        "control": {
-            "outcome": "killed by the kernel" if control.killed else "finished",
-            "enforced_by": control.enforced_by,
-            "makespan_s": None if control.killed else control.makespan_s,
-        },
-        "best_policy": best.name,
-        "lpl": SETTINGS.lpl,
-        "tdtm": SETTINGS.tdtm,
-        "prediction_error": figures["prediction_error"],
-        "replay_error": figures["replay_error"],
-        "kendall_tau": figures["kendall_tau"],
-        "policies": {row["policy"]: row for row in figures["policies"]},
-    }
+    return DemoSummary(
+        prompt=prompt,
+        workload=workload.name,
+        weights_bytes=workload.weights_bytes,
+        memory_limit_bytes=device.memory_limit_bytes,
+        enforced_by=best.measured[-1].header.enforced_by,
+        peak_memory_bytes=max(kernel_peaks) if kernel_peaks else accounted,
+        peak_resident_bytes=accounted,
+        control=ControlFigures(
+            outcome="killed by the kernel" if control.killed else "finished",
+            enforced_by=control.enforced_by,
+            makespan_s=None if control.killed else control.makespan_s,
+        ),
+        best_policy=best.name,
+        lpl=SETTINGS.lpl,
+        tdtm=SETTINGS.tdtm,
+        prediction_error=figures.prediction_error,
+        replay_error=figures.replay_error,
+        kendall_tau=figures.kendall_tau,
+        policies={row.policy: row for row in figures.policies},
+        trained=trained,
+    )

@@ -8,11 +8,12 @@ Run it after any change of the file formats, of the models or of how they are me
 from pathlib import Path
 
 from cidl_sim.core import schemas
+from cidl_sim.diffusion.job import RunSummary
 from cidl_sim.workloads import catalog
 
 
 def main() -> None:
-    for path in schemas.write_schemas():
+    for path in schemas.write_schemas({**schemas.MODELS, "run_summary": RunSummary}):
         print(path)
     folder = Path(catalog.__file__).parent / "data"
     for old in folder.glob("*.json"):

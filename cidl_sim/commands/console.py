@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.files import Record
 from cidl_sim.core.quantities import is_size, parse_bytes, parse_bytes_per_s, parse_size
 from cidl_sim.core.trace import Trace
 from cidl_sim.devices.catalog import find_device
@@ -83,13 +84,19 @@ def print_json_text(text: str) -> None:
 
 
 def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
-    """Print `data` as JSON, or what people get instead."""
+    """Print `data` (a record, several, or plain figures) as JSON, or what people get instead."""
     if as_json:
-        print_json_text(json.dumps(data, indent=1))
+        print_json_text(json.dumps(_plain(data), indent=1))
         return
     shown = for_people()
     for part in shown if isinstance(shown, list) else [shown]:
         screen.print(part)
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, list):
+        return [_plain(item) for item in data]
+    return data.model_dump(mode="json") if isinstance(data, Record) else data
 
 
 @contextmanager

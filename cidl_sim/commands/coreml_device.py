@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cidl_sim.commands.console import (
     AsJson,
@@ -151,33 +151,14 @@ def cost(
     as_json: AsJson = False,
 ) -> None:
     """Disk, first run and later runs of a workload on a device with Core ML, each figure with its mark."""
-    from cidl_sim.coreml.cost import compile_s, compiled_on_disk, packages_on_disk, run_sentence, run_times
+    from cidl_sim.coreml.cost import coreml_cost
 
     if policy is not None and plan_file is not None:
         raise InputError("give either --policy or --plan")
     workload, device = find_workload(workload_name), device_with(device_name, settings)
-    on_disk = packages_on_disk(workload, None if packages is None else read_manifest(packages))
-    compiled = compiled_on_disk(workload, device, on_disk)
-    plan = _plan(workload, device, policy, plan_file)
-    times = run_times(workload, device, plan)
-    figures: dict[str, Any] = {
-        "workload": workload.name,
-        "device": device.name,
-        "policy": plan.policy,
-        "packages_bytes": on_disk.bytes,
-        "compiled_bytes": compiled.bytes,
-        "disk_bytes": on_disk.bytes + compiled.bytes,
-        "compile_s": compile_s(workload, device),
-        "first_run_s": times.first_s,
-        "first_run_at_least_s": times.first_at_least_s,
-        "later_run_s": times.later_s,
-        "kinds_without_cold_load": list(times.unknown_kinds),
-        "share_without_cold_load": times.unknown_share,
-        "marks": {"packages_bytes": on_disk.mark, "compiled_bytes": compiled.mark, "costs": times.mark},
-        "sources": {"packages_bytes": on_disk.source, "compiled_bytes": compiled.source},
-        "sentence": run_sentence(times),
-    }
-    show(figures, as_json, lambda: coreml_cost_table(figures))
+    manifest = None if packages is None else read_manifest(packages)
+    found = coreml_cost(workload, device, _plan(workload, device, policy, plan_file), manifest)
+    show(found, as_json, lambda: coreml_cost_table(found))
 
 
 def _plan(workload: Workload, device: DeviceProfile, policy: str | None, plan_file: Path | None) -> Plan:

@@ -19,7 +19,7 @@ from cidl_sim.core.errors import InputError, PlanError
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.coreml.macos import check_macos
-from cidl_sim.diffusion.job import BackendName, ComputeUnits, Job, JobResult, describe_mode, run_job
+from cidl_sim.diffusion.job import BackendName, ComputeUnits, Job, JobResult, RunSummary, describe_mode, run_job
 from cidl_sim.models.config import LPL_RULES
 from cidl_sim.report.tables import comparison_table
 
@@ -100,12 +100,7 @@ def run(
         # On an accelerator the limit is about its memory, which PyTorch is told to stay within.
         kernel_limit = limit if device == "cpu" else None
         result = run_job(job, kernel_limit_bytes=kernel_limit, on_progress=lambda *state: step("run", *state))
-    summary = {
-        "video": str(out),
-        "videos": [str(v) for v in videos],
-        "memory_limit_bytes": limit,
-        **result.model_dump(mode="json"),
-    }
+    summary = RunSummary(**dict(result), video=str(out), videos=tuple(str(v) for v in videos), memory_limit_bytes=limit)
     show(summary, as_json, lambda: _told(videos, result, limit))
 
 
@@ -126,15 +121,15 @@ def demo(
     def lines() -> list[Any]:
         killed = made.control.killed
         return [
-            f"\n{summary['weights_bytes'] / 1e6:.0f} MB of weights, {summary['memory_limit_bytes'] / 1e6:.0f} MB for "
-            f"everything, held by {describe_mode(summary['enforced_by'])}",
+            f"\n{summary.weights_bytes / 1e6:.0f} MB of weights, {summary.memory_limit_bytes / 1e6:.0f} MB for "
+            f"everything, held by {describe_mode(summary.enforced_by)}",
             "control, everything resident: "
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
-            comparison_table(list(summary["policies"].values())),
+            comparison_table(list(summary.policies.values())),
             "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, "
             "so it may be far off (docs/validation.md)",
-            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
-            *showcase.words(summary["trained"], out / "trained"),
+            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary.best_policy})",
+            *showcase.words(summary.trained, out / "trained"),
         ]
 
     show(summary, as_json, lines)

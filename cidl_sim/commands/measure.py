@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,9 +98,9 @@ def validate(
     with progress() as step:
         figures = report(cases, lambda done, total: step("compare", done, total, ""))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "validation.json", json.dumps(figures, indent=1) + "\n")
+    write_text(out / "validation.json", figures.model_dump_json(indent=1) + "\n")
     draw_validation(figures, out / "validation.png")
-    show(figures, as_json, lambda: [comparison_table(figures["policies"]), *validation_lines(figures), f"in {out}"])
+    show(figures, as_json, lambda: [comparison_table(figures.policies), *validation_lines(figures), f"in {out}"])
 
 
 def _validation_runs(

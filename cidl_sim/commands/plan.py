@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,15 +20,12 @@ from cidl_sim.commands.console import (
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
-from cidl_sim.core.plan import Plan
-from cidl_sim.core.trace import Trace
-from cidl_sim.core.workload import Workload
-from cidl_sim.policies.on_device_sora import REFERENCE
+from cidl_sim.core.reports import InfeasiblePlan, PlanReport
 from cidl_sim.report.tables import devices_table, plan_tables
 from cidl_sim.workloads.catalog import find_workload
 
 if TYPE_CHECKING:
-    from cidl_sim.planner.partitions import ChosenPartition
+    from cidl_sim.planner.report import FoundPlan
 
 
 def plan_command(
@@ -72,34 +67,33 @@ def plan_command(
         raise InputError(
             f"--partition {partition!r}: write auto; a fixed one is part of the workload's name (...-fine)"
         )
+    from cidl_sim.planner.report import PlanQuestions, find_plan, infeasible_plan, plan_report
+
     given = find_workload(workload_name)
     devices = [device_with(name, settings) for name in device_names]
     labels = _labels(devices)
-    results: list[dict[str, Any]] = []
+    asked = PlanQuestions(policy, time_limit_s, partition is not None, target_s, with_curve)
+    results: list[PlanReport | InfeasiblePlan] = []
     for label, device in zip(labels, devices, strict=True):
-        target = out / f"{label}.json" if out is not None and len(devices) > 1 else out
+        file = out / f"{label}.json" if out is not None and len(devices) > 1 else out
         with progress(fleeting=True) as shown:
             step = _naming(label, shown)
             try:
-                chosen = _partitioned(given, device, policy, time_limit_s, step) if partition else None
-                workload = chosen.cut.workload if chosen else given
-                figures = _planned(workload, device, policy, time_limit_s, target, rounds_plot, step, chosen)
-                if target_s is not None:
-                    from cidl_sim.planner.inverse import least_for
-
-                    figures["target_s"] = target_s
-                    figures["least"] = [asdict(row) for row in least_for(workload, device, target_s, step)]
-                if with_curve:
-                    figures.update(_memory_curve(workload, device, policy, step))
+                found = find_plan(given, device, asked, step)
+                if file is not None:
+                    found.write(file)
+                if rounds_plot is not None:
+                    _draw_rounds(found, rounds_plot)
+                results.append(plan_report(found, asked, file=file, on_step=step))
             except InfeasibleError as problem:
                 if len(devices) == 1:
                     raise
-                figures = _infeasible(given, device, problem)
-        results.append(figures)
-    if all(figures["makespan_s"] is None for figures in results):
-        reasons = (f"{label}: {figures['infeasible']}" for label, figures in zip(labels, results, strict=True))
+                results.append(infeasible_plan(given, device, problem))
+    refused = [report for report in results if isinstance(report, InfeasiblePlan)]
+    if len(refused) == len(results):
+        reasons = (f"{label}: {report.infeasible}" for label, report in zip(labels, refused, strict=True))
         raise InfeasibleError("it fits none of the devices: " + "; ".join(reasons))
-    if plot is not None:
+    if plot is not None and isinstance(results[0], PlanReport):
         from cidl_sim.report.what_if import draw_memory_curve
 
         draw_memory_curve(results[0], plot)
@@ -132,113 +126,14 @@ def _naming(label: str, step: Any) -> Any:
     return lambda name, done, total, detail: step(f"{name} for {label}", done, total, detail)
 
 
-def _infeasible(workload: Workload, device: DeviceProfile, problem: InfeasibleError) -> dict[str, Any]:
-    return {
-        "workload": workload.name,
-        "device": device.name,
-        "makespan_s": None,
-        "memory_limit_bytes": device.memory_limit_bytes,
-        "infeasible": str(problem),
-    }
-
-
-def _tables(labels: list[str], results: list[dict[str, Any]]) -> list[Any]:
-    tables = [table for figures in results if figures["makespan_s"] is not None for table in plan_tables(figures)]
+def _tables(labels: list[str], results: list[PlanReport | InfeasiblePlan]) -> list[Any]:
+    tables = [table for report in results if isinstance(report, PlanReport) for table in plan_tables(report)]
     return tables if len(results) == 1 else [*tables, devices_table(labels, results)]
 
 
-def _partitioned(
-    workload: Workload, device: DeviceProfile, policy: str | None, time_limit_s: float, step: Any
-) -> ChosenPartition:
-    from cidl_sim.planner.partitions import best_partition
-
-    observe = partial(step, "cut")
-    return best_partition(workload, device, policy=policy, time_limit_s=time_limit_s, on_step=observe)
-
-
-def _planned(
-    workload: Workload,
-    device: DeviceProfile,
-    policy: str | None,
-    time_limit_s: float,
-    file: Path | None,
-    rounds_plot: Path | None,
-    step: Any,
-    chosen: ChosenPartition | None,
-) -> dict[str, Any]:
-    from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
-    from cidl_sim.planner.explain import explain
-    from cidl_sim.planner.partitions import check_fits
-    from cidl_sim.planner.planner import best_plan
-
-    check_fits(workload, device)
-    notes: tuple[str, ...] = ()
-    if chosen is not None:
-        found = chosen.planned
-        plan, trace, baselines, notes = found.plan, found.trace, found.baselines, found.notes
-    elif policy is not None:
-        plan, trace = evaluated_plan(policy, workload, device)
-        baselines = baseline_makespans(workload, device)
-    else:
-        observe = partial(step, "plan")
-        found = best_plan(workload, device, time_limit_s=time_limit_s, on_step=observe)
-        plan, trace, baselines, notes = found.plan, found.trace, found.baselines, found.notes
-    if file is not None:
-        plan.write(file)
-        if chosen and chosen.is_unnamed:
-            workload.write(file.with_suffix(".workload.json"))
-    if rounds_plot is not None:
-        _draw_rounds(workload, device, plan, trace, rounds_plot)
-    times = None
-    if device.coreml is not None:
-        from cidl_sim.coreml.cost import run_sentence, run_times
-
-        times = run_times(workload, device, plan)
-        notes = (*notes, run_sentence(times))
-    return {
-        "workload": workload.name,
-        "device": device.name,
-        "policy": plan.policy,
-        "makespan_s": plan.makespan_s,
-        "lower_bound_s": plan.lower_bound_s,
-        "gap": plan.gap,
-        "proven_optimal": plan.proven_optimal,
-        "proof_scope": plan.proof_scope,
-        "peak_resident_bytes": plan.peak_resident_bytes,
-        "memory_limit_bytes": plan.memory_limit_bytes,
-        "baselines": baselines,
-        "first_run_s": times.first_s if times else None,
-        "later_run_s": times.later_s if times else None,
-        "fall_backs": list(trace.header.fall_backs),
-        "file": str(file) if file else None,
-        "explanation": [*explain(workload, device, plan, trace, baselines), *notes],
-        **(chosen.figures() if chosen else {}),
-    }
-
-
-def _draw_rounds(workload: Workload, device: DeviceProfile, plan: Plan, trace: Trace, path: Path) -> None:
-    """The plan's rounds above those of the reference app's policy, where that fits and is not the plan itself."""
-    from cidl_sim.policies.catalog import make_plan
+def _draw_rounds(found: FoundPlan, path: Path) -> None:
+    """The plan's rounds above those of the reference app's policy."""
     from cidl_sim.report.rounds import draw_rounds
-    from cidl_sim.simulator.engine import simulate
 
-    traces, title = [(plan.policy, trace)], f"{workload.name} on {device.name}"
-    if plan.policy != REFERENCE:
-        try:
-            traces.append((REFERENCE, simulate(workload, device, make_plan(REFERENCE, workload, device))))
-        except InfeasibleError:
-            title += f" ({REFERENCE} does not fit)"
+    traces, title = found.beside_the_reference()
     draw_rounds(traces, path, title)
-
-
-def _memory_curve(workload: Workload, device: DeviceProfile, policy: str | None, step: Any) -> dict[str, Any]:
-    from cidl_sim.planner.break_points import memory_curve, memory_points
-    from cidl_sim.planner.reruns import Reruns, best_policy
-
-    reruns = Reruns(workload, device, policy or best_policy(workload, device))
-    points = memory_points(reruns, step)
-    return {
-        "curve_policy": reruns.policy,
-        "memory_points": [asdict(point) for point in points],
-        "memory_curve": [asdict(point) for point in memory_curve(reruns, points, step)],
-    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +34,7 @@ from cidl_sim.report.tables import (
 from cidl_sim.workloads.catalog import find_workload
 
 if TYPE_CHECKING:
-    from cidl_sim.simulator.quantiles import MakespanQuantiles
+    from cidl_sim.core.reports import MakespanQuantiles
 
 
 def simulate(
@@ -89,13 +88,13 @@ def simulate(
         draw([(f"simulated, {plan.policy}", trace)], plot, f"{workload.name} on {device.name}")
     summary = {"workload": workload.name, "device": device.name, **trace.summary()}
     if spread is not None:
-        summary.update(makespan_quantiles_s=asdict(spread), runs=runs)
+        summary.update(makespan_quantiles_s=spread.model_dump(), runs=runs)
     show(
         summary,
         as_json,
         lambda: [
             summary_table(f"{workload.name} on {device.name}", trace),
-            *([] if spread is None else [quantiles_line(asdict(spread), runs or 0)]),
+            *([] if spread is None else [quantiles_line(spread, runs or 0)]),
         ],
     )
 

@@ -34,9 +34,9 @@ def whatif(
 
     workload, device = find_workload(workload_name), device_with(device_name, settings)
     with progress() as step:
-        figures = {**what_if(workload, device, policy, step), "file": str(out) if out is not None else None}
+        found = what_if(workload, device, policy, step).model_copy(update={"file": str(out) if out else None})
     if out is not None:
         from cidl_sim.report.what_if import draw_what_if
 
-        draw_what_if(figures, out)
-    show(figures, as_json, lambda: what_if_tables(figures))
+        draw_what_if(found, out)
+    show(found, as_json, lambda: what_if_tables(found))

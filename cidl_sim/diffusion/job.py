@@ -83,6 +83,14 @@ class JobResult(Record):
     killed: bool = False
 
 
+class RunSummary(JobResult):
+    """What `cidl run` says: the result, `video` as it was named, the files that were written, and the limit."""
+
+    video: str
+    videos: tuple[str, ...]
+    memory_limit_bytes: int
+
+
 class JobInterruptedError(CidlError):
     """The run ended by a signal that was sent to it."""
 

@@ -7,10 +7,10 @@ Bisection takes for granted that more of a figure never hurts; contention can br
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import largest_need, resident_need
+from cidl_sim.core.reports import BreakPoint, CurvePoint
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.reruns import Observer, Outcome, Reruns
@@ -18,32 +18,6 @@ from cidl_sim.planner.reruns import Observer, Outcome, Reruns
 # What shortens the makespan by less than this share does not pay; waits below it count as none.
 PAYS = 1e-3
 CURVE_POINTS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class BreakPoint:
-    """A value of `parameter` at which something changes, in a sentence; None where there is no such value.
-
-    `makespan_s` in seconds and `retained_blocks` are those of the plan made there.
-    """
-
-    name: str
-    parameter: str
-    value: float | None
-    makespan_s: float | None
-    retained_blocks: int | None
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """The makespan in seconds, the least that any plan can have, and what is retained, under one memory limit."""
-
-    memory_limit_bytes: int
-    makespan_s: float
-    lower_bound_s: float
-    retained_blocks: int
-    policy: str
 
 
 def break_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[BreakPoint]:
@@ -86,7 +60,14 @@ def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: Observer = l
         if outcome is not None:
             bound_s = lower_bound_s(reruns.workload, outcome.device)
             retained = reruns.retained_blocks(outcome)
-            curve.append(CurvePoint(limit, outcome.makespan_s, bound_s, retained, outcome.plan.policy))
+            point = CurvePoint(
+                memory_limit_bytes=limit,
+                makespan_s=outcome.makespan_s,
+                lower_bound_s=bound_s,
+                retained_blocks=retained,
+                policy=outcome.plan.policy,
+            )
+            curve.append(point)
     on_step("memory curve", len(limits), len(limits), "")
     return curve
 
@@ -136,7 +117,7 @@ def _zero_stall(reruns: Reruns) -> BreakPoint:
     floor, everything = _floor(reruns), _everything(reruns)
     if not is_hidden(everything):
         never = "the executor waits for loads with all weights in memory too"
-        return BreakPoint("zero_stall", "memory_limit_bytes", None, None, None, never)
+        return BreakPoint(name="zero_stall", parameter="memory_limit_bytes", sentence=never)
     limit = smallest_limit(is_hidden, floor, everything)
     sentence = f"from {bytes_text(limit)} on the executor waits for the first load alone"
     return _at_limit("zero_stall", reruns, limit, sentence)
@@ -183,7 +164,7 @@ def _at_rate(
     section, _, field = parameter.partition(".")
     now = getattr(getattr(reruns.device, section), field)
     if now is None:
-        return BreakPoint(name, parameter, None, None, None, f"{parameter} is not given: {name} is unknown")
+        return BreakPoint(name=name, parameter=parameter, sentence=f"{parameter} is not given: {name} is unknown")
     outcomes: dict[float, Outcome] = {}
 
     def holds_at(rate: float) -> bool:
@@ -192,15 +173,26 @@ def _at_rate(
 
     rate = smallest_rate(holds_at, now)
     if rate is None:
-        return BreakPoint(name, parameter, None, None, None, always if holds_at(now) else never)
+        return BreakPoint(name=name, parameter=parameter, sentence=always if holds_at(now) else never)
     found = outcomes[rate]
     sentence = at.format(rate=rate_text(parameter, rate), now=rate_text(parameter, now))
-    return BreakPoint(name, parameter, rate, found.makespan_s, reruns.retained_blocks(found), sentence)
+    return _point(name, parameter, rate, reruns, found, sentence)
 
 
 def _at_limit(name: str, reruns: Reruns, limit: int, sentence: str) -> BreakPoint:
     outcome = reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
-    return BreakPoint(name, "memory_limit_bytes", limit, outcome.makespan_s, reruns.retained_blocks(outcome), sentence)
+    return _point(name, "memory_limit_bytes", limit, reruns, outcome, sentence)
+
+
+def _point(name: str, parameter: str, value: float, reruns: Reruns, outcome: Outcome, sentence: str) -> BreakPoint:
+    return BreakPoint(
+        name=name,
+        parameter=parameter,
+        value=value,
+        makespan_s=outcome.makespan_s,
+        retained_blocks=reruns.retained_blocks(outcome),
+        sentence=sentence,
+    )
 
 
 def _floor(reruns: Reruns) -> int:

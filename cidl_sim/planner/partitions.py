@@ -17,6 +17,7 @@ from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError
 from cidl_sim.core.plan import check_any_plan_fits, largest_need
+from cidl_sim.core.reports import PartitionRow
 from cidl_sim.core.workload import Block, Workload
 from cidl_sim.models.config import HALVES, SIZES, OpenSoraSizes, VideoSettings, cuts_of, partition_name
 from cidl_sim.planner.bounds import lower_bound_s
@@ -82,22 +83,22 @@ class ChosenPartition:
         """Whether its workload can neither be named nor is the one that was given: a plan needs its file beside."""
         return self.store_command is None and self.cut.partition != AS_GIVEN
 
-    def figures(self) -> dict[str, object]:
-        """`partition`, `partitions` (a row for each cut) and `store_command`, as plain figures."""
-        rows = [
-            {
-                "partition": cut.partition,
-                "blocks": len(cut.blocks),
-                "largest_block_bytes": cut.largest_block_bytes,
-                "makespan_s": cut.makespan_s,
-                "lower_bound_s": cut.lower_bound_s,
-                "derived_kinds": cut.derived_kinds,
-                "chosen": cut is self.cut,
-                "remark": cut.remark,
-            }
+    @property
+    def rows(self) -> tuple[PartitionRow, ...]:
+        """A row for each cut that was looked at."""
+        return tuple(
+            PartitionRow(
+                partition=cut.partition,
+                blocks=len(cut.blocks),
+                largest_block_bytes=cut.largest_block_bytes,
+                makespan_s=cut.makespan_s,
+                lower_bound_s=cut.lower_bound_s,
+                derived_kinds=tuple(cut.derived_kinds),
+                chosen=cut is self.cut,
+                remark=cut.remark,
+            )
             for cut in self.cuts
-        ]
-        return {"partition": self.cut.partition, "partitions": rows, "store_command": self.store_command}
+        )
 
 
 def best_partition(

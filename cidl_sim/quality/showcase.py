@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.files import replacing
+from cidl_sim.core.files import Record, replacing
 from cidl_sim.diffusion.job import Job, JobResult, run_job
 from cidl_sim.diffusion.pretrained import pretrained_folders
 from cidl_sim.executor.store import BlockStore
@@ -74,7 +73,28 @@ class Run:
         return float(np.mean([[score[name] for name in ATTRIBUTES] for score in self.scores]))
 
 
-def run_showcase(out: Path, device: DeviceProfile, seed: int = 42, on_step: OnStep = lambda *_: None) -> dict[str, Any]:
+class ShowcaseFigures(Record):
+    """One setting: evaluations a video, seconds for all videos, and the part of all attributes that is right."""
+
+    lpl: str
+    tdtm: int
+    evaluations_mean: float
+    makespan_s: float
+    attributes_right: float
+
+
+class ShowcaseSummary(Record):
+    """The figures of all settings by name; `ssim_mean`: how alike full and accelerated videos are."""
+
+    prompts: tuple[str, ...]
+    unseen_prompts: int
+    ssim_mean: float
+    settings: dict[str, ShowcaseFigures]
+
+
+def run_showcase(
+    out: Path, device: DeviceProfile, seed: int = 42, on_step: OnStep = lambda *_: None
+) -> ShowcaseSummary:
     """Make all videos, the sheet `trained.png` and the summary, under the device's limit, in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
@@ -83,25 +103,25 @@ def run_showcase(out: Path, device: DeviceProfile, seed: int = 42, on_step: OnSt
     return summary_of(runs)
 
 
-def summary_of(runs: Mapping[str, Run]) -> dict[str, Any]:
+def summary_of(runs: Mapping[str, Run]) -> ShowcaseSummary:
     """Figures of both settings, and how alike their videos are."""
     full, accelerated = runs[FULL], runs[ACCELERATED]
     pairs = zip(accelerated.videos, full.videos, strict=True)
-    return {
-        "prompts": [caption(scene) for scene in SCENES],
-        "unseen_prompts": UNSEEN,
-        "ssim_mean": float(np.mean([ssim(one, other) for one, other in pairs])),
-        "settings": {
-            name: {
-                "lpl": SETTINGS[name].lpl,
-                "tdtm": SETTINGS[name].tdtm,
-                "evaluations_mean": run.result.evaluations / len(SCENES),
-                "makespan_s": run.result.makespan_s,
-                "attributes_right": run.accuracy,
-            }
+    return ShowcaseSummary(
+        prompts=tuple(caption(scene) for scene in SCENES),
+        unseen_prompts=UNSEEN,
+        ssim_mean=float(np.mean([ssim(one, other) for one, other in pairs])),
+        settings={
+            name: ShowcaseFigures(
+                lpl=SETTINGS[name].lpl,
+                tdtm=SETTINGS[name].tdtm,
+                evaluations_mean=run.result.evaluations / len(SCENES),
+                makespan_s=run.result.makespan_s,
+                attributes_right=run.accuracy,
+            )
             for name, run in runs.items()
         },
-    }
+    )
 
 
 def _store(root: Path, on_step: OnStep) -> BlockStore:
@@ -180,14 +200,14 @@ def _told(scores: Mapping[str, float]) -> str:
     return f"wrong: {', '.join(wrong)}" if wrong else "all attributes right"
 
 
-def words(summary: Mapping[str, Any], folder: Path) -> Sequence[str]:
+def words(summary: ShowcaseSummary, folder: Path) -> Sequence[str]:
     """The summary for people."""
-    full, fast = summary["settings"][FULL], summary["settings"][ACCELERATED]
-    count = len(summary["prompts"])
+    full, fast = summary.settings[FULL], summary.settings[ACCELERATED]
+    count = len(summary.prompts)
     return [
-        f"trained small model, {count} prompts: full, {full['attributes_right']:.0%} of the attributes right in "
-        f"{full['makespan_s']:.1f} s; LPL {fast['lpl']}, TDTM in {fast['tdtm']} steps: "
-        f"{fast['attributes_right']:.0%} right in {fast['makespan_s']:.1f} s ({fast['evaluations_mean']:.1f} of 30 "
-        f"evaluations, SSIM {summary['ssim_mean']:.2f} against full)",
+        f"trained small model, {count} prompts: full, {full.attributes_right:.0%} of the attributes right in "
+        f"{full.makespan_s:.1f} s; LPL {fast.lpl}, TDTM in {fast.tdtm} steps: "
+        f"{fast.attributes_right:.0%} right in {fast.makespan_s:.1f} s ({fast.evaluations_mean:.1f} of 30 "
+        f"evaluations, SSIM {summary.ssim_mean:.2f} against full)",
         f"its videos: {folder / 'trained.png'}",
     ]

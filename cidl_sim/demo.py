@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from cidl_sim.calibration.this_machine import measure_this_machine
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.files import Record, write_text
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import ComparedPolicy, ErrorFigures
 from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.core.workload import Workload
@@ -36,7 +37,6 @@ SETTINGS = VideoSettings(height=48, width=48, frames=17, steps=30, lpl="15", tdt
 POLICIES_TO_COMPARE = ("sequential", "next_block", "on_device_sora", "lru", "prefix", "spread")
 # Of the weights, this much may be in memory at a time.
 WEIGHTS_FRACTION = 0.3
-OnStep = Callable[[str, int, int, str], None]
 
 
 class ControlFigures(Record):
@@ -80,7 +80,7 @@ class Demo:
 
 
 def run_demo(
-    out: Path, prompt: str = PROMPT, seed: int = 42, on_step: OnStep = lambda *_: None, *, repeats: int = 1
+    out: Path, prompt: str = PROMPT, seed: int = 42, on_step: StepProgress = silent, *, repeats: int = 1
 ) -> Demo:
     """Build, measure, plan, run (each policy `repeats` times, interleaved) and compare, all in the folder `out`.
 
@@ -89,7 +89,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
     workload = workload_of(OPENSORA_SMALL, SETTINGS)
-    unlimited = measure_this_machine([(store, SETTINGS)], lambda *state: on_step("measure this machine", *state))
+    unlimited = measure_this_machine([(store, SETTINGS)], partial(on_step, "measure this machine"))
     limit = demo_limit(workload, unlimited)
     device = unlimited.with_value("memory_limit_bytes", limit)
     device.write(out / "device.toml")
@@ -132,7 +132,7 @@ def demo_limit(workload: Workload, device: DeviceProfile) -> int:
     return device.baseline_bytes + workspace + int(WEIGHTS_FRACTION * workload.weights_bytes)
 
 
-def _store(root: Path, on_step: OnStep) -> BlockStore:
+def _store(root: Path, on_step: StepProgress) -> BlockStore:
     """The demo's store, built once: a second run reuses it if it is whole."""
     try:
         store = BlockStore.open(root)
@@ -154,7 +154,13 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
 
 
 def _control(
-    store: BlockStore, workload: Workload, device: DeviceProfile, runs: Path, prompt: str, seed: int, on_step: OnStep
+    store: BlockStore,
+    workload: Workload,
+    device: DeviceProfile,
+    runs: Path,
+    prompt: str,
+    seed: int,
+    on_step: StepProgress,
 ) -> JobResult:
     """Load everything under the same limit: the kernel is expected to kill it."""
     runs.mkdir(exist_ok=True)
@@ -166,14 +172,14 @@ def _control(
     result = run_job(
         job,
         kernel_limit_bytes=device.memory_limit_bytes,
-        on_progress=lambda done, total, stage: on_step(step, done, total, stage),
+        on_progress=partial(on_step, step),
         tolerate_kill=True,
     )
     on_step(step, total, total, "killed by the kernel" if result.killed else "finished")
     return result
 
 
-def _trained(out: Path, device: DeviceProfile, seed: int, on_step: OnStep) -> showcase.ShowcaseSummary:
+def _trained(out: Path, device: DeviceProfile, seed: int, on_step: StepProgress) -> showcase.ShowcaseSummary:
     """The small trained model, in full and accelerated, under a limit below its own weights."""
     workload = workload_of(OPENSORA_SHAPES, showcase.SETTINGS[showcase.FULL])
     limited = device.with_value("memory_limit_bytes", demo_limit(workload, device))

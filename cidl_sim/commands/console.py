@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
+import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record
+from cidl_sim.core.progress import StepProgress
 from cidl_sim.core.quantities import is_size, parse_bytes, parse_bytes_per_s, parse_size
 from cidl_sim.core.trace import Trace
 from cidl_sim.devices.catalog import find_device
@@ -42,7 +44,7 @@ ThreadsOption = Annotated[
         "--threads", min=1, help="Cores that compute; without it, measured: all, or all but one for the loader."
     ),
 ]
-Optional = typer.Option
+Option = typer.Option
 # What matplotlib writes; asking it would import it before every command.
 PICTURES = (".png", ".pdf", ".svg", ".svgz", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
 
@@ -100,8 +102,8 @@ def _plain(data: Any) -> Any:
 
 
 @contextmanager
-def progress(*, fleeting: bool = False) -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress bar on standard error; gives a function (step, done, total, detail).
+def progress(*, fleeting: bool = False) -> Iterator[StepProgress]:
+    """A progress bar on standard error; gives what to tell the progress of each step.
 
     It appears with the first step, so that what is refused before that is refused in one line. A `fleeting` one leaves
     nothing behind.
@@ -116,22 +118,22 @@ def progress(*, fleeting: bool = False) -> Iterator[Callable[[str, int, int, str
     )
     # Where nothing can be taken back rich would leave an empty line.
     hidden = fleeting and not messages.is_terminal
-    progress = Progress(*columns, console=messages, transient=fleeting, disable=hidden)
+    shown = rich.progress.Progress(*columns, console=messages, transient=fleeting, disable=hidden)
     tasks: dict[str, Any] = {}
 
     def step(name: str, done: int, total: int, detail: str) -> None:
         if name not in tasks:
-            progress.start()
+            shown.start()
             for task in tasks.values():
-                progress.stop_task(task)
-            tasks[name] = progress.add_task(name, total=total, detail=detail)
-        progress.update(tasks[name], completed=done, total=total, detail=detail)
+                shown.stop_task(task)
+            tasks[name] = shown.add_task(name, total=total, detail=detail)
+        shown.update(tasks[name], completed=done, total=total, detail=detail)
 
     try:
         yield step
     finally:
         if tasks:
-            progress.stop()
+            shown.stop()
 
 
 def draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:

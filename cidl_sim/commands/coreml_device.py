@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cidl_sim.commands.console import (
     AsJson,
     DeviceArgument,
-    Optional,
+    Option,
     SetOption,
     WorkloadArgument,
     device_with,
@@ -32,36 +32,34 @@ if TYPE_CHECKING:
 
 
 def profile(
-    out: Annotated[Path, Optional("-o", help="The device file to write.")],
+    out: Annotated[Path, Option("-o", help="The device file to write.")],
     packages: Annotated[
-        Path | None, Optional("--packages", metavar="DIR", help="The export whose blocks are measured (on macOS).")
+        Path | None, Option("--packages", metavar="DIR", help="The export whose blocks are measured (on macOS).")
     ] = None,
     recorded: Annotated[
-        Path | None, Optional("--from-samples", metavar="FILE", help="Samples recorded before; nothing is measured.")
+        Path | None, Option("--from-samples", metavar="FILE", help="Samples recorded before; nothing is measured.")
     ] = None,
     device_name: Annotated[
-        str | None, Optional("--device", metavar="NAME", help="A connected device instead of this Mac.")
+        str | None, Option("--device", metavar="NAME", help="A connected device instead of this Mac.")
     ] = None,
     team: Annotated[
-        str | None, Optional("--team", metavar="ID", help="The development team that signs the runner on it.")
+        str | None, Option("--team", metavar="ID", help="The development team that signs the runner on it.")
     ] = None,
-    compute_units: Annotated[
-        str, Optional("--compute-units", help="all, cpu_only, cpu_and_gpu or cpu_and_ne.")
-    ] = "all",
-    repeats: Annotated[int, Optional("--repeats", min=1, help="Later loads and predictions of each block.")] = 10,
+    compute_units: Annotated[str, Option("--compute-units", help="all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
+    repeats: Annotated[int, Option("--repeats", min=1, help="Later loads and predictions of each block.")] = 10,
     per_kind: Annotated[
-        int, Optional("--per-kind", min=1, help="So many blocks of each kind, each loaded cold once.")
+        int, Option("--per-kind", min=1, help="So many blocks of each kind, each loaded cold once.")
     ] = 1,
     samples: Annotated[
-        Path | None, Optional("--samples", metavar="FILE", help="Write the samples here, after each block.")
+        Path | None, Option("--samples", metavar="FILE", help="Write the samples here, after each block.")
     ] = None,
     memory_limit: Annotated[
         int | None,
-        Optional("--memory-limit", metavar="BYTES", parser=some_bytes, help="The profile's. Default: room for all."),
+        Option("--memory-limit", metavar="BYTES", parser=some_bytes, help="The profile's. Default: room for all."),
     ] = None,
     later_load_rate: Annotated[
         float | None,
-        Optional(
+        Option(
             "--later-load-rate",
             metavar="BYTES_PER_S",
             parser=some_bytes_per_s,
@@ -143,10 +141,10 @@ def cost(
     workload_name: WorkloadArgument,
     device_name: DeviceArgument,
     packages: Annotated[
-        Path | None, Optional("--packages", metavar="DIR", help="The export that would be put on the device.")
+        Path | None, Option("--packages", metavar="DIR", help="The export that would be put on the device.")
     ] = None,
-    policy: Annotated[str | None, Optional("--policy", help="Without it and --plan: the best policy.")] = None,
-    plan_file: Annotated[Path | None, Optional("--plan", help="The times of this plan.")] = None,
+    policy: Annotated[str | None, Option("--policy", help="Without it and --plan: the best policy.")] = None,
+    plan_file: Annotated[Path | None, Option("--plan", help="The times of this plan.")] = None,
     settings: SetOption = None,
     as_json: AsJson = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 from cidl_sim.commands.console import (
     AsJson,
     ComputeDeviceOption,
-    Optional,
+    Option,
     compute_device_named,
     messages,
     progress,
@@ -25,36 +25,36 @@ from cidl_sim.report.tables import comparison_table
 
 
 def run(
-    plan_file: Annotated[Path, Optional("--plan", help="The plan to run.")],
+    plan_file: Annotated[Path, Option("--plan", help="The plan to run.")],
     store: Annotated[
-        Path, Optional("--store", metavar="DIR", help="The block store; of --backend mil and coreml, the export.")
+        Path, Option("--store", metavar="DIR", help="The block store; of --backend mil and coreml, the export.")
     ],
-    out: Annotated[Path, Optional("-o", help="The video to write (mp4); several get numbers: video-1.mp4, ...")],
-    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
+    out: Annotated[Path, Option("-o", help="The video to write (mp4); several get numbers: video-1.mp4, ...")],
+    prompt: Annotated[str | None, Option("--prompt", help="What the video should show.")] = None,
     prompts_file: Annotated[
-        Path | None, Optional("--prompts", help="A prompt a line; the plan must be for as many (workload ...-3p).")
+        Path | None, Option("--prompts", help="A prompt a line; the plan must be for as many (workload ...-3p).")
     ] = None,
-    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
-    steps: Annotated[int | None, Optional("--steps", help="Must be what the plan was made for.")] = None,
-    resolution: Annotated[str | None, Optional("--resolution", help="HEIGHTxWIDTH; likewise.")] = None,
-    frames: Annotated[int | None, Optional("--frames", help="Likewise.")] = None,
-    lpl: Annotated[str | None, Optional("--lpl", help="off, a step, or dynamic; likewise.")] = None,
-    tdtm: Annotated[int | None, Optional("--tdtm", help="Merged steps; likewise.")] = None,
+    seed: Annotated[int, Option("--seed", help="Seed of the initial noise.")] = 42,
+    steps: Annotated[int | None, Option("--steps", help="Must be what the plan was made for.")] = None,
+    resolution: Annotated[str | None, Option("--resolution", help="HEIGHTxWIDTH; likewise.")] = None,
+    frames: Annotated[int | None, Option("--frames", help="Likewise.")] = None,
+    lpl: Annotated[str | None, Option("--lpl", help="off, a step, or dynamic; likewise.")] = None,
+    tdtm: Annotated[int | None, Option("--tdtm", help="Merged steps; likewise.")] = None,
     memory_limit: Annotated[
-        int | None, Optional("--memory-limit", metavar="BYTES", parser=some_bytes, help="Default: the plan's.")
+        int | None, Option("--memory-limit", metavar="BYTES", parser=some_bytes, help="Default: the plan's.")
     ] = None,
-    trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
-    lpl_rule: Annotated[str, Optional("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
-    frames_folder: Annotated[Path | None, Optional("--png", help="Also write each frame to this folder.")] = None,
+    trace_file: Annotated[Path | None, Option("--trace", help="Write the recorded trace.")] = None,
+    lpl_rule: Annotated[str, Option("--lpl-rule", help="When dynamic LPL leaps; see docs/techniques.md.")] = "paper",
+    frames_folder: Annotated[Path | None, Option("--png", help="Also write each frame to this folder.")] = None,
     device: ComputeDeviceOption = "cpu",
     backend: Annotated[
-        str, Optional("--backend", help="torch; mil: packages, interpreted; coreml: packages, by Core ML (macOS).")
+        str, Option("--backend", help="torch; mil: packages, interpreted; coreml: packages, by Core ML (macOS).")
     ] = "torch",
     compute_units: Annotated[
-        str | None, Optional("--compute-units", help="Of Core ML: all, cpu_only, cpu_and_gpu or cpu_and_ne.")
+        str | None, Option("--compute-units", help="Of Core ML: all, cpu_only, cpu_and_gpu or cpu_and_ne.")
     ] = None,
-    verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
-    resume: Annotated[bool, Optional("--resume", help="Go on from the last denoising step of a killed run.")] = False,
+    verify: Annotated[bool, Option("--verify", help="Check every hash of the store again.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on from the last denoising step of a killed run.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a video with the real executor, under a memory limit that the kernel enforces."""
@@ -105,9 +105,9 @@ def run(
 
 
 def demo(
-    out: Annotated[Path, Optional("--out", help="The folder for everything the demo makes.")],
-    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
-    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
+    out: Annotated[Path, Option("--out", help="The folder for everything the demo makes.")],
+    prompt: Annotated[str | None, Option("--prompt", help="What the video should show.")] = None,
+    seed: Annotated[int, Option("--seed", help="Seed of the initial noise.")] = 42,
     as_json: AsJson = False,
 ) -> None:
     """The main job end to end: build, measure, plan, run under a real limit, simulate, compare."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 
 from cidl_sim.commands.console import (
     AsJson,
-    Optional,
+    Option,
     StoreOption,
     progress,
     show,
@@ -27,13 +27,13 @@ from cidl_sim.models.config import (
 
 def model_build(
     store: StoreOption,
-    size: Annotated[str, Optional("--size", help="full, small, tiny, or shapes (trained).")] = "small",
+    size: Annotated[str, Option("--size", help="full, small, tiny, or shapes (trained).")] = "small",
     seed: Annotated[
-        int | None, Optional("--random", help="Seed of the random weights; 0, but for shapes, which has trained ones.")
+        int | None, Option("--random", help="Seed of the random weights; 0, but for shapes, which has trained ones.")
     ] = None,
-    dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[str, Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     partition: Annotated[
-        str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
+        str, Option("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
     ] = "reference",
     as_json: AsJson = False,
 ) -> None:
@@ -53,15 +53,15 @@ def model_build(
 
 
 def model_import(
-    t5: Annotated[Path, Optional("--t5", help="Folder of DeepFloyd/t5-v1_1-xxl.")],
-    stdit: Annotated[Path, Optional("--stdit", help="Folder of hpcai-tech/OpenSora-STDiT-v3.")],
-    vae: Annotated[Path, Optional("--vae", help="Folder of hpcai-tech/OpenSora-VAE-v1.2.")],
+    t5: Annotated[Path, Option("--t5", help="Folder of DeepFloyd/t5-v1_1-xxl.")],
+    stdit: Annotated[Path, Option("--stdit", help="Folder of hpcai-tech/OpenSora-STDiT-v3.")],
+    vae: Annotated[Path, Option("--vae", help="Folder of hpcai-tech/OpenSora-VAE-v1.2.")],
     store: StoreOption,
-    dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[str, Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     partition: Annotated[
-        str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
+        str, Option("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")
     ] = "reference",
-    size: Annotated[str, Optional("--size", help="full, small, tiny or shapes.")] = "full",
+    size: Annotated[str, Option("--size", help="full, small, tiny or shapes.")] = "full",
     as_json: AsJson = False,
 ) -> None:
     """Build a block store from published checkpoints; an interrupted import goes on where it stopped."""

@@ -10,7 +10,7 @@ import typer
 
 from cidl_sim.commands.console import (
     AsJson,
-    Optional,
+    Option,
     SetOption,
     WorkloadArgument,
     check_picture,
@@ -31,23 +31,21 @@ if TYPE_CHECKING:
 def plan_command(
     workload_name: WorkloadArgument,
     device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
-    policy: Annotated[str | None, Optional("--policy", help="Without it: the best plan that is found.")] = None,
-    out: Annotated[
-        Path | None, Optional("-o", "--output", help="The plan file (a folder, for several devices).")
-    ] = None,
+    policy: Annotated[str | None, Option("--policy", help="Without it: the best plan that is found.")] = None,
+    out: Annotated[Path | None, Option("-o", "--output", help="The plan file (a folder, for several devices).")] = None,
     time_limit_s: Annotated[
-        float, Optional("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
+        float, Option("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
     ] = 10.0,
     target_s: Annotated[
-        float | None, Optional("--target-s", metavar="T", help="Also the least memory, bandwidth and compute for T.")
+        float | None, Option("--target-s", metavar="T", help="Also the least memory, bandwidth and compute for T.")
     ] = None,
-    with_curve: Annotated[bool, Optional("--memory-curve", help="Also the makespan against the memory limit.")] = False,
+    with_curve: Annotated[bool, Option("--memory-curve", help="Also the makespan against the memory limit.")] = False,
     partition: Annotated[
-        str | None, Optional("--partition", metavar="auto", help="Also choose the cut into blocks.")
+        str | None, Option("--partition", metavar="auto", help="Also choose the cut into blocks.")
     ] = None,
-    plot: Annotated[Path | None, Optional("--plot", help="Draw the memory curve (of one device).")] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Draw the memory curve (of one device).")] = None,
     rounds_plot: Annotated[
-        Path | None, Optional("--rounds-plot", help="Draw three rounds beside on_device_sora's (of one device).")
+        Path | None, Option("--rounds-plot", help="Draw three rounds beside on_device_sora's (of one device).")
     ] = None,
     settings: SetOption = None,
     as_json: AsJson = False,

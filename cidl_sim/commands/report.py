@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cidl_sim.commands.console import AsJson, Optional, SetOption, device_with, progress, show
+from cidl_sim.commands.console import AsJson, Option, SetOption, device_with, progress, show
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError, PlanError, TraceError
 from cidl_sim.core.files import read_json, validated
@@ -32,7 +32,7 @@ def report(
     device_name: Annotated[
         str | None, typer.Argument(metavar="DEVICE", help="That of the plan or trace, likewise.")
     ] = None,
-    out: Annotated[Path, Optional("-o", metavar="DIR", help="The folder for the page and the pictures.")] = Path(
+    out: Annotated[Path, Option("-o", metavar="DIR", help="The folder for the page and the pictures.")] = Path(
         "report"
     ),
     settings: SetOption = None,

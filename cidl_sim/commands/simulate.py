@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from typer import Argument
 
 from cidl_sim.commands.console import (
     AsJson,
-    Optional,
+    Option,
     SetOption,
     check_picture,
     device_with,
@@ -42,24 +43,24 @@ def simulate(
         str | None, Argument(metavar="WORKLOAD", help="A named workload or a file; not with --row.")
     ] = None,
     device_name: Annotated[str | None, Argument(metavar="DEVICE", help="A named device or a file; likewise.")] = None,
-    policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
-    plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
+    policy: Annotated[str | None, Option("--policy", help="See 'cidl policies'.")] = None,
+    plan_file: Annotated[Path | None, Option("--plan", help="Simulate this plan instead of a policy.")] = None,
     row: Annotated[
-        str | None, Optional("--row", metavar="RESULTS:INDEX", help="A row of a sweep again; also as JSON.")
+        str | None, Option("--row", metavar="RESULTS:INDEX", help="A row of a sweep again; also as JSON.")
     ] = None,
     settings: SetOption = None,
-    seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on; first seed of --runs.")] = None,
-    runs: Annotated[int | None, Optional("--runs", min=1, help="Quantiles of the makespan over so many seeds.")] = None,
+    seed: Annotated[int | None, Option("--seed", help="Switch the device's noise on; first seed of --runs.")] = None,
+    runs: Annotated[int | None, Option("--runs", min=1, help="Quantiles of the makespan over so many seeds.")] = None,
     limit_changes: Annotated[
         list[str] | None,
-        Optional("--limit-change", metavar="SECONDS:BYTES", help="At that time the memory limit becomes another."),
+        Option("--limit-change", metavar="SECONDS:BYTES", help="At that time the memory limit becomes another."),
     ] = None,
     thermal_steps: Annotated[
         list[str] | None,
-        Optional("--thermal", metavar="SECONDS:FACTOR", help="From then on the executor's rate is times FACTOR."),
+        Option("--thermal", metavar="SECONDS:FACTOR", help="From then on the executor's rate is times FACTOR."),
     ] = None,
-    trace_file: Annotated[Path | None, Optional("--trace", help="Write the simulated trace.")] = None,
-    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
+    trace_file: Annotated[Path | None, Option("--trace", help="Write the simulated trace.")] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Draw the timeline.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a policy or a plan on a device."""
@@ -160,5 +161,5 @@ def _quantiles(
             runs,
             first_seed,
             limit_changes=changes,
-            on_run=lambda done, total: step("seeded runs", done, total, f"of {plan.policy}"),
+            on_run=partial(step, "seeded runs"),
         )

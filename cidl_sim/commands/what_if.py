@@ -8,7 +8,7 @@ from typing import Annotated
 from cidl_sim.commands.console import (
     AsJson,
     DeviceArgument,
-    Optional,
+    Option,
     SetOption,
     WorkloadArgument,
     check_picture,
@@ -23,9 +23,9 @@ from cidl_sim.workloads.catalog import find_workload
 def whatif(
     workload_name: WorkloadArgument,
     device_name: DeviceArgument,
-    policy: Annotated[str | None, Optional("--policy", help="Without it: the best of all policies.")] = None,
+    policy: Annotated[str | None, Option("--policy", help="Without it: the best of all policies.")] = None,
     settings: SetOption = None,
-    out: Annotated[Path | None, Optional("-o", help="Draw sensitivities and the memory curve.")] = None,
+    out: Annotated[Path | None, Option("-o", help="Draw sensitivities and the memory curve.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Which figures of a device matter for a workload, and where more of them stops paying."""

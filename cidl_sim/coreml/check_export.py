@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.coreml.check import BlockErrors, compare_block
 from cidl_sim.coreml.export import runs_for
 from cidl_sim.coreml.manifest import Manifest, Package, TensorSpec, read_manifest
@@ -24,8 +25,6 @@ from cidl_sim.models.t5 import MASKED
 # The largest relative error in each dtype. Compressed weights have an error of their own, of any size.
 ALLOWED = {"fp32": 2e-6, "fp16": 3e-3}
 _TORCH = {"fp32": torch.float32, "fp16": torch.float16, "int32": torch.int32}
-
-OnFunction = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def check_export(
     folder: Path,
     store: BlockStore,
     blocks: Sequence[str] = (),
-    on_function: OnFunction = lambda done, total, name: None,
+    on_function: Progress = silent,
 ) -> list[FunctionCheck]:
     """Compare the functions of an export with PyTorch in fp32, each on the same seeded inputs at the longest prompt.
 

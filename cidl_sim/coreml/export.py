@@ -10,7 +10,7 @@ import gc
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from cidl_sim.core.errors import InputError, MachineError, StoreError
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.coreml.manifest import (
     MANIFEST,
     Compression,
@@ -41,8 +42,6 @@ from cidl_sim.workloads.catalog import DEFAULTS, canonical_name, parse_name
 TARGET_NAME = "iOS18"
 _SCRATCH = ".exporting-"
 _LIBRARIES = ("coremltools", "torch")
-
-OnPackage = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def export_store(
     compression: Compression = "none",
     blocks: Sequence[str] = (),
     workers: int = 1,
-    on_package: OnPackage = lambda done, total, weights: None,
+    on_package: Progress = silent,
 ) -> Manifest:
     """Export the blocks of a store for the shapes of some named workloads; without any, for the model's default.
 

@@ -10,17 +10,18 @@ from collections.abc import Callable
 
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import largest_need, resident_need
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import BreakPoint, CurvePoint
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.reruns import Observer, Outcome, Reruns
+from cidl_sim.planner.reruns import Outcome, Reruns
 
 # What shortens the makespan by less than this share does not pay; waits below it count as none.
 PAYS = 1e-3
 CURVE_POINTS = 16
 
 
-def break_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[BreakPoint]:
+def break_points(reruns: Reruns, on_step: StepProgress = silent) -> list[BreakPoint]:
     """The least memory, the memory above which more stops paying, and the two rates at which the binding side changes.
 
     DeviceError where a cost is unknown.
@@ -33,7 +34,7 @@ def break_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[Br
     return points
 
 
-def memory_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[BreakPoint]:
+def memory_points(reruns: Reruns, on_step: StepProgress = silent) -> list[BreakPoint]:
     """The least memory, the memory above which more stops paying, and that from which on the executor never waits."""
     points: list[BreakPoint] = []
     for find in (_least_memory, _enough_memory, _zero_stall):
@@ -43,7 +44,7 @@ def memory_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[B
     return points
 
 
-def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: Observer = lambda *_: None) -> list[CurvePoint]:
+def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: StepProgress = silent) -> list[CurvePoint]:
     """The makespan against the memory limit: evenly spaced from the least one to beyond the last point of interest.
 
     The points themselves and the device's own limit are among them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import (
     first_load_bound_s,
@@ -12,12 +13,11 @@ from cidl_sim.planner.bounds import (
     loading_then_executing_bound_s,
 )
 from cidl_sim.planner.evaluate import baseline_makespans
-from cidl_sim.planner.reruns import Observer
 from cidl_sim.report.run_page import Comparison
 
 
 def comparison_of(
-    workload: Workload, device: DeviceProfile, plan: Plan | None, on_step: Observer = lambda *_: None
+    workload: Workload, device: DeviceProfile, plan: Plan | None, on_step: StepProgress = silent
 ) -> Comparison:
     """Bounds and policies; of a plan for this very device also the bound that was found with it.
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
 from cidl_sim.core.plan import largest_need, resident_need
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import Least
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.reruns import Observer
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.simulator.engine import makespan_s
 
@@ -25,7 +25,7 @@ RATES = ("loader.bandwidth_bytes_per_s", "executor.flops_per_s")
 
 
 def least_for(
-    workload: Workload, device: DeviceProfile, target_s: float, on_step: Observer = lambda *_: None
+    workload: Workload, device: DeviceProfile, target_s: float, on_step: StepProgress = silent
 ) -> list[Least]:
     """The least memory, bandwidth and arithmetic, each on its own, that meet a makespan of `target_s` seconds.
 

@@ -17,12 +17,13 @@ from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError
 from cidl_sim.core.plan import check_any_plan_fits, largest_need
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.reports import PartitionRow
 from cidl_sim.core.workload import Block, Workload
 from cidl_sim.models.config import HALVES, SIZES, OpenSoraSizes, VideoSettings, cuts_of, partition_name
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, evaluated_plan
-from cidl_sim.planner.planner import OnStep, Planned, best_plan
+from cidl_sim.planner.planner import Planned, best_plan
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s
 from cidl_sim.workloads.catalog import workload_of
@@ -107,7 +108,7 @@ def best_partition(
     *,
     policy: str | None = None,
     time_limit_s: float = 10.0,
-    on_step: OnStep = lambda done, total, what: None,
+    on_step: Progress = silent,
 ) -> ChosenPartition:
     """The cut with the best plan found, never worse than any policy's plan for the cut that `workload` has.
 
@@ -221,7 +222,7 @@ class _Tried:
     """The cuts that were looked at, each with the bound and the best of a few policies."""
 
     def __init__(
-        self, family: Family, own: Cut, device: DeviceProfile, policies: tuple[str, ...], on_step: OnStep
+        self, family: Family, own: Cut, device: DeviceProfile, policies: tuple[str, ...], on_step: Progress
     ) -> None:
         self.own = own
         self.device = device
@@ -354,7 +355,7 @@ def _formula_for_measured(workload: Workload, device: DeviceProfile, known: set[
     return None
 
 
-def _searched(tried: _Tried, deadline_s: float, on_step: OnStep) -> tuple[Cut, Planned]:
+def _searched(tried: _Tried, deadline_s: float, on_step: Progress) -> tuple[Cut, Planned]:
     """The best of the planner's plans for the best cuts; the workload's own is always among them, if it fits."""
     ranked = tried.ranked()
     finalists = ranked[:FINALISTS]

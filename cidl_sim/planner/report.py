@@ -9,6 +9,7 @@ from pathlib import Path
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import InfeasiblePlan, PlanReport
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
@@ -18,7 +19,7 @@ from cidl_sim.planner.explain import explain
 from cidl_sim.planner.inverse import least_for
 from cidl_sim.planner.partitions import ChosenPartition, best_partition, check_fits
 from cidl_sim.planner.planner import Planned, best_plan
-from cidl_sim.planner.reruns import Observer, Reruns, best_policy
+from cidl_sim.planner.reruns import Reruns, best_policy
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.simulator.engine import simulate
@@ -69,7 +70,7 @@ class FoundPlan:
 
 
 def find_plan(
-    workload: Workload, device: DeviceProfile, asked: PlanQuestions, on_step: Observer = lambda *_: None
+    workload: Workload, device: DeviceProfile, asked: PlanQuestions, on_step: StepProgress = silent
 ) -> FoundPlan:
     """The plan that was asked for. InfeasibleError if none fits, PolicyError, DeviceError where a cost is unknown."""
     if asked.chooses_partition:
@@ -91,7 +92,7 @@ def find_plan(
 
 
 def plan_report(
-    found: FoundPlan, asked: PlanQuestions, *, file: Path | None = None, on_step: Observer = lambda *_: None
+    found: FoundPlan, asked: PlanQuestions, *, file: Path | None = None, on_step: StepProgress = silent
 ) -> PlanReport:
     """The figures of a plan, what limits it, and the answers; `file`: where the plan was written.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
@@ -12,8 +11,6 @@ from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.simulator.engine import makespan_s, simulate
-
-Observer = Callable[[str, int, int, str], None]  # step, done, total, detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from cidl_sim.core.costs import execute_cost, measured_kind
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.errors import DeviceError
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import Sensitivity
-from cidl_sim.planner.reruns import Observer, Reruns
+from cidl_sim.planner.reruns import Reruns
 
 # A figure is divided and multiplied by this. Memory works block by block: a smaller step would often see none.
 STEP = 1.1
@@ -25,7 +26,7 @@ NEGLIGIBLE = 5e-4
 ROUNDING = 1e-9
 
 
-def sensitivities(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[Sensitivity]:
+def sensitivities(reruns: Reruns, on_step: StepProgress = silent) -> list[Sensitivity]:
     """The sensitivity of every figure of memory, loader and executor, and of the largest measured costs.
 
     The strongest come first. DeviceError where a cost is unknown.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import WhatIfReport
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.break_points import break_points, memory_curve
-from cidl_sim.planner.reruns import Observer, Reruns, best_policy
+from cidl_sim.planner.reruns import Reruns, best_policy
 from cidl_sim.planner.sensitivity import sensitivities
 
 
 def what_if(
-    workload: Workload, device: DeviceProfile, policy: str | None = None, on_step: Observer = lambda *_: None
+    workload: Workload, device: DeviceProfile, policy: str | None = None, on_step: StepProgress = silent
 ) -> WhatIfReport:
     """Sensitivities, break points and the memory curve of a workload on a device.
 

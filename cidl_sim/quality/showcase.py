@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.files import Record, replacing
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.diffusion.job import Job, JobResult, run_job
 from cidl_sim.diffusion.pretrained import pretrained_folders
 from cidl_sim.executor.store import BlockStore
@@ -23,7 +25,6 @@ from cidl_sim.quality.scores import ssim
 from cidl_sim.quality.shapes import Frames, MovingShape, Scene, caption
 from cidl_sim.workloads.catalog import workload_of
 
-OnStep = Callable[[str, int, int, str], None]
 # The last two hold combinations of colour, shape and direction that training never showed.
 SCENES = (
     Scene("black", (MovingShape("large", "red", "circle", "right", "quickly"),)),
@@ -92,9 +93,7 @@ class ShowcaseSummary(Record):
     settings: dict[str, ShowcaseFigures]
 
 
-def run_showcase(
-    out: Path, device: DeviceProfile, seed: int = 42, on_step: OnStep = lambda *_: None
-) -> ShowcaseSummary:
+def run_showcase(out: Path, device: DeviceProfile, seed: int = 42, on_step: StepProgress = silent) -> ShowcaseSummary:
     """Make all videos, the sheet `trained.png` and the summary, under the device's limit, in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
@@ -124,7 +123,7 @@ def summary_of(runs: Mapping[str, Run]) -> ShowcaseSummary:
     )
 
 
-def _store(root: Path, on_step: OnStep) -> BlockStore:
+def _store(root: Path, on_step: StepProgress) -> BlockStore:
     """The trained weights, written anew: an old store could hold those of another version, and it takes a second."""
     step = "store of the trained model"
     total = len({visit.block.weights for visit in workload_of(OPENSORA_SHAPES, SETTINGS[ACCELERATED]).visits})
@@ -142,7 +141,13 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
 
 
 def _run(
-    name: str, settings: VideoSettings, store: BlockStore, device: DeviceProfile, out: Path, seed: int, on_step: OnStep
+    name: str,
+    settings: VideoSettings,
+    store: BlockStore,
+    device: DeviceProfile,
+    out: Path,
+    seed: int,
+    on_step: StepProgress,
 ) -> Run:
     workload = workload_of(OPENSORA_SHAPES, settings)
     plan_file = out / f"plan-{name}.json"
@@ -160,7 +165,7 @@ def _run(
     result = run_job(
         job,
         kernel_limit_bytes=device.memory_limit_bytes,
-        on_progress=lambda done, total, stage: on_step(step, done, total, stage),
+        on_progress=partial(on_step, step),
     )
     return Run(result, [read_frames(folder) for folder in folders])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +18,7 @@ import numpy as np
 from cidl_sim.core.costs import measurement_of
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.reports import (
     BoundBy,
     ComparedPolicy,
@@ -237,16 +238,16 @@ def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
     return loads, executions
 
 
-def report(cases: Sequence[Case], on_case: Callable[[int, int], None] = lambda done, total: None) -> ValidationReport:
+def report(cases: Sequence[Case], on_case: Progress = silent) -> ValidationReport:
     """The figures of `cidl validate`. Spread and tau are None where one run or one policy cannot tell.
 
-    `on_case(done, total)` observes.
+    `on_case` observes, with the name of the case.
     """
     rows = []
     for done, case in enumerate(cases):
-        on_case(done, len(cases))
+        on_case(done, len(cases), case.name)
         rows.append(case.row())
-    on_case(len(cases), len(cases))
+    on_case(len(cases), len(cases), "")
     replays = [abs(error) for case in cases for error in case.replay_errors]
     predictions = [abs(case.prediction_error) for case in cases]
     spreads = [case.spread for case in cases if case.spread is not None]

@@ -11,11 +11,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile, read_device
 from cidl_sim.core.errors import InputError, TraceError
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload, read_workload
 from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
@@ -25,7 +27,6 @@ from cidl_sim.simulator.engine import simulate
 from cidl_sim.validation.compare import Case
 
 DEVICE_FILE = "device.toml"
-OnRun = Callable[[str, int, int, str], None]  # name, done, total, stage
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run_scenarios(
     prompt: str,
     seed: int = 42,
     repeats: int = 1,
-    on_run: OnRun = lambda name, done, total, stage: None,
+    on_run: StepProgress = silent,
 ) -> list[Case]:
     """Plan each scenario, then really run all of them under their limits, `repeats` times, interleaved.
 
@@ -91,7 +92,7 @@ def run_round(
     prompt: str,
     seed: int = 42,
     before_run: Callable[[], None] = lambda: None,
-    on_run: OnRun = lambda name, done, total, stage: None,
+    on_run: StepProgress = silent,
 ) -> None:
     """Really run every scenario once under its limit; each case gets its trace. `before_run` is called before each."""
     for scenario, case in zip(scenarios, cases, strict=True):
@@ -100,7 +101,7 @@ def run_round(
         case.measured.append(read_trace(folder / scenario.name / f"run-{number}.json.gz"))
 
 
-def _run_once(scenario: Scenario, folder: Path, number: int, prompt: str, seed: int, on_run: OnRun) -> JobResult:
+def _run_once(scenario: Scenario, folder: Path, number: int, prompt: str, seed: int, on_run: StepProgress) -> JobResult:
     with tempfile.TemporaryDirectory(prefix="cidl-run-") as temporary:
         # Compressed only here: the worker writes it within the limit.
         raw = Path(temporary) / "trace.json"
@@ -116,7 +117,7 @@ def _run_once(scenario: Scenario, folder: Path, number: int, prompt: str, seed: 
         result = run_job(
             job,
             kernel_limit_bytes=scenario.memory_limit_bytes if scenario.compute_device == "cpu" else None,
-            on_progress=lambda done, total, stage: on_run(scenario.name, done, total, stage),
+            on_progress=partial(on_run, scenario.name),
         )
         read_trace(raw).write(folder / f"run-{number}.json.gz")
     return result

@@ -27,7 +27,7 @@ from cidl_sim.models.config import OPENSORA_SHAPES, OPENSORA_SMALL, VideoSetting
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality import showcase
 from cidl_sim.report.timeline import draw_timelines
-from cidl_sim.validation.compare import Case, report
+from cidl_sim.validation.compare import MeasuredCase, report
 from cidl_sim.validation.runs import Scenario, run_scenarios
 from cidl_sim.workloads.catalog import workload_of
 
@@ -73,7 +73,7 @@ class Demo:
     """What the demo made: the summary that goes to summary.json, and the runs behind it."""
 
     summary: DemoSummary
-    cases: list[Case]
+    cases: list[MeasuredCase]
     control: JobResult
     device: DeviceProfile
     video_hashes: dict[str, str]
@@ -191,8 +191,8 @@ def _summary(
     workload: Workload,
     device: DeviceProfile,
     control: JobResult,
-    cases: list[Case],
-    best: Case,
+    cases: list[MeasuredCase],
+    best: MeasuredCase,
     trained: showcase.ShowcaseSummary,
 ) -> DemoSummary:
     figures = report(cases)

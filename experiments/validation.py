@@ -21,7 +21,7 @@ from cidl_sim.diffusion.model_store import build_random_store
 from cidl_sim.models.config import OPENSORA_SMALL
 from cidl_sim.report.validation_plot import draw_validation
 from cidl_sim.validation.campaign import validate_machine
-from cidl_sim.validation.compare import Case, report
+from cidl_sim.validation.compare import MeasuredCase, report
 from cidl_sim.validation.runs import read_runs
 from cidl_sim.validation.scenarios import default_targets
 
@@ -66,7 +66,7 @@ def show(step: str, done: int, total: int, detail: str) -> None:
         print(f"{step}: {done}/{total} {detail}", flush=True)
 
 
-def machine(cases: list[Case]) -> str:
+def machine(cases: list[MeasuredCase]) -> str:
     header = cases[0].measured[0].header
     versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
     return (
@@ -76,7 +76,7 @@ def machine(cases: list[Case]) -> str:
     )
 
 
-def text(figures: ValidationReport, cases: list[Case], repeats: int) -> str:
+def text(figures: ValidationReport, cases: list[MeasuredCase], repeats: int) -> str:
     def percent(value: float | None, spec: str = ".1%") -> str:
         return "-" if value is None else format(value, spec)
 

@@ -28,7 +28,7 @@ from cidl_sim.report.tables import calibration_table, coreml_cost_table
 from cidl_sim.workloads.catalog import find_workload
 
 if TYPE_CHECKING:
-    from cidl_sim.coreml.profile import Recording
+    from cidl_sim.coreml.profile import CostRecording
 
 
 def profile(
@@ -110,7 +110,7 @@ def _recorded(
     repeats: int,
     per_kind: int,
     samples: Path | None,
-) -> Recording:
+) -> CostRecording:
     from cidl_sim.coreml.measuring import (
         COMPUTE_UNITS,
         record_connected,
@@ -126,7 +126,7 @@ def _recorded(
     targets = targets_of(manifest, per_kind)
     with progress() as step:
 
-        def on_block(recording: Recording, total: int) -> None:
+        def on_block(recording: CostRecording, total: int) -> None:
             if samples is not None:
                 recording.write(samples)
             step("measure blocks", len(recording.blocks), total, recording.blocks[-1].weights)

@@ -24,7 +24,7 @@ from cidl_sim.workloads.catalog import merged_settings
 
 if TYPE_CHECKING:
     from cidl_sim.diffusion.job import ComputeDevice
-    from cidl_sim.validation.compare import Case
+    from cidl_sim.validation.compare import MeasuredCase
 
 
 def calibrate(
@@ -110,7 +110,7 @@ def _validation_runs(
     out: Path,
     compute_device: ComputeDevice,
     threads: int | None,
-) -> list[Case]:
+) -> list[MeasuredCase]:
     from cidl_sim.demo import PROMPT
     from cidl_sim.executor.store import BlockStore
     from cidl_sim.validation.campaign import validate_machine

@@ -25,9 +25,9 @@ from cidl_sim.core.progress import Progress, silent
 from cidl_sim.coreml.manifest import (
     MANIFEST,
     Compression,
-    Function,
     Manifest,
     Package,
+    PackageFunction,
     Precision,
     files_of,
     read_manifest,
@@ -45,7 +45,7 @@ _LIBRARIES = ("coremltools", "torch")
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """All that a process needs for one package: the block's weights and their file, and the runs it is for."""
 
     weights: str
@@ -90,7 +90,7 @@ def export_store(
     }
     manifest = _with_packages(manifest, kept, wanted)
     jobs = [
-        Job(weights, store.path(weights), store.entry(weights).sha256, sizes, runs, precision, compression, out)
+        ExportJob(weights, store.path(weights), store.entry(weights).sha256, sizes, runs, precision, compression, out)
         for weights in chosen
         if weights not in kept
     ]
@@ -126,7 +126,7 @@ def runs_for(
     return tuple(dict.fromkeys(settings.model_copy(update={"dtype": precision}) for settings in given))
 
 
-def export_package(job: Job) -> Package:
+def export_package(job: ExportJob) -> Package:
     """Make one package and put it into its place. StoreError if the block's file is not of this model."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -137,7 +137,7 @@ def export_package(job: Job) -> Package:
         from cidl_sim.coreml.compression import compress
         from cidl_sim.coreml.conversion import convert, function_of
     variants = variants_of(job.sizes, job.runs)[job.weights]
-    functions: dict[str, Function] = {}
+    functions: dict[str, PackageFunction] = {}
     errors = []
     with _scratch(job.out) as scratch:
         try:
@@ -231,7 +231,7 @@ def _with_packages(manifest: Manifest, packages: Mapping[str, Package], wanted: 
 # One after the other, or several at a time
 
 
-def _exported(jobs: Sequence[Job], workers: int) -> Iterator[tuple[str, Package]]:
+def _exported(jobs: Sequence[ExportJob], workers: int) -> Iterator[tuple[str, Package]]:
     if not jobs:
         return
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))

@@ -26,7 +26,7 @@ class TensorSpec(Record):
     flexible: tuple[int, ...] = ()
 
 
-class Function(Record):
+class PackageFunction(Record):
     """One function of a package: the kind of block that it computes, inputs and results in the block's order."""
 
     kind: str
@@ -52,7 +52,7 @@ class Package(Record):
     bytes: int = Field(ge=0)
     source_sha256: str
     default_function: str
-    functions: dict[str, Function]
+    functions: dict[str, PackageFunction]
     files: dict[str, PackageFile]
     weight_error: float | None = None
 

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from cidl_sim.core.errors import InputError, MachineError
 from cidl_sim.core.workload import Block
 from cidl_sim.coreml.macos import check_macos
-from cidl_sim.coreml.manifest import Function, Manifest, Package
-from cidl_sim.coreml.profile import BlockSamples, Recording
+from cidl_sim.coreml.manifest import Manifest, Package, PackageFunction
+from cidl_sim.coreml.profile import BlockSamples, CostRecording
 from cidl_sim.coreml.quiet import quiet
 from cidl_sim.models.config import SIZES
 from cidl_sim.workloads.catalog import parse_name, workload_of
@@ -39,7 +39,7 @@ COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 _NUMPY = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32}
 
 Inputs = dict[str, NDArray[Any]]
-OnBlock = Callable[[Recording, int], None]
+OnBlock = Callable[[CostRecording, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Target:
 
     weights: str
     name: str
-    function: Function
+    function: PackageFunction
     package: Package
     block: Block
     model: str
@@ -122,7 +122,7 @@ def require_macos() -> None:
 
 def record_this_mac(
     folder: Path, manifest: Manifest, targets: Sequence[Target], compute_units: str, repeats: int, on_block: OnBlock
-) -> Recording:
+) -> CostRecording:
     """Measure on this Mac, each target once cold and `repeats` times later; what could not be measured says why.
 
     `on_block` is given all there is so far, after each block. MachineError off macOS.
@@ -212,7 +212,7 @@ def record_connected(
     *,
     device_name: str,
     team: str | None = None,
-) -> Recording:
+) -> CostRecording:
     """Measure on a device that is connected to this Mac: cold loads and predictions; Xcode signs the runner for `team`.
 
     `on_block` as in `record_this_mac`. MachineError off macOS, without such a device, or where the runner cannot be
@@ -223,7 +223,7 @@ def record_connected(
     os = f"{device.os_version} ({device.os_build_number})"
     recording = _begun(manifest, "remote benchmarker", f"{device.name} ({device.type.value})", os, compute_units)
 
-    async def record() -> Recording:
+    async def record() -> CostRecording:
         # The device's session belongs to the event loop that it was made in.
         prepared, found = await _prepared(device, team), recording
         for target in targets:
@@ -299,8 +299,8 @@ async def _prepared(device: Any, team: str | None) -> Any:
 
 def _begun(
     manifest: Manifest, measured_by: Literal["coremltools", "remote benchmarker"], device: str, os: str, units: str
-) -> Recording:
-    return Recording(
+) -> CostRecording:
+    return CostRecording(
         measured_by=measured_by,
         device=device,
         os=os,
@@ -316,7 +316,7 @@ def _begun(
     )
 
 
-def _with(recording: Recording, measured: BlockSamples) -> Recording:
+def _with(recording: CostRecording, measured: BlockSamples) -> CostRecording:
     return recording.model_copy(update={"blocks": (*recording.blocks, measured)})
 
 

@@ -10,7 +10,7 @@ from cidl_sim.core.errors import InputError, PackageError
 from cidl_sim.core.files import sha256_of
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Block, Workload
-from cidl_sim.coreml.manifest import MANIFEST, Function, Manifest, Package, read_manifest
+from cidl_sim.coreml.manifest import MANIFEST, Manifest, Package, PackageFunction, read_manifest
 from cidl_sim.diffusion.matching import settings_of
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings
 from cidl_sim.workloads.catalog import parse_name, workload_of
@@ -59,7 +59,7 @@ class Packages:
             raise PackageError(f"{self.root}: no package of {weights!r}; go on with 'cidl coreml export'")
         return self.manifest.packages[weights]
 
-    def function(self, weights: str, kind: str) -> tuple[str, Function]:
+    def function(self, weights: str, kind: str) -> tuple[str, PackageFunction]:
         """The function of a package that computes this kind of block, and its name. PackageError if there is none."""
         for name, function in self.package(weights).functions.items():
             if function.kind == kind:

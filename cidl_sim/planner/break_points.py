@@ -14,7 +14,7 @@ from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import BreakPoint, CurvePoint
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.reruns import Outcome, Reruns
+from cidl_sim.planner.reruns import Replanned, Reruns
 
 # What shortens the makespan by less than this share does not pay; waits below it count as none.
 PAYS = 1e-3
@@ -127,7 +127,7 @@ def _zero_stall(reruns: Reruns) -> BreakPoint:
 def _hidden_loading(reruns: Reruns) -> BreakPoint:
     """The bandwidth above which the executor waits for the first load alone."""
 
-    def is_hidden(outcome: Outcome) -> bool:
+    def is_hidden(outcome: Replanned) -> bool:
         return _wait_s(reruns, outcome) <= PAYS * outcome.makespan_s
 
     return _at_rate(
@@ -144,7 +144,7 @@ def _hidden_loading(reruns: Reruns) -> BreakPoint:
 def _binding_loader(reruns: Reruns) -> BreakPoint:
     """The executor's rate above which the loader is busy for longer than the executor."""
 
-    def binds(outcome: Outcome) -> bool:
+    def binds(outcome: Replanned) -> bool:
         trace = reruns.trace_of(outcome)
         return trace.loader_busy_s > trace.executor_busy_s
 
@@ -160,13 +160,13 @@ def _binding_loader(reruns: Reruns) -> BreakPoint:
 
 
 def _at_rate(
-    name: str, reruns: Reruns, parameter: str, holds: Callable[[Outcome], bool], at: str, always: str, never: str
+    name: str, reruns: Reruns, parameter: str, holds: Callable[[Replanned], bool], at: str, always: str, never: str
 ) -> BreakPoint:
     section, _, field = parameter.partition(".")
     now = getattr(getattr(reruns.device, section), field)
     if now is None:
         return BreakPoint(name=name, parameter=parameter, sentence=f"{parameter} is not given: {name} is unknown")
-    outcomes: dict[float, Outcome] = {}
+    outcomes: dict[float, Replanned] = {}
 
     def holds_at(rate: float) -> bool:
         outcomes[rate] = reruns.on(reruns.device.with_value(parameter, rate))
@@ -185,7 +185,7 @@ def _at_limit(name: str, reruns: Reruns, limit: int, sentence: str) -> BreakPoin
     return _point(name, "memory_limit_bytes", limit, reruns, outcome, sentence)
 
 
-def _point(name: str, parameter: str, value: float, reruns: Reruns, outcome: Outcome, sentence: str) -> BreakPoint:
+def _point(name: str, parameter: str, value: float, reruns: Reruns, outcome: Replanned, sentence: str) -> BreakPoint:
     return BreakPoint(
         name=name,
         parameter=parameter,
@@ -206,14 +206,14 @@ def _everything(reruns: Reruns) -> int:
     return max(_floor(reruns), reruns.device.baseline_bytes + resident_need(reruns.workload))
 
 
-def _under(reruns: Reruns, limit: int) -> Outcome | None:
+def _under(reruns: Reruns, limit: int) -> Replanned | None:
     try:
         return reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
     except InfeasibleError:
         return None
 
 
-def _wait_s(reruns: Reruns, outcome: Outcome) -> float:
+def _wait_s(reruns: Reruns, outcome: Replanned) -> float:
     """Seconds in which the executor waits after its first visit began."""
     return reruns.trace_of(outcome).stalls_s
 

@@ -13,7 +13,7 @@ from cidl_sim.calibration.this_machine import Calibration, Target
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.diffusion.job import ComputeDevice
-from cidl_sim.validation.compare import Case
+from cidl_sim.validation.compare import MeasuredCase
 from cidl_sim.validation.runs import DEVICE_FILE, prepare, read_runs, run_round
 from cidl_sim.validation.scenarios import choose_scenarios
 
@@ -27,7 +27,7 @@ def validate_machine(
     on_step: StepProgress = silent,
     compute_device: ComputeDevice = "cpu",
     compute_threads: int | None = None,
-) -> list[Case]:
+) -> list[MeasuredCase]:
     """Calibrate, choose policies that the calibration never runs, then run them `repeats` times.
 
     Policies are chosen and planned with the profile of a first round of calibration. Another round's runs lie between

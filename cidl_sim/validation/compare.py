@@ -28,7 +28,7 @@ from cidl_sim.core.reports import (
     SpanErrors,
     ValidationReport,
 )
-from cidl_sim.core.samples import Conditions, Sample, by_kind, samples_of
+from cidl_sim.core.samples import Conditions, CostSample, by_kind, samples_of
 from cidl_sim.core.trace import Operation, Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import Factors, makespan_s, simulate
@@ -42,7 +42,7 @@ CAUSES = ("execution_costs", "load_costs", "variation_within_kinds", "model")
 
 
 @dataclass
-class Case:
+class MeasuredCase:
     """One plan on one device profile, and its real runs."""
 
     name: str
@@ -238,7 +238,7 @@ def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
     return loads, executions
 
 
-def report(cases: Sequence[Case], on_case: Progress = silent) -> ValidationReport:
+def report(cases: Sequence[MeasuredCase], on_case: Progress = silent) -> ValidationReport:
     """The figures of `cidl validate`. Spread and tau are None where one run or one policy cannot tell.
 
     `on_case` observes, with the name of the case.
@@ -287,7 +287,7 @@ def kendall_tau(simulated: Sequence[float], measured: Sequence[float], spread: f
     return float(np.mean(agreement)) if agreement else None
 
 
-def mismatches(cases: Sequence[Case]) -> list[str]:
+def mismatches(cases: Sequence[MeasuredCase]) -> list[str]:
     """What differs between the machine and software of the profile and of the traces, each named once."""
     found: dict[str, None] = {}
     for case in cases:
@@ -303,7 +303,7 @@ def mismatches(cases: Sequence[Case]) -> list[str]:
     return list(found)
 
 
-def _means(samples: Sequence[Sample], operation: Operation, *, cold: bool | None = None) -> dict[str, float]:
+def _means(samples: Sequence[CostSample], operation: Operation, *, cold: bool | None = None) -> dict[str, float]:
     chosen = (s for s in samples if s.operation == operation and cold in (None, s.cold))
     return {kind: statistics.fmean(costs) for kind, costs in by_kind(chosen, lambda s: s.cost_s).items()}
 

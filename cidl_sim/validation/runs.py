@@ -24,7 +24,7 @@ from cidl_sim.diffusion.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.compare import Case
+from cidl_sim.validation.compare import MeasuredCase
 
 DEVICE_FILE = "device.toml"
 
@@ -53,7 +53,7 @@ def run_scenarios(
     seed: int = 42,
     repeats: int = 1,
     on_run: StepProgress = silent,
-) -> list[Case]:
+) -> list[MeasuredCase]:
     """Plan each scenario, then really run all of them under their limits, `repeats` times, interleaved.
 
     InfeasibleError if a scenario's policy does not fit its limit, before anything runs.
@@ -64,7 +64,7 @@ def run_scenarios(
     return cases
 
 
-def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) -> list[Case]:
+def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) -> list[MeasuredCase]:
     """Plan each scenario and write what its runs need. InfeasibleError if a policy does not fit its limit."""
     folder.mkdir(parents=True, exist_ok=True)
     device.write(folder / DEVICE_FILE)
@@ -79,13 +79,13 @@ def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) 
         to.mkdir(exist_ok=True)
         plan.write(to / "plan.json")
         scenario.workload.write(to / "workload.json")
-        cases.append(Case(scenario.name, scenario.workload, plan, limited, []))
+        cases.append(MeasuredCase(scenario.name, scenario.workload, plan, limited, []))
     return cases
 
 
 def run_round(
     scenarios: Sequence[Scenario],
-    cases: Sequence[Case],
+    cases: Sequence[MeasuredCase],
     folder: Path,
     number: int,
     *,
@@ -146,7 +146,7 @@ def file_run(trace: Trace, workload: Workload, plan: Plan, device: DeviceProfile
     return to / f"run-{run}.json.gz"
 
 
-def read_runs(folder: Path) -> list[Case]:
+def read_runs(folder: Path) -> list[MeasuredCase]:
     """The comparison that was recorded in `folder`.
 
     TraceError if there is none, or if a trace was not made under the plan beside it.
@@ -165,7 +165,7 @@ def read_runs(folder: Path) -> list[Case]:
         if not traces:
             raise TraceError(f"{plan_file.parent}: no run-*.json or run-*.json.gz")
         limited = device.with_value("memory_limit_bytes", plan.memory_limit_bytes)
-        cases.append(Case(plan_file.parent.name, workload, plan, limited, traces))
+        cases.append(MeasuredCase(plan_file.parent.name, workload, plan, limited, traces))
     if not cases:
         raise TraceError(f"{folder}: no recorded runs (folders with plan.json, workload.json and run-*.json.gz)")
     return cases

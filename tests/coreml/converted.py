@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cidl_sim.coreml.conversion import _FlatGroupNorm, _ScalarEmbedder
+from cidl_sim.coreml.conversion import _FlatGroupNorm, _TabulatedEmbedder
 from cidl_sim.models.config import OpenSoraSizes, VideoSettings
 from cidl_sim.models.open_sora import BlockDefinition, stage_definitions
 from cidl_sim.models.random_weights import random_weights
@@ -59,8 +59,8 @@ def exportable(module: nn.Module) -> nn.Module:
         # The converter's 1 / x is 1 / (x + 1e-4), in constants too.
         positions = module._positions(torch.empty(0))
         module._positions = lambda x: positions
-        module.t_embedder = _ScalarEmbedder(module.t_embedder)
-        module.fps_embedder = _ScalarEmbedder(module.fps_embedder)
+        module.t_embedder = _TabulatedEmbedder(module.t_embedder)
+        module.fps_embedder = _TabulatedEmbedder(module.fps_embedder)
     for name, child in module.named_children():
         if isinstance(child, nn.GroupNorm):
             setattr(module, name, _FlatGroupNorm(child))

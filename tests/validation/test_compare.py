@@ -8,7 +8,7 @@ from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Nois
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.compare import CAUSES, Case, kendall_tau, mismatches, own_costs, report
+from cidl_sim.validation.compare import CAUSES, MeasuredCase, kendall_tau, mismatches, own_costs, report
 from cidl_sim.validation.memory import memory_of
 
 POLICIES = ("sequential", "next_block", "prefix:1", "spread:2")
@@ -29,7 +29,7 @@ def device(bandwidth: float = 1.0, flops: float = 1.0, **rest: object) -> Device
     )
 
 
-def case(policy: str, *, truth: DeviceProfile, believed: DeviceProfile | None = None, runs: int = 1) -> Case:
+def case(policy: str, *, truth: DeviceProfile, believed: DeviceProfile | None = None, runs: int = 1) -> MeasuredCase:
     """A policy planned for the profile that is believed in, and run on the true one."""
     believed = believed or device()
     plan = make_plan(policy, workload(), believed)
@@ -39,7 +39,7 @@ def case(policy: str, *, truth: DeviceProfile, believed: DeviceProfile | None = 
         peak = trace.peak_resident_bytes
         header = trace.header.model_copy(update={"peak_kernel_bytes": peak, "machine": {"touched_bytes": peak - 2}})
         traces.append(trace.model_copy(update={"header": header}))
-    return Case(policy, workload(), plan, believed, traces)
+    return MeasuredCase(policy, workload(), plan, believed, traces)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
 import pytest
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise, Provenance
+from cidl_sim.core.reports import ValidationReport
+from cidl_sim.core.schemas import schema_file
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
@@ -111,6 +116,9 @@ def test_the_report_has_the_figures_of_the_contract():
     assert set(figures.shares) == set(CAUSES)
     assert figures.coverage is None  # a profile without noise has no quantiles
     assert [row.policy for row in figures.policies] == list(POLICIES)
+    data = figures.model_dump(mode="json")
+    jsonschema.validate(data, json.loads(schema_file("validation").read_text()))
+    assert ValidationReport.model_validate(data) == figures
 
 
 def test_what_one_run_cannot_tell_is_left_open():

@@ -6,17 +6,19 @@ Its weights are random, so that it can be of any size; what videos look like is 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from cidl_sim.calibration.this_machine import measure_this_machine
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import StoreError
-from cidl_sim.core.files import write_text
+from cidl_sim.core.files import Record, write_text
+from cidl_sim.core.progress import StepProgress, silent
+from cidl_sim.core.reports import ComparedPolicy, ErrorFigures
+from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import this_machine_file
@@ -26,7 +28,7 @@ from cidl_sim.pipelines.catalog import DEMO, find_workload, parse_name
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality import showcase
 from cidl_sim.report.timeline import draw_timelines
-from cidl_sim.validation.compare import Case, report
+from cidl_sim.validation.compare import MeasuredCase, report
 from cidl_sim.validation.runs import Scenario, run_scenarios
 
 PROMPT = "a red ball rolls over green grass"
@@ -35,22 +37,50 @@ SIZES, SETTINGS = parse_name(DEMO)
 POLICIES_TO_COMPARE = ("sequential", "next_block", "on_device_sora", "lru", "prefix", "spread")
 # Of the weights, this much may be in memory at a time.
 WEIGHTS_FRACTION = 0.3
-OnStep = Callable[[str, int, int, str], None]
+
+
+class ControlFigures(Record):
+    """The run that loads everything; it has no makespan where the kernel killed it."""
+
+    outcome: Literal["killed by the kernel", "finished"]
+    enforced_by: EnforcedBy
+    makespan_s: float | None
+
+
+class DemoSummary(Record):
+    """What `cidl demo` says: the main job, every policy simulated and measured, and the small trained model."""
+
+    prompt: str
+    workload: str
+    weights_bytes: int
+    memory_limit_bytes: int
+    enforced_by: EnforcedBy
+    peak_memory_bytes: int
+    peak_resident_bytes: int
+    control: ControlFigures
+    best_policy: str
+    lpl: str
+    tdtm: int
+    prediction_error: ErrorFigures
+    replay_error: ErrorFigures
+    kendall_tau: float | None
+    policies: dict[str, ComparedPolicy]
+    trained: showcase.ShowcaseSummary
 
 
 @dataclass
 class Demo:
     """What the demo made: the summary that goes to summary.json, and the runs behind it."""
 
-    summary: dict[str, Any]
-    cases: list[Case]
+    summary: DemoSummary
+    cases: list[MeasuredCase]
     control: JobResult
     device: DeviceProfile
     video_hashes: dict[str, str]
 
 
 def run_demo(
-    out: Path, prompt: str = PROMPT, seed: int = 42, on_step: OnStep = lambda *_: None, *, repeats: int = 1
+    out: Path, prompt: str = PROMPT, seed: int = 42, on_step: StepProgress = silent, *, repeats: int = 1
 ) -> Demo:
     """Build, measure, plan, run (each policy `repeats` times, interleaved) and compare, all in the folder `out`.
 
@@ -59,7 +89,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
     workload = find_workload(DEMO)
-    unlimited = measure_this_machine([(store, SETTINGS)], lambda *state: on_step("measure this machine", *state))
+    unlimited = measure_this_machine([(store, SETTINGS)], partial(on_step, "measure this machine"))
     limit = demo_limit(workload, unlimited)
     device = with_value(unlimited, "memory_limit_bytes", limit)
     device.write(out / "device.toml")
@@ -85,9 +115,9 @@ def run_demo(
         out / "timeline.png",
         title=f"{workload.weights_bytes / 1e6:.0f} MB of weights under {device.memory_limit_bytes / 1e6:.0f} MB in all",
     )
-    summary = _summary(prompt, workload, device, control, cases, best)
-    summary["trained"] = _trained(out / "trained", device, seed, on_step)
-    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    trained = _trained(out / "trained", device, seed, on_step)
+    summary = _summary(prompt, workload, device, control, cases, best, trained)
+    write_text(out / "summary.json", summary.model_dump_json(indent=1) + "\n")
     hashes = {case.name: _sha256(runs / case.name / "video.mp4") for case in cases}
     return Demo(summary, cases, control, device, hashes)
 
@@ -102,7 +132,7 @@ def demo_limit(workload: Workload, device: DeviceProfile) -> int:
     return device.baseline_bytes + workspace + int(WEIGHTS_FRACTION * workload.weights_bytes)
 
 
-def _store(root: Path, on_step: OnStep) -> BlockStore:
+def _store(root: Path, on_step: StepProgress) -> BlockStore:
     """The demo's store, built once: a second run reuses it if it is whole."""
     try:
         store = BlockStore.open(root)
@@ -124,7 +154,13 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
 
 
 def _control(
-    store: BlockStore, workload: Workload, device: DeviceProfile, runs: Path, prompt: str, seed: int, on_step: OnStep
+    store: BlockStore,
+    workload: Workload,
+    device: DeviceProfile,
+    runs: Path,
+    prompt: str,
+    seed: int,
+    on_step: StepProgress,
 ) -> JobResult:
     """Load everything under the same limit: the kernel is expected to kill it."""
     runs.mkdir(exist_ok=True)
@@ -136,14 +172,14 @@ def _control(
     result = run_job(
         job,
         kernel_limit_bytes=device.memory_limit_bytes,
-        on_progress=lambda done, total, stage: on_step(step, done, total, stage),
+        on_progress=partial(on_step, step),
         tolerate_kill=True,
     )
     on_step(step, total, total, "killed by the kernel" if result.killed else "finished")
     return result
 
 
-def _trained(out: Path, device: DeviceProfile, seed: int, on_step: OnStep) -> dict[str, Any]:
+def _trained(out: Path, device: DeviceProfile, seed: int, on_step: StepProgress) -> showcase.ShowcaseSummary:
     """The small trained model, in full and accelerated, under a limit below its own weights."""
     workload = find_workload(showcase.WORKLOADS[showcase.FULL])
     limited = with_value(device, "memory_limit_bytes", demo_limit(workload, device))
@@ -155,30 +191,32 @@ def _summary(
     workload: Workload,
     device: DeviceProfile,
     control: JobResult,
-    cases: list[Case],
-    best: Case,
-) -> dict[str, Any]:
+    cases: list[MeasuredCase],
+    best: MeasuredCase,
+    trained: showcase.ShowcaseSummary,
+) -> DemoSummary:
     figures = report(cases)
     kernel_peaks = [case.peak_kernel_bytes for case in cases if case.peak_kernel_bytes is not None]
     accounted = max(case.simulated.peak_resident_bytes for case in cases)
-    return {
-        "prompt": prompt,
-        "workload": workload.name,
-        "weights_bytes": workload.weights_bytes,
-        "memory_limit_bytes": device.memory_limit_bytes,
-        "enforced_by": best.measured[-1].header.enforced_by,
-        "peak_memory_bytes": max(kernel_peaks) if kernel_peaks else accounted,
-        "peak_resident_bytes": accounted,
-        "control": {
-            "outcome": "killed by the kernel" if control.killed else "finished",
-            "enforced_by": control.enforced_by,
-            "makespan_s": None if control.killed else control.makespan_s,
-        },
-        "best_policy": best.name,
-        "lpl": SETTINGS.lpl,
-        "tdtm": SETTINGS.tdtm,
-        "prediction_error": figures["prediction_error"],
-        "replay_error": figures["replay_error"],
-        "kendall_tau": figures["kendall_tau"],
-        "policies": {row["policy"]: row for row in figures["policies"]},
-    }
+    return DemoSummary(
+        prompt=prompt,
+        workload=workload.name,
+        weights_bytes=workload.weights_bytes,
+        memory_limit_bytes=device.memory_limit_bytes,
+        enforced_by=best.measured[-1].header.enforced_by,
+        peak_memory_bytes=max(kernel_peaks) if kernel_peaks else accounted,
+        peak_resident_bytes=accounted,
+        control=ControlFigures(
+            outcome="killed by the kernel" if control.killed else "finished",
+            enforced_by=control.enforced_by,
+            makespan_s=None if control.killed else control.makespan_s,
+        ),
+        best_policy=best.name,
+        lpl=SETTINGS.lpl,
+        tdtm=SETTINGS.tdtm,
+        prediction_error=figures.prediction_error,
+        replay_error=figures.replay_error,
+        kendall_tau=figures.kendall_tau,
+        policies={row.policy: row for row in figures.policies},
+        trained=trained,
+    )

@@ -52,30 +52,30 @@ def text(made: Demo, repeats: int) -> str:
         "",
         f"Command: `.venv/bin/python experiments/main_job.py --repeats {repeats}`. {machine(made)}",
         "",
-        f"{summary['weights_bytes'] / 1e6:.0f} MB of weights in blocks under a limit of "
-        f"{summary['memory_limit_bytes'] / 1e6:.0f} MB for the whole process, enforced by {summary['enforced_by']}. "
-        f"Workload `{summary['workload']}`. Control, everything resident: {summary['control']['outcome']}.",
+        f"{summary.weights_bytes / 1e6:.0f} MB of weights in blocks under a limit of "
+        f"{summary.memory_limit_bytes / 1e6:.0f} MB for the whole process, enforced by {summary.enforced_by}. "
+        f"Workload `{summary.workload}`. Control, everything resident: {summary.control.outcome}.",
         "",
         "| policy | simulated s | measured s, median | range | difference | replay | accounted MB | kernel MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in summary["policies"].values():
-        low, high = min(row["runs_s"]), max(row["runs_s"])
-        kernel = row["peak_kernel_bytes"]
+    for row in summary.policies.values():
+        low, high = min(row.runs_s), max(row.runs_s)
+        kernel = row.peak_kernel_bytes
         lines.append(
-            f"| {row['plan']} | {row['simulated_makespan_s']:.2f} | {row['measured_makespan_s']:.2f} | "
-            f"{low:.2f} to {high:.2f} | {row['difference']:+.1%} | {row['replay_error']:+.1%} | "
-            f"{row['peak_resident_bytes'] / 1e6:.0f} | {kernel / 1e6:.0f} |"
+            f"| {row.plan} | {row.simulated_makespan_s:.2f} | {row.measured_makespan_s:.2f} | "
+            f"{low:.2f} to {high:.2f} | {row.difference:+.1%} | {row.replay_error:+.1%} | "
+            f"{row.peak_resident_bytes / 1e6:.0f} | {kernel / 1e6:.0f} |"
             if kernel
-            else f"| {row['plan']} | not enforced |"
+            else f"| {row.plan} | not enforced |"
         )
-    prediction, replay = summary["prediction_error"], summary["replay_error"]
+    prediction, replay = summary.prediction_error, summary.replay_error
     lines += [
         "",
-        f"Prediction with the profile calibrated once before the runs: mean error {prediction['mean']:.1%}, largest "
-        f"{prediction['max']:.1%}. Replay with each run's own mean rates (the largest over its runs): mean "
-        f"{replay['mean']:.1%}, largest {replay['max']:.1%}. Kendall's tau of the two orders: "
-        f"{summary['kendall_tau']:.2f}.",
+        f"Prediction with the profile calibrated once before the runs: mean error {prediction.mean:.1%}, largest "
+        f"{prediction.max:.1%}. Replay with each run's own mean rates (the largest over its runs): mean "
+        f"{replay.mean:.1%}, largest {replay.max:.1%}. Kendall's tau of the two orders: "
+        f"{summary.kendall_tau:.2f}.",
         "",
         "Every policy's video is the same, byte for byte." if same_videos(made) else "The videos differ.",
         "",

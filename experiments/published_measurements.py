@@ -23,7 +23,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.devices.published import read_published
 from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS, FITTED_WORKLOAD
-from cidl_sim.pipelines.open_sora.predictions import Comparison, compare_published
+from cidl_sim.pipelines.open_sora.predictions import PublishedComparison, compare_published
 from cidl_sim.validation.disagreements import Disagreement, LoadRate, disagreements, load_rates
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def text(
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[PublishedComparison],
     differences: Sequence[Disagreement],
     rates: Sequence[LoadRate],
     device: DeviceProfile,
@@ -85,7 +85,7 @@ def text(
     )
 
 
-def summary(comparisons: Sequence[Comparison]) -> list[str]:
+def summary(comparisons: Sequence[PublishedComparison]) -> list[str]:
     held_out = [c for c in comparisons if c.error is not None and c.role == "predicted"]
     sets = {
         "STDiT at 192x192, resolution printed": [c for c in held_out if c.row.id.endswith("192.stdit")],
@@ -104,7 +104,7 @@ def summary(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> list[str]:
+def comparison_table(comparisons: Sequence[PublishedComparison]) -> list[str]:
     lines = [
         "| row | published | predicted | error | role | what predicts it | published conditions |",
         "|---|---|---|---|---|---|---|",
@@ -148,7 +148,7 @@ def rate_table(rates: Sequence[LoadRate], device: DeviceProfile) -> list[str]:
     return [*lines, ""]
 
 
-def unpredicted_table(comparisons: Sequence[Comparison]) -> list[str]:
+def unpredicted_table(comparisons: Sequence[PublishedComparison]) -> list[str]:
     lines = ["| row | published | device | conditions | source |", "|---|---|---|---|---|"]
     for c in comparisons:
         if c.error is None:
@@ -159,15 +159,15 @@ def unpredicted_table(comparisons: Sequence[Comparison]) -> list[str]:
     return [*lines, ""]
 
 
-def figure(value: float, comparison: Comparison) -> str:
+def figure(value: float, comparison: PublishedComparison) -> str:
     return f"{value:.4g} s" if comparison.row.is_time else f"{value:.3g}{comparison.row.unit}"
 
 
-def shade(comparison: Comparison) -> str:
+def shade(comparison: PublishedComparison) -> str:
     return "assumed" if comparison.role == "predicted" and comparison.assumed else comparison.role
 
 
-def draw(comparisons: Sequence[Comparison], differences: Sequence[Disagreement], path: Path) -> None:
+def draw(comparisons: Sequence[PublishedComparison], differences: Sequence[Disagreement], path: Path) -> None:
     figure_, (left, right) = plt.subplots(1, 2, figsize=(16, 10.5), width_ratios=[1, 1], layout="constrained")
     scatter(left, [c for c in comparisons if c.row.is_time], differences)
     errors(right, comparisons)
@@ -176,7 +176,7 @@ def draw(comparisons: Sequence[Comparison], differences: Sequence[Disagreement],
     plt.close(figure_)
 
 
-def scatter(axes: Axes, comparisons: Sequence[Comparison], differences: Sequence[Disagreement]) -> None:
+def scatter(axes: Axes, comparisons: Sequence[PublishedComparison], differences: Sequence[Disagreement]) -> None:
     low, high = 0.1, 4000.0
     axes.plot([low, high], [low, high], color="#444444", linewidth=1)
     axes.fill_between(
@@ -207,7 +207,7 @@ def scatter(axes: Axes, comparisons: Sequence[Comparison], differences: Sequence
     axes.grid(alpha=0.3)
 
 
-def errors(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+def errors(axes: Axes, comparisons: Sequence[PublishedComparison]) -> None:
     """Predicted over published, a line for each row; the predictions of one row share its line."""
     names = list(dict.fromkeys(c.row.id for c in comparisons))
     axes.axvspan(1 / 1.1, 1.1, color="#cccccc", alpha=0.5)

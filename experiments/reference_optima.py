@@ -112,7 +112,7 @@ def solved(case: tuple[int, ...], workload: Workload, device: DeviceProfile, lim
         {"nothing kept": nothing_kept, **makespans},
         found.trace.makespan_s,
         lower_bound_s(workload, device),
-        found.plan.lower_bound or 0.0,
+        found.plan.lower_bound_s or 0.0,
         found.plan.proven_optimal,
         found.plan.policy,
         took_s,

@@ -10,19 +10,18 @@ traces/validation`). About 15 minutes on 2 cores.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from cidl_sim.core.reports import ValidationReport
 from cidl_sim.demo import PROMPT, SETTINGS
 from cidl_sim.pipelines.model_store import build_random_store
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL
 from cidl_sim.report.validation_plot import draw_validation
 from cidl_sim.validation.campaign import validate_machine
-from cidl_sim.validation.compare import Case, report
+from cidl_sim.validation.compare import MeasuredCase, report
 from cidl_sim.validation.runs import read_runs
 from cidl_sim.validation.scenarios import default_targets
 
@@ -50,7 +49,7 @@ def main() -> None:
         shutil.copytree(out / "runs", TRACES)
     cases = read_runs(TRACES)
     figures = report(cases)
-    (RESULTS / "validation.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (RESULTS / "validation.json").write_text(figures.model_dump_json(indent=1) + "\n")
     draw_validation(figures, RESULTS / "validation.png")
     (RESULTS / "validation.md").write_text(text(figures, cases, repeats))
     (TRACES / "README.md").write_text(
@@ -67,7 +66,7 @@ def show(step: str, done: int, total: int, detail: str) -> None:
         print(f"{step}: {done}/{total} {detail}", flush=True)
 
 
-def machine(cases: list[Case]) -> str:
+def machine(cases: list[MeasuredCase]) -> str:
     header = cases[0].measured[0].header
     versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
     return (
@@ -77,11 +76,11 @@ def machine(cases: list[Case]) -> str:
     )
 
 
-def text(figures: dict[str, Any], cases: list[Case], repeats: int) -> str:
+def text(figures: ValidationReport, cases: list[MeasuredCase], repeats: int) -> str:
     def percent(value: float | None, spec: str = ".1%") -> str:
         return "-" if value is None else format(value, spec)
 
-    replay, prediction = figures["replay_error"], figures["prediction_error"]
+    replay, prediction = figures.replay_error, figures.prediction_error
     device = cases[0].device
     lines = [
         "# Validation: simulated against measured",
@@ -89,7 +88,7 @@ def text(figures: dict[str, Any], cases: list[Case], repeats: int) -> str:
         f"Command: `.venv/bin/python experiments/validation.py --repeats {repeats}`. {machine(cases)}",
         "",
         f"{len(cases)} policies that the calibration never saw, {repeats} interleaved runs each, under limits held by "
-        f"{cases[0].measured[0].header.enforced_by}; makespans span a factor of {figures['makespan_span']:.2f}. "
+        f"{cases[0].measured[0].header.enforced_by}; makespans span a factor of {figures.makespan_span:.2f}. "
         "A round of calibration before, then one between the runs of each further repeat; loads "
         f"x{device.loader.slowdown_while_executing:.2f} while executing, executions "
         f"x{device.executor.slowdown_while_loading:.2f} while loading; noise of single loads and executions "
@@ -98,27 +97,27 @@ def text(figures: dict[str, Any], cases: list[Case], repeats: int) -> str:
         "",
         "| figure | value | wanted |",
         "|---|---|---|",
-        f"| structure (replay with own means per kind): mean | {replay['mean']:.2%} | 1 % |",
-        f"| structure: largest | {replay['max']:.2%} | 2 % |",
-        f"| prediction: mean | {prediction['mean']:.1%} | 3 %, or the spread |",
-        f"| prediction: largest | {prediction['max']:.1%} | |",
-        f"| run-to-run spread, (p95 - p5) / median, mean | {percent(figures['run_to_run_spread'])} | |",
-        f"| Kendall's tau, pairs further apart than the spread | {percent(figures['kendall_tau'], '.2f')} | 0.9 |",
-        f"| slots accounted against touched, largest error | {percent(figures['accounting_error'], '.2%')} | 1 % |",
-        f"| slots predicted against touched, largest error | {percent(figures['touched_error'])} | |",
-        f"| kernel's peak memory, largest error | {percent(figures['peak_memory_error'])} | 1 % |",
-        f"| runs within the simulated p5 to p95 | {percent(figures['coverage'], '.0%')} | 90 % |",
+        f"| structure (replay with own means per kind): mean | {replay.mean:.2%} | 1 % |",
+        f"| structure: largest | {replay.max:.2%} | 2 % |",
+        f"| prediction: mean | {prediction.mean:.1%} | 3 %, or the spread |",
+        f"| prediction: largest | {prediction.max:.1%} | |",
+        f"| run-to-run spread, (p95 - p5) / median, mean | {percent(figures.run_to_run_spread)} | |",
+        f"| Kendall's tau, pairs further apart than the spread | {percent(figures.kendall_tau, '.2f')} | 0.9 |",
+        f"| slots accounted against touched, largest error | {percent(figures.accounting_error, '.2%')} | 1 % |",
+        f"| slots predicted against touched, largest error | {percent(figures.touched_error)} | |",
+        f"| kernel's peak memory, largest error | {percent(figures.peak_memory_error)} | 1 % |",
+        f"| runs within the simulated p5 to p95 | {percent(figures.coverage, '.0%')} | 90 % |",
         "",
         "| policy | workload | bound by | predicted s | measured s | spread | prediction | structure | "
         "execution costs | load costs | within kinds | model |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in figures["policies"]:
-        shares = " | ".join(f"{share:+.1%}" for share in row["shares"].values())
+    for row in figures.policies:
+        shares = " | ".join(f"{share:+.1%}" for share in row.shares.values())
         lines.append(
-            f"| {row['plan']} | {row['workload']} | {row['bound_by']} | {row['simulated_makespan_s']:.2f} | "
-            f"{row['measured_makespan_s']:.2f} | {percent(row['spread'])} | {row['difference']:+.1%} | "
-            f"{row['replay_error']:+.2%} | {shares} |"
+            f"| {row.plan} | {row.workload} | {row.bound_by} | {row.simulated_makespan_s:.2f} | "
+            f"{row.measured_makespan_s:.2f} | {percent(row.spread)} | {row.difference:+.1%} | "
+            f"{row.replay_error:+.2%} | {shares} |"
         )
     lines += [
         "",
@@ -130,25 +129,24 @@ def text(figures: dict[str, Any], cases: list[Case], repeats: int) -> str:
         "needed MB | range | predicted | touched MB | accounted | predicted |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in figures["policies"]:
+    for row in figures.policies:
         groups = "; ".join(
-            f"{group} {errors['prediction']:+.1%}, {errors['replay']:+.1%}"
-            for group, errors in row["group_errors"].items()
+            f"{group} {errors.prediction:+.1%}, {errors.replay:+.1%}" for group, errors in row.group_errors.items()
         )
-        spans = row["span_errors"]
+        spans = row.span_errors
         lines.append(
-            f"| {row['plan']} | {groups} | {spans['start_mean']:.2%}, {spans['start_max']:.1%} | "
-            f"{row['peak_resident_bytes'] / 1e6:.0f} | {megabytes(row['peak_kernel_bytes'])} | "
-            f"{megabytes(row['needed_bytes'])} | {percent(row['needed_spread'])} | "
-            f"{percent(row['kernel_error'], '+.1%')} | {megabytes(row['touched_bytes'])} | "
-            f"{percent(row['accounting_error'], '+.2%')} | {percent(row['touched_error'], '+.1%')} |"
+            f"| {row.plan} | {groups} | {spans.start_mean:.2%}, {spans.start_max:.1%} | "
+            f"{row.peak_resident_bytes / 1e6:.0f} | {megabytes(row.peak_kernel_bytes)} | "
+            f"{megabytes(row.needed_bytes)} | {percent(row.needed_spread)} | "
+            f"{percent(row.kernel_error, '+.1%')} | {megabytes(row.touched_bytes)} | "
+            f"{percent(row.accounting_error, '+.2%')} | {percent(row.touched_error, '+.1%')} |"
         )
     lines += [
         "",
         "Needed is the kernel's peak without page cache that it could drop at any time (files that nothing maps); "
         "range: over the runs. Touched: pages of the arena.",
     ]
-    lines += ["", *[f"Flag: {flag}." for flag in figures["mismatches"]], ""]
+    lines += ["", *[f"Flag: {flag}." for flag in figures.mismatches], ""]
     return "\n".join(lines)
 
 

@@ -6,11 +6,12 @@ Run it after any change of the file formats, of the models or of how they are me
 """
 
 from cidl_sim.core import schemas
+from cidl_sim.executor.job import RunSummary
 from cidl_sim.pipelines import catalog
 
 
 def main() -> None:
-    for path in schemas.write_schemas():
+    for path in schemas.write_schemas({**schemas.MODELS, "run_summary": RunSummary}):
         print(path)
     for pipeline in catalog.pipelines().values():
         for old in pipeline.data.glob("*.json") if pipeline.data else ():

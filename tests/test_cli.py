@@ -280,6 +280,20 @@ def test_scenarios_combine_and_the_plan_does_not_know_of_them(workload, noisy_de
     assert quantiles["p5"] < both["makespan_s"] < quantiles["p95"]
 
 
+@pytest.mark.parametrize(
+    ("option", "plain", "written"),
+    [
+        ("--set", "memory_limit_bytes=41", "memory_limit_bytes=0.041kB"),
+        ("--set", "loader.bandwidth_bytes_per_s=0.5", "loader.bandwidth_bytes_per_s=0.0005kB"),
+        ("--set", "loader.first_touch_bytes_per_s=2048", "loader.first_touch_bytes_per_s=2KiB"),
+        ("--limit-change", "30:20", "30:20 B"),
+    ],
+)
+def test_bytes_may_be_written_with_a_unit(option, plain, written, workload, device):
+    arguments = ("simulate", workload, device, "--policy", "spread", option)
+    assert answer_of(*arguments, written) == answer_of(*arguments, plain)
+
+
 def test_thermal_steps_replace_those_of_the_profile(workload, device, tmp_path):
     heated = tmp_path / "heated.toml"
     read_device(device).model_copy(update={"thermal": (ThermalStep(after_s=30.0, factor=0.5),)}).write(heated)
@@ -300,6 +314,7 @@ def test_thermal_steps_replace_those_of_the_profile(workload, device, tmp_path):
         ("--thermal 5:1 --thermal 5:0.5", ["--thermal", "5 s"]),
         ("--limit-change 5:1.5", ["--limit-change '5:1.5'", "SECONDS:BYTES"]),
         ("--limit-change 5:0", ["--limit-change '5:0'"]),
+        ("--limit-change 5:1G", ["--limit-change '5:1G'", "1.5GB"]),
         ("--limit-change inf:5", ["--limit-change 'inf:5'"]),
         ("--runs 0", ["--runs"]),
         ("--runs many", ["--runs"]),
@@ -685,7 +700,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("simulate {workload} {device} --polcy lru", ["--polcy"]),
         ("simulate {workload} {device} --policy lru --seed some", ["--seed"]),
         ("simulate {workload} {device} --plan {folder}/none.json", ["none.json", "No such file"]),
-        ("simulate {workload} {device} --plan {workload}", ["workload.json", "cidl-plan/1"]),
+        ("simulate {workload} {device} --plan {workload}", ["workload.json", "cidl-plan/2"]),
         ("simulate {workload} nonsense --policy lru", ["nonsense"]),
         ("plan {workload}", ["DEVICE"]),
         ("plan {workload} {device} --policy nonsense", ["nonsense", "next_block"]),
@@ -740,7 +755,10 @@ def test_what_cannot_be_done_is_refused_in_one_line(arguments, words, workload, 
         ("loader.bandwidth_bytes_per_s", ["KEY=VALUE"]),
         ("loader.bandwidth_bytes_per_s=", ["not a number"]),
         ("loader.bandwidth_bytes_per_s=fast", ["'fast' is not a number"]),
-        ("memory_limit_bytes=3.3GB", ["memory_limit_bytes=3.3GB", "the key names the unit"]),
+        ("executor.flops_per_s=3.3T", ["executor.flops_per_s=3.3T", "the key names the unit"]),
+        ("memory_limit_bytes=3.3G", ["memory_limit_bytes=3.3G", "not a number of bytes", "3.3GB"]),
+        ("memory_limit_bytes=0.5B", ["not a whole number of bytes"]),
+        ("memory_limit_bytes=-3GB", ["not a number of bytes"]),
         ("memory_limit_bytes=1.5", ["memory_limit_bytes", "fractional part"]),
         ("memory_limit_bytes=1e300", ["memory_limit_bytes"]),
         ("loader.bandwidth_bytes_per_s=1e999", ["loader.bandwidth_bytes_per_s", "finite"]),
@@ -1082,6 +1100,9 @@ def test_a_workload_from_a_torch_module_can_be_simulated(users_module, tmp_path)
     workload = read_workload(tmp_path / "w.json")
     assert Workload.model_validate(made) == workload
     assert [block.weight_bytes for block in workload.stages[0].blocks] == [2 * layer] * 3
+    in_kilobytes = f"{2 * layer / 1000}kB"
+    written = answer_of("workloads", "--from-torch", users_module, "--block-limit", in_kilobytes, "--rounds", 5)
+    assert written == made
     assert workload.stages[0].rounds == 5
     assert answer_of("simulate", "w.json", "iphone-15-pro", "--policy", "spread")["makespan_s"] > 0
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTATING, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Figure, Loader, Measured, Noise, Provenance
 from cidl_sim.core.estimates import load_line, spread_of
-from cidl_sim.core.samples import Conditions, Sample, by_kind, samples_of
+from cidl_sim.core.samples import Conditions, CostSample, by_kind, samples_of
 from cidl_sim.core.trace import Operation
 from cidl_sim.core.workload import Block
 
@@ -20,7 +20,7 @@ FIRST_TOUCH_STEPS = 100
 # A cold load counts as its own cost only where it differs clearly: most kinds have few cold loads.
 CLEARLY_COLD = 1.1
 
-KindSamples = dict[Operation, dict[str, list[Sample]]]
+KindSamples = dict[Operation, dict[str, list[CostSample]]]
 
 
 def fit_device(name: str, observations: Sequence[Observation], memory_limit_bytes: int | None = None) -> DeviceProfile:
@@ -76,7 +76,7 @@ def fit_device(name: str, observations: Sequence[Observation], memory_limit_byte
     )
 
 
-def slowdown(samples: Iterable[Sample], usual_s: dict[str, float]) -> float:
+def slowdown(samples: Iterable[CostSample], usual_s: dict[str, float]) -> float:
     """By how much the other side slows this one down: s in W = O/s + (D - O), summed over all samples.
 
     W is the usual duration of the kind alone, D the duration here, O the part of D during which the other side
@@ -92,7 +92,7 @@ def slowdown(samples: Iterable[Sample], usual_s: dict[str, float]) -> float:
     return max(1.0, overlap / work_under_contention)
 
 
-def relative_spread(runs: Sequence[Sequence[Sample]], operation: Operation) -> float:
+def relative_spread(runs: Sequence[Sequence[CostSample]], operation: Operation) -> float:
     """Relative standard deviation of loads or executions within kinds and runs.
 
     The median over the kinds of a run with enough samples, estimated from the interquartile range, which a
@@ -131,7 +131,7 @@ def drift(observations: Sequence[Observation], operation: Operation, conditions:
     return statistics.stdev(factors) / statistics.fmean(factors) if len(factors) >= 3 else 0.0
 
 
-def _alone(observations: Sequence[Observation]) -> list[list[Sample]]:
+def _alone(observations: Sequence[Observation]) -> list[list[CostSample]]:
     """Of each run, the samples that count: loads where they were alone, and executions where those were.
 
     A kind that is executed only while weights are still coming in (a text encoder runs once) is taken from the
@@ -150,11 +150,11 @@ def _alone(observations: Sequence[Observation]) -> list[list[Sample]]:
     return found
 
 
-def _samples_under(observation: Observation, conditions: Conditions | None = None) -> list[Sample]:
+def _samples_under(observation: Observation, conditions: Conditions | None = None) -> list[CostSample]:
     return samples_of(observation.trace, conditions, all_touched=observation.purpose in ROTATING)
 
 
-def _samples(samples: Iterable[Sample]) -> KindSamples:
+def _samples(samples: Iterable[CostSample]) -> KindSamples:
     result: KindSamples = {"load": defaultdict(list), "execute": defaultdict(list)}
     for sample in samples:
         result[sample.operation][sample.kind].append(sample)
@@ -182,7 +182,7 @@ def _measured(kind: str, block: Block, samples: KindSamples, observations: Seque
     )
 
 
-def _loads(kind: str, samples: KindSamples, observations: Sequence[Observation]) -> list[Sample]:
+def _loads(kind: str, samples: KindSamples, observations: Sequence[Observation]) -> list[CostSample]:
     """The loads of every kind that has the same weights: they read the same files.
 
     So a block at one resolution and at another, merged or not, has one load cost, and what drifted between their runs
@@ -246,7 +246,7 @@ def _usual(
 
     Of loads either the first ones (`cold`) or the others.
     """
-    nearest: dict[str, tuple[int, list[Sample]]] = {}
+    nearest: dict[str, tuple[int, list[CostSample]]] = {}
     for i, observation in enumerate(observations):
         if observation.workload.name != observations[place].workload.name:
             continue

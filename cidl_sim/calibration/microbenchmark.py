@@ -13,11 +13,11 @@ All use the real executor on every kind of block of the workload, over a short r
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.executor.job import ComputeDevice, Job, JobResult, run_job
@@ -34,7 +34,6 @@ ROTATING = (LOADS, OVERLAP)  # whose loads go round through memory that was touc
 PROMPT = "calibration"
 # Loads go round through this much memory, more than a cache holds; touching it takes a second where memory is new.
 ROTATION_BYTES = 256 << 20
-OnProgress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def observe(
     settings: RunSettings,
     policy: str,
     threads: int,
-    on_progress: OnProgress = lambda done, total, stage: None,
+    on_progress: Progress = silent,
     *,
     compute_device: ComputeDevice = "cpu",
 ) -> Observation:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 
 from cidl_sim.calibration.fit import fit_device
-from cidl_sim.calibration.microbenchmark import OVERLAP, PURPOSES, Observation, OnProgress, observe
+from cidl_sim.calibration.microbenchmark import OVERLAP, PURPOSES, Observation, observe
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.devices.catalog import THIS_MACHINE
 from cidl_sim.executor.job import ComputeDevice
 from cidl_sim.executor.store import BlockStore
@@ -29,7 +30,7 @@ class Calibration:
     def __init__(
         self,
         targets: Sequence[Target],
-        on_progress: OnProgress = lambda done, total, stage: None,
+        on_progress: Progress = silent,
         *,
         compute_device: ComputeDevice = "cpu",
         compute_threads: int | None = None,
@@ -83,7 +84,7 @@ class Calibration:
 
 def measure_this_machine(
     targets: Sequence[Target],
-    on_progress: OnProgress = lambda done, total, stage: None,
+    on_progress: Progress = silent,
     *,
     repeats: int = 1,
     compute_device: ComputeDevice = "cpu",
@@ -96,7 +97,7 @@ def measure_this_machine(
     return calibration.device()
 
 
-def _compute_threads(target: Target, on_progress: OnProgress) -> tuple[int, Observation | None]:
+def _compute_threads(target: Target, on_progress: Progress) -> tuple[int, Observation | None]:
     """With how many threads the executor computes best beside a load, and the run that showed it."""
     cores = os.cpu_count() or 1
     if cores == 1:

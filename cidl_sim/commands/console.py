@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
+import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.files import Record
+from cidl_sim.core.progress import StepProgress
+from cidl_sim.core.quantities import is_size, parse_bytes, parse_bytes_per_s, parse_size
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.what_if import with_value
 from cidl_sim.devices.catalog import find_device
@@ -28,7 +32,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 WorkloadArgument = Annotated[str, typer.Argument(metavar="WORKLOAD", help="A named workload or a workload file.")]
 DeviceArgument = Annotated[str, typer.Argument(metavar="DEVICE", help="A named device or a device file.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a figure of the device profile.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a figure of the device profile; bytes also as 3.3GB."),
 ]
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The block store.")]
 ComputeDeviceOption = Annotated[
@@ -40,9 +45,32 @@ ThreadsOption = Annotated[
         "--threads", min=1, help="Cores that compute; without it, measured: all, or all but one for the loader."
     ),
 ]
-Optional = typer.Option
+Option = typer.Option
 # What matplotlib writes; asking it would import it before every command.
 PICTURES = (".png", ".pdf", ".svg", ".svgz", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
+
+
+# Arguments that are sizes
+
+
+def some_bytes(text: str) -> int:
+    """What an option that takes bytes was given; at least one."""
+    return int(_above_zero(text, parse_bytes))
+
+
+def some_bytes_per_s(text: str) -> float:
+    """What an option that takes bytes a second was given; more than none."""
+    return _above_zero(text, parse_bytes_per_s)
+
+
+def _above_zero(text: str, parse: Callable[[str], float]) -> float:
+    try:
+        amount = parse(text)
+    except InputError as problem:
+        raise typer.BadParameter(str(problem)) from None
+    if amount <= 0:
+        raise typer.BadParameter(f"{text!r} is not above 0")
+    return amount
 
 
 # Printing
@@ -59,18 +87,24 @@ def print_json_text(text: str) -> None:
 
 
 def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
-    """Print `data` as JSON, or what people get instead."""
+    """Print `data` (a record, several, or plain figures) as JSON, or what people get instead."""
     if as_json:
-        print_json_text(json.dumps(data, indent=1))
+        print_json_text(json.dumps(_plain(data), indent=1))
         return
     shown = for_people()
     for part in shown if isinstance(shown, list) else [shown]:
         screen.print(part)
 
 
+def _plain(data: Any) -> Any:
+    if isinstance(data, list):
+        return [_plain(item) for item in data]
+    return data.model_dump(mode="json") if isinstance(data, Record) else data
+
+
 @contextmanager
-def progress(*, fleeting: bool = False) -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress bar on standard error; gives a function (step, done, total, detail).
+def progress(*, fleeting: bool = False) -> Iterator[StepProgress]:
+    """A progress bar on standard error; gives what to tell the progress of each step.
 
     It appears with the first step, so that what is refused before that is refused in one line. A `fleeting` one leaves
     nothing behind.
@@ -85,22 +119,22 @@ def progress(*, fleeting: bool = False) -> Iterator[Callable[[str, int, int, str
     )
     # Where nothing can be taken back rich would leave an empty line.
     hidden = fleeting and not messages.is_terminal
-    progress = Progress(*columns, console=messages, transient=fleeting, disable=hidden)
+    shown = rich.progress.Progress(*columns, console=messages, transient=fleeting, disable=hidden)
     tasks: dict[str, Any] = {}
 
     def step(name: str, done: int, total: int, detail: str) -> None:
         if name not in tasks:
-            progress.start()
+            shown.start()
             for task in tasks.values():
-                progress.stop_task(task)
-            tasks[name] = progress.add_task(name, total=total, detail=detail)
-        progress.update(tasks[name], completed=done, total=total, detail=detail)
+                shown.stop_task(task)
+            tasks[name] = shown.add_task(name, total=total, detail=detail)
+        shown.update(tasks[name], completed=done, total=total, detail=detail)
 
     try:
         yield step
     finally:
         if tasks:
-            progress.stop()
+            shown.stop()
 
 
 def draw(traces: list[tuple[str, Trace]], path: Path, title: str) -> None:
@@ -134,7 +168,17 @@ def device_with(name: str, settings: list[str] | None) -> DeviceProfile:
         if not equals:
             raise InputError(f"--set {setting!r}: write KEY=VALUE")
         try:
-            device = with_value(device, key, json.loads(value))
+            figure = json.loads(value)
         except json.JSONDecodeError:
-            raise InputError(f"--set {setting!r}: {value!r} is not a number (the key names the unit)") from None
+            figure = _size(key, value, setting)
+        device = with_value(device, key, figure)
     return device
+
+
+def _size(key: str, value: str, setting: str) -> int | float:
+    if not is_size(key):
+        raise InputError(f"--set {setting!r}: {value!r} is not a number (the key names the unit)")
+    try:
+        return parse_size(key, value)
+    except InputError as problem:
+        raise InputError(f"--set {setting!r}: {problem}") from None

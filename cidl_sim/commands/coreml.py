@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -9,7 +10,7 @@ import typer
 
 from cidl_sim.commands.console import (
     AsJson,
-    Optional,
+    Option,
     StoreOption,
     print_json_text,
     progress,
@@ -25,24 +26,24 @@ if TYPE_CHECKING:
     from cidl_sim.coreml.check_export import FunctionCheck
 
 
-PackagesOption = Annotated[Path, Optional("--packages", metavar="DIR", help="The folder of an export.")]
+PackagesOption = Annotated[Path, Option("--packages", metavar="DIR", help="The folder of an export.")]
 
 
 def export(
     store: StoreOption,
-    out: Annotated[Path, Optional("--out", metavar="DIR", help="The folder of packages.")],
-    dtype: Annotated[str, Optional("--dtype", help="fp16 or fp32.")] = "fp16",
+    out: Annotated[Path, Option("--out", metavar="DIR", help="The folder of packages.")],
+    dtype: Annotated[str, Option("--dtype", help="fp16 or fp32.")] = "fp16",
     workloads: Annotated[
         list[str] | None,
-        Optional("--workload", metavar="NAME", help="Whose shapes; more than one: a function of the package for each."),
+        Option("--workload", metavar="NAME", help="Whose shapes; more than one: a function of the package for each."),
     ] = None,
     compress: Annotated[
-        str, Optional("--compress", help="Weights: none, int8, palette8, palette6 or palette4.")
+        str, Option("--compress", help="Weights: none, int8, palette8, palette6 or palette4.")
     ] = "none",
     blocks: Annotated[
-        list[str] | None, Optional("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")
+        list[str] | None, Option("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")
     ] = None,
-    workers: Annotated[int, Optional("--workers", min=1, help="So many processes, each with a block in memory.")] = 1,
+    workers: Annotated[int, Option("--workers", min=1, help="So many processes, each with a block in memory.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Export the blocks of a store as Core ML packages; a second call goes on where the first stopped."""
@@ -75,7 +76,7 @@ def check(
     store: StoreOption,
     packages: PackagesOption,
     blocks: Annotated[
-        list[str] | None, Optional("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")
+        list[str] | None, Option("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,11 +85,7 @@ def check(
     from cidl_sim.worker.exporting import check_export
 
     with progress() as step:
-
-        def on_function(done: int, total: int, weights: str) -> None:
-            step("check functions", done, total, weights)
-
-        checks = check_export(packages, BlockStore.open(store), blocks or (), on_function)
+        checks = check_export(packages, BlockStore.open(store), blocks or (), partial(step, "check functions"))
     rows = [_check_row(check) for check in checks]
     show(rows_as_object("functions", rows), as_json, lambda: rows_table(f"{packages} against PyTorch", _shown(rows)))
     wrong = [row for row in rows if not row["passed"]]
@@ -105,7 +102,7 @@ def workload(
     ] = None,
     *,
     packages: PackagesOption,
-    out: Annotated[Path | None, Optional("-o", help="Write the workload file.")] = None,
+    out: Annotated[Path | None, Option("-o", help="Write the workload file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the workload of an export, its weights as large as the packages; what a run of them is planned for."""

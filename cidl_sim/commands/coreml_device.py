@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cidl_sim.commands.console import (
     AsJson,
     DeviceArgument,
-    Optional,
+    Option,
     SetOption,
     WorkloadArgument,
     device_with,
     messages,
     progress,
     show,
+    some_bytes,
+    some_bytes_per_s,
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
@@ -27,39 +29,43 @@ from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import calibration_table, coreml_cost_table
 
 if TYPE_CHECKING:
-    from cidl_sim.coreml.profile import Recording
+    from cidl_sim.coreml.profile import CostRecording
 
 
 def profile(
-    out: Annotated[Path, Optional("-o", help="The device file to write.")],
+    out: Annotated[Path, Option("-o", help="The device file to write.")],
     packages: Annotated[
-        Path | None, Optional("--packages", metavar="DIR", help="The export whose blocks are measured (on macOS).")
+        Path | None, Option("--packages", metavar="DIR", help="The export whose blocks are measured (on macOS).")
     ] = None,
     recorded: Annotated[
-        Path | None, Optional("--from-samples", metavar="FILE", help="Samples recorded before; nothing is measured.")
+        Path | None, Option("--from-samples", metavar="FILE", help="Samples recorded before; nothing is measured.")
     ] = None,
     device_name: Annotated[
-        str | None, Optional("--device", metavar="NAME", help="A connected device instead of this Mac.")
+        str | None, Option("--device", metavar="NAME", help="A connected device instead of this Mac.")
     ] = None,
     team: Annotated[
-        str | None, Optional("--team", metavar="ID", help="The development team that signs the runner on it.")
+        str | None, Option("--team", metavar="ID", help="The development team that signs the runner on it.")
     ] = None,
-    compute_units: Annotated[
-        str, Optional("--compute-units", help="all, cpu_only, cpu_and_gpu or cpu_and_ne.")
-    ] = "all",
-    repeats: Annotated[int, Optional("--repeats", min=1, help="Later loads and predictions of each block.")] = 10,
+    compute_units: Annotated[str, Option("--compute-units", help="all, cpu_only, cpu_and_gpu or cpu_and_ne.")] = "all",
+    repeats: Annotated[int, Option("--repeats", min=1, help="Later loads and predictions of each block.")] = 10,
     per_kind: Annotated[
-        int, Optional("--per-kind", min=1, help="So many blocks of each kind, each loaded cold once.")
+        int, Option("--per-kind", min=1, help="So many blocks of each kind, each loaded cold once.")
     ] = 1,
     samples: Annotated[
-        Path | None, Optional("--samples", metavar="FILE", help="Write the samples here, after each block.")
+        Path | None, Option("--samples", metavar="FILE", help="Write the samples here, after each block.")
     ] = None,
     memory_limit: Annotated[
-        int | None, Optional("--memory-limit", metavar="BYTES", min=1, help="The profile's. Default: room for all.")
+        int | None,
+        Option("--memory-limit", metavar="BYTES", parser=some_bytes, help="The profile's. Default: room for all."),
     ] = None,
     later_load_rate: Annotated[
         float | None,
-        Optional("--later-load-rate", metavar="BYTES_PER_S", min=1.0, help="To assume where none can be measured."),
+        Option(
+            "--later-load-rate",
+            metavar="BYTES_PER_S",
+            parser=some_bytes_per_s,
+            help="To assume where none can be measured.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +111,7 @@ def _recorded(
     repeats: int,
     per_kind: int,
     samples: Path | None,
-) -> Recording:
+) -> CostRecording:
     from cidl_sim.coreml.measuring import (
         COMPUTE_UNITS,
         record_connected,
@@ -121,7 +127,7 @@ def _recorded(
     targets = targets_of(packages, manifest, per_kind)
     with progress() as step:
 
-        def on_block(recording: Recording, total: int) -> None:
+        def on_block(recording: CostRecording, total: int) -> None:
             if samples is not None:
                 recording.write(samples)
             step("measure blocks", len(recording.blocks), total, recording.blocks[-1].weights)
@@ -136,41 +142,22 @@ def cost(
     workload_name: WorkloadArgument,
     device_name: DeviceArgument,
     packages: Annotated[
-        Path | None, Optional("--packages", metavar="DIR", help="The export that would be put on the device.")
+        Path | None, Option("--packages", metavar="DIR", help="The export that would be put on the device.")
     ] = None,
-    policy: Annotated[str | None, Optional("--policy", help="Without it and --plan: the best policy.")] = None,
-    plan_file: Annotated[Path | None, Optional("--plan", help="The times of this plan.")] = None,
+    policy: Annotated[str | None, Option("--policy", help="Without it and --plan: the best policy.")] = None,
+    plan_file: Annotated[Path | None, Option("--plan", help="The times of this plan.")] = None,
     settings: SetOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Disk, first run and later runs of a workload on a device with Core ML, each figure with its mark."""
-    from cidl_sim.coreml.cost import compile_s, compiled_on_disk, packages_on_disk, run_sentence, run_times
+    from cidl_sim.coreml.cost import coreml_cost
 
     if policy is not None and plan_file is not None:
         raise InputError("give either --policy or --plan")
     workload, device = find_workload(workload_name), device_with(device_name, settings)
-    on_disk = packages_on_disk(workload, None if packages is None else read_manifest(packages))
-    compiled = compiled_on_disk(workload, device, on_disk)
-    plan = _plan(workload, device, policy, plan_file)
-    times = run_times(workload, device, plan)
-    figures: dict[str, Any] = {
-        "workload": workload.name,
-        "device": device.name,
-        "policy": plan.policy,
-        "packages_bytes": on_disk.bytes,
-        "compiled_bytes": compiled.bytes,
-        "disk_bytes": on_disk.bytes + compiled.bytes,
-        "compile_s": compile_s(workload, device),
-        "first_run_s": times.first_s,
-        "first_run_at_least_s": times.first_at_least_s,
-        "later_run_s": times.later_s,
-        "kinds_without_cold_load": list(times.unknown_kinds),
-        "share_without_cold_load": times.unknown_share,
-        "marks": {"packages_bytes": on_disk.mark, "compiled_bytes": compiled.mark, "costs": times.mark},
-        "sources": {"packages_bytes": on_disk.source, "compiled_bytes": compiled.source},
-        "sentence": run_sentence(times),
-    }
-    show(figures, as_json, lambda: coreml_cost_table(figures))
+    manifest = None if packages is None else read_manifest(packages)
+    found = coreml_cost(workload, device, _plan(workload, device, policy, plan_file), manifest)
+    show(found, as_json, lambda: coreml_cost_table(found))
 
 
 def _plan(workload: Workload, device: DeviceProfile, policy: str | None, plan_file: Path | None) -> Plan:

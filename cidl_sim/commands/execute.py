@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from cidl_sim.commands.console import (
     AsJson,
     ComputeDeviceOption,
-    Optional,
+    Option,
     compute_device_named,
     messages,
     progress,
     show,
+    some_bytes,
 )
 from cidl_sim.commands.extra_options import extra_options
 from cidl_sim.core.errors import InputError, did_you_mean
@@ -23,7 +24,7 @@ from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.files import read_text
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.coreml.macos import check_macos
-from cidl_sim.executor.job import BackendName, ComputeUnits, Job, JobResult, describe_mode, run_job
+from cidl_sim.executor.job import BackendName, ComputeUnits, Job, JobResult, RunSummary, describe_mode, run_job
 from cidl_sim.pipelines.catalog import pipeline_of_plan
 from cidl_sim.pipelines.pipeline import Pipeline
 from cidl_sim.report.tables import comparison_table
@@ -31,32 +32,34 @@ from cidl_sim.report.tables import comparison_table
 
 def run(
     context: typer.Context,
-    plan_file: Annotated[Path, Optional("--plan", help="The plan to run.")],
+    plan_file: Annotated[Path, Option("--plan", help="The plan to run.")],
     store: Annotated[
-        Path, Optional("--store", metavar="DIR", help="The block store; of --backend mil and coreml, the export.")
+        Path, Option("--store", metavar="DIR", help="The block store; of --backend mil and coreml, the export.")
     ],
     out: Annotated[
-        Path, Optional("-o", help="What to write: a video (.mp4), an image (.png); several get numbers: out-1.mp4, ...")
+        Path, Option("-o", help="What to write: a video (.mp4), an image (.png); several get numbers: out-1.mp4, ...")
     ],
-    prompt: Annotated[str | None, Optional("--prompt", help="What it should show.")] = None,
+    prompt: Annotated[str | None, Option("--prompt", help="What it should show.")] = None,
     prompts_file: Annotated[
-        Path | None, Optional("--prompts", help="A prompt a line; the plan must be for as many (workload ...-3p).")
+        Path | None, Option("--prompts", help="A prompt a line; the plan must be for as many (workload ...-3p).")
     ] = None,
-    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
-    memory_limit: Annotated[int | None, Optional("--memory-limit", help="Bytes; default: the plan's.")] = None,
-    trace_file: Annotated[Path | None, Optional("--trace", help="Write the recorded trace.")] = None,
+    seed: Annotated[int, Option("--seed", help="Seed of the initial noise.")] = 42,
+    memory_limit: Annotated[
+        int | None, Option("--memory-limit", metavar="BYTES", parser=some_bytes, help="Default: the plan's.")
+    ] = None,
+    trace_file: Annotated[Path | None, Option("--trace", help="Write the recorded trace.")] = None,
     pictures_folder: Annotated[
-        Path | None, Optional("--png", help="Also write each frame of a video to this folder.")
+        Path | None, Option("--png", help="Also write each frame of a video to this folder.")
     ] = None,
     device: ComputeDeviceOption = "cpu",
     backend: Annotated[
-        str, Optional("--backend", help="torch; mil: packages, interpreted; coreml: packages, by Core ML (macOS).")
+        str, Option("--backend", help="torch; mil: packages, interpreted; coreml: packages, by Core ML (macOS).")
     ] = "torch",
     compute_units: Annotated[
-        str | None, Optional("--compute-units", help="Of Core ML: all, cpu_only, cpu_and_gpu or cpu_and_ne.")
+        str | None, Option("--compute-units", help="Of Core ML: all, cpu_only, cpu_and_gpu or cpu_and_ne.")
     ] = None,
-    verify: Annotated[bool, Optional("--verify", help="Check every hash of the store again.")] = False,
-    resume: Annotated[bool, Optional("--resume", help="Go on from the last denoising step of a killed run.")] = False,
+    verify: Annotated[bool, Option("--verify", help="Check every hash of the store again.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Go on from the last denoising step of a killed run.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a plan with the real executor, under a memory limit that the kernel enforces.
@@ -105,19 +108,18 @@ def run(
         # On an accelerator the limit is about its memory, which PyTorch is told to stay within.
         kernel_limit = limit if device == "cpu" else None
         result = run_job(job, kernel_limit_bytes=kernel_limit, on_progress=lambda *state: step("run", *state))
-    summary = {
-        pipeline.output: str(out),
-        f"{pipeline.output}s": [str(output) for output in outputs],
-        "memory_limit_bytes": limit,
-        **result.model_dump(mode="json"),
-    }
+    named, files = str(out), tuple(str(output) for output in outputs)
+    videos = {"video": named, "videos": files} if pipeline.output == "video" else {}
+    summary = RunSummary.model_validate(
+        {**dict(result), **videos, "output": named, "outputs": files, "memory_limit_bytes": limit}
+    )
     show(summary, as_json, lambda: _told(outputs, result, limit))
 
 
 def demo(
-    out: Annotated[Path, Optional("--out", help="The folder for everything the demo makes.")],
-    prompt: Annotated[str | None, Optional("--prompt", help="What the video should show.")] = None,
-    seed: Annotated[int, Optional("--seed", help="Seed of the initial noise.")] = 42,
+    out: Annotated[Path, Option("--out", help="The folder for everything the demo makes.")],
+    prompt: Annotated[str | None, Option("--prompt", help="What the video should show.")] = None,
+    seed: Annotated[int, Option("--seed", help="Seed of the initial noise.")] = 42,
     as_json: AsJson = False,
 ) -> None:
     """The main job end to end: build, measure, plan, run under a real limit, simulate, compare."""
@@ -131,15 +133,15 @@ def demo(
     def lines() -> list[Any]:
         killed = made.control.killed
         return [
-            f"\n{summary['weights_bytes'] / 1e6:.0f} MB of weights, {summary['memory_limit_bytes'] / 1e6:.0f} MB for "
-            f"everything, held by {describe_mode(summary['enforced_by'])}",
+            f"\n{summary.weights_bytes / 1e6:.0f} MB of weights, {summary.memory_limit_bytes / 1e6:.0f} MB for "
+            f"everything, held by {describe_mode(summary.enforced_by)}",
             "control, everything resident: "
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
-            comparison_table(list(summary["policies"].values())),
+            comparison_table(list(summary.policies.values())),
             "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, "
             "so it may be far off (docs/validation.md)",
-            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary['best_policy']})",
-            *showcase.words(summary["trained"], out / "trained"),
+            f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary.best_policy})",
+            *showcase.words(summary.trained, out / "trained"),
         ]
 
     show(summary, as_json, lines)

@@ -9,12 +9,13 @@ import typer
 
 from cidl_sim.commands.console import (
     AsJson,
-    Optional,
+    Option,
     messages,
     print_json_text,
     rows_as_object,
     screen,
     show,
+    some_bytes,
 )
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.workload import Workload
@@ -30,14 +31,15 @@ from cidl_sim.report.tables import (
 def workloads(
     name: Annotated[str | None, typer.Argument(help="A named workload or a workload file.")] = None,
     from_torch: Annotated[
-        str | None, Optional("--from-torch", metavar="MODULE:FACTORY", help="Measure your own torch module.")
+        str | None, Option("--from-torch", metavar="MODULE:FACTORY", help="Measure your own torch module.")
     ] = None,
     block_limit: Annotated[
-        int | None, Optional("--block-limit", metavar="BYTES", min=1, help="Largest block. Default: the largest layer.")
+        int | None,
+        Option("--block-limit", metavar="BYTES", parser=some_bytes, help="Largest block. Default: the largest layer."),
     ] = None,
-    depth: Annotated[int | None, Optional("--depth", min=0, help="Levels of submodules to cut between.")] = None,
-    rounds: Annotated[int | None, Optional("--rounds", min=1, help="How often the module runs.")] = None,
-    out: Annotated[Path | None, Optional("-o", help="Write the workload file.")] = None,
+    depth: Annotated[int | None, Option("--depth", min=0, help="Levels of submodules to cut between.")] = None,
+    rounds: Annotated[int | None, Option("--rounds", min=1, help="How often the module runs.")] = None,
+    out: Annotated[Path | None, Option("-o", help="Write the workload file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the named workloads, show one block by block, or make one from a torch module."""

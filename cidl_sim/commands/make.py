@@ -9,13 +9,19 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from cidl_sim.blocks.cuts import Dtype
-from cidl_sim.commands.console import AsJson, Optional, StoreOption, progress, show
+from cidl_sim.commands.console import (
+    AsJson,
+    Option,
+    StoreOption,
+    progress,
+    show,
+)
 from cidl_sim.commands.extra_options import extra_options
 from cidl_sim.core.errors import InputError
 from cidl_sim.pipelines.catalog import find_model, pipeline_of, pipelines
 from cidl_sim.pipelines.pipeline import ModelSizes
 
-PartitionOption = Annotated[str, Optional("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")]
+PartitionOption = Annotated[str, Option("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")]
 
 
 def model_build(
@@ -23,14 +29,12 @@ def model_build(
     name: Annotated[
         str | None, typer.Argument(help="A model's name: the first part of a workload's. Default: small.")
     ] = None,
-    size: Annotated[
-        str | None, Optional("--size", help="As NAME; also full, small, tiny, or shapes (trained).")
-    ] = None,
+    size: Annotated[str | None, Option("--size", help="As NAME; also full, small, tiny, or shapes (trained).")] = None,
     seed: Annotated[
         int | None,
-        Optional("--random", help="Seed of the random weights; 0, but for a model that has trained ones."),
+        Option("--random", help="Seed of the random weights; 0, but for a model that has trained ones."),
     ] = None,
-    dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[str, Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     partition: PartitionOption = "reference",
     as_json: AsJson = False,
 ) -> None:
@@ -55,9 +59,9 @@ def model_build(
 def model_import(
     context: typer.Context,
     store: StoreOption,
-    dtype: Annotated[str, Optional("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    dtype: Annotated[str, Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     partition: PartitionOption = "reference",
-    size: Annotated[str | None, Optional("--size", help="The model, where its parts are given: its name.")] = None,
+    size: Annotated[str | None, Option("--size", help="The model, where its parts are given: its name.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a block store from a published checkpoint; an interrupted import goes on where it stopped.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cidl_sim.commands.console import (
     AsJson,
     ComputeDeviceOption,
-    Optional,
+    Option,
     StoreOption,
     ThreadsOption,
     compute_device_named,
@@ -26,16 +25,16 @@ from cidl_sim.report.tables import calibration_table, comparison_table, validati
 
 if TYPE_CHECKING:
     from cidl_sim.executor.job import ComputeDevice
-    from cidl_sim.validation.compare import Case
+    from cidl_sim.validation.compare import MeasuredCase
 
 
 def calibrate(
     store: StoreOption,
-    out: Annotated[Path, Optional("-o", help="The device file to write.")],
+    out: Annotated[Path, Option("-o", help="The device file to write.")],
     workload_name: Annotated[
-        str | None, Optional("--workload", help="Measure the blocks of this named workload.")
+        str | None, Option("--workload", help="Measure the blocks of this named workload.")
     ] = None,
-    repeats: Annotated[int, Optional("--repeats", min=1, help="Runs of each kind, interleaved.")] = 3,
+    repeats: Annotated[int, Option("--repeats", min=1, help="Runs of each kind, interleaved.")] = 3,
     device_name: ComputeDeviceOption = "cpu",
     threads: ThreadsOption = None,
     as_json: AsJson = False,
@@ -69,17 +68,17 @@ def calibrate(
 def validate(
     stores: Annotated[
         list[Path] | None,
-        Optional("--store", metavar="DIR", help="A block store; more than one: partitions of a model."),
+        Option("--store", metavar="DIR", help="A block store; more than one: partitions of a model."),
     ] = None,
     traces: Annotated[
-        Path | None, Optional("--traces", metavar="DIR", help="Compare with the runs recorded here; nothing is run.")
+        Path | None, Option("--traces", metavar="DIR", help="Compare with the runs recorded here; nothing is run.")
     ] = None,
     workload_name: Annotated[
-        str | None, Optional("--workload", help="A variant of the store's model to vary from.")
+        str | None, Option("--workload", help="A variant of the store's model to vary from.")
     ] = None,
-    repeats: Annotated[int, Optional("--repeats", min=1, help="Real runs of each policy, interleaved.")] = 3,
+    repeats: Annotated[int, Option("--repeats", min=1, help="Real runs of each policy, interleaved.")] = 3,
     out: Annotated[
-        Path, Optional("-o", metavar="DIR", help="For validation.json and .png; with --store also plans, runs, videos.")
+        Path, Option("-o", metavar="DIR", help="For validation.json and .png; with --store also plans, runs, videos.")
     ] = Path("validation-out"),
     device_name: ComputeDeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -98,11 +97,11 @@ def validate(
     else:
         cases = _validation_runs(stores or [], workload_name, repeats, out, compute_device_named(device_name), threads)
     with progress() as step:
-        figures = report(cases, lambda done, total: step("compare", done, total, ""))
+        figures = report(cases, partial(step, "compare"))
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "validation.json", json.dumps(figures, indent=1) + "\n")
+    write_text(out / "validation.json", figures.model_dump_json(indent=1) + "\n")
     draw_validation(figures, out / "validation.png")
-    show(figures, as_json, lambda: [comparison_table(figures["policies"]), *validation_lines(figures), f"in {out}"])
+    show(figures, as_json, lambda: [comparison_table(figures.policies), *validation_lines(figures), f"in {out}"])
 
 
 def _validation_runs(
@@ -112,7 +111,7 @@ def _validation_runs(
     out: Path,
     compute_device: ComputeDevice,
     threads: int | None,
-) -> list[Case]:
+) -> list[MeasuredCase]:
     from cidl_sim.demo import PROMPT
     from cidl_sim.executor.store import BlockStore
     from cidl_sim.validation.campaign import validate_machine

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +10,7 @@ import typer
 
 from cidl_sim.commands.console import (
     AsJson,
-    Optional,
+    Option,
     SetOption,
     WorkloadArgument,
     check_picture,
@@ -22,37 +20,32 @@ from cidl_sim.commands.console import (
 )
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
-from cidl_sim.core.plan import Plan
-from cidl_sim.core.trace import Trace
-from cidl_sim.core.workload import Workload
+from cidl_sim.core.reports import InfeasiblePlan, PlanReport
 from cidl_sim.pipelines.catalog import cut_choices, find_workload
-from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.report.tables import devices_table, plan_tables
 
 if TYPE_CHECKING:
-    from cidl_sim.planner.partitions import ChosenPartition
+    from cidl_sim.planner.report import FoundPlan
 
 
 def plan_command(
     workload_name: WorkloadArgument,
     device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
-    policy: Annotated[str | None, Optional("--policy", help="Without it: the best plan that is found.")] = None,
-    out: Annotated[
-        Path | None, Optional("-o", "--output", help="The plan file (a folder, for several devices).")
-    ] = None,
+    policy: Annotated[str | None, Option("--policy", help="Without it: the best plan that is found.")] = None,
+    out: Annotated[Path | None, Option("-o", "--output", help="The plan file (a folder, for several devices).")] = None,
     time_limit_s: Annotated[
-        float, Optional("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
+        float, Option("--time-limit", metavar="S", min=0.0, help="Seconds to look for a better plan and bound.")
     ] = 10.0,
     target_s: Annotated[
-        float | None, Optional("--target-s", metavar="T", help="Also the least memory, bandwidth and compute for T.")
+        float | None, Option("--target-s", metavar="T", help="Also the least memory, bandwidth and compute for T.")
     ] = None,
-    with_curve: Annotated[bool, Optional("--memory-curve", help="Also the makespan against the memory limit.")] = False,
+    with_curve: Annotated[bool, Option("--memory-curve", help="Also the makespan against the memory limit.")] = False,
     partition: Annotated[
-        str | None, Optional("--partition", metavar="auto", help="Also choose the cut into blocks.")
+        str | None, Option("--partition", metavar="auto", help="Also choose the cut into blocks.")
     ] = None,
-    plot: Annotated[Path | None, Optional("--plot", help="Draw the memory curve (of one device).")] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Draw the memory curve (of one device).")] = None,
     rounds_plot: Annotated[
-        Path | None, Optional("--rounds-plot", help="Draw three rounds beside on_device_sora's (of one device).")
+        Path | None, Option("--rounds-plot", help="Draw three rounds beside on_device_sora's (of one device).")
     ] = None,
     settings: SetOption = None,
     as_json: AsJson = False,
@@ -72,34 +65,34 @@ def plan_command(
         raise InputError(
             f"--partition {partition!r}: write auto; a fixed one is part of the workload's name (...-fine)"
         )
+    from cidl_sim.planner.report import PlanQuestions, find_plan, infeasible_plan, plan_report
+
     given = find_workload(workload_name)
+    choices = cut_choices(given)
     devices = [device_with(name, settings) for name in device_names]
     labels = _labels(devices)
-    results: list[dict[str, Any]] = []
+    asked = PlanQuestions(policy, time_limit_s, partition is not None, target_s, with_curve)
+    results: list[PlanReport | InfeasiblePlan] = []
     for label, device in zip(labels, devices, strict=True):
-        target = out / f"{label}.json" if out is not None and len(devices) > 1 else out
+        file = out / f"{label}.json" if out is not None and len(devices) > 1 else out
         with progress(fleeting=True) as shown:
             step = _naming(label, shown)
             try:
-                chosen = _partitioned(given, device, policy, time_limit_s, step) if partition else None
-                workload = chosen.cut.workload if chosen else given
-                figures = _planned(workload, device, policy, time_limit_s, target, rounds_plot, step, chosen)
-                if target_s is not None:
-                    from cidl_sim.planner.inverse import least_for
-
-                    figures["target_s"] = target_s
-                    figures["least"] = [asdict(row) for row in least_for(workload, device, target_s, step)]
-                if with_curve:
-                    figures.update(_memory_curve(workload, device, policy, step))
+                found = find_plan(given, device, asked, choices, step)
+                if file is not None:
+                    found.write(file)
+                if rounds_plot is not None:
+                    _draw_rounds(found, rounds_plot)
+                results.append(plan_report(found, asked, file=file, on_step=step))
             except InfeasibleError as problem:
                 if len(devices) == 1:
                     raise
-                figures = _infeasible(given, device, problem)
-        results.append(figures)
-    if all(figures["makespan_s"] is None for figures in results):
-        reasons = (f"{label}: {figures['infeasible']}" for label, figures in zip(labels, results, strict=True))
+                results.append(infeasible_plan(given, device, problem))
+    refused = [report for report in results if isinstance(report, InfeasiblePlan)]
+    if len(refused) == len(results):
+        reasons = (f"{label}: {report.infeasible}" for label, report in zip(labels, refused, strict=True))
         raise InfeasibleError("it fits none of the devices: " + "; ".join(reasons))
-    if plot is not None:
+    if plot is not None and isinstance(results[0], PlanReport):
         from cidl_sim.report.what_if import draw_memory_curve
 
         draw_memory_curve(results[0], plot)
@@ -132,115 +125,14 @@ def _naming(label: str, step: Any) -> Any:
     return lambda name, done, total, detail: step(f"{name} for {label}", done, total, detail)
 
 
-def _infeasible(workload: Workload, device: DeviceProfile, problem: InfeasibleError) -> dict[str, Any]:
-    return {
-        "workload": workload.name,
-        "device": device.name,
-        "makespan_s": None,
-        "memory_limit_bytes": device.memory_limit_bytes,
-        "infeasible": str(problem),
-    }
-
-
-def _tables(labels: list[str], results: list[dict[str, Any]]) -> list[Any]:
-    tables = [table for figures in results if figures["makespan_s"] is not None for table in plan_tables(figures)]
+def _tables(labels: list[str], results: list[PlanReport | InfeasiblePlan]) -> list[Any]:
+    tables = [table for report in results if isinstance(report, PlanReport) for table in plan_tables(report)]
     return tables if len(results) == 1 else [*tables, devices_table(labels, results)]
 
 
-def _partitioned(
-    workload: Workload, device: DeviceProfile, policy: str | None, time_limit_s: float, step: Any
-) -> ChosenPartition:
-    from cidl_sim.planner.partitions import best_partition
-
-    observe = partial(step, "cut")
-    return best_partition(
-        workload, device, cut_choices(workload), policy=policy, time_limit_s=time_limit_s, on_step=observe
-    )
-
-
-def _planned(
-    workload: Workload,
-    device: DeviceProfile,
-    policy: str | None,
-    time_limit_s: float,
-    file: Path | None,
-    rounds_plot: Path | None,
-    step: Any,
-    chosen: ChosenPartition | None,
-) -> dict[str, Any]:
-    from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan
-    from cidl_sim.planner.explain import explain
-    from cidl_sim.planner.partitions import check_fits
-    from cidl_sim.planner.planner import best_plan
-
-    check_fits(workload, device, cut_choices(workload))
-    notes: tuple[str, ...] = ()
-    if chosen is not None:
-        found = chosen.planned
-        plan, trace, baselines, notes = found.plan, found.trace, found.baselines, found.notes
-    elif policy is not None:
-        plan, trace = evaluated_plan(policy, workload, device)
-        baselines = baseline_makespans(workload, device)
-    else:
-        observe = partial(step, "plan")
-        found = best_plan(workload, device, time_limit_s=time_limit_s, on_step=observe)
-        plan, trace, baselines, notes = found.plan, found.trace, found.baselines, found.notes
-    if file is not None:
-        plan.write(file)
-        if chosen and chosen.is_unnamed:
-            workload.write(file.with_suffix(".workload.json"))
-    if rounds_plot is not None:
-        _draw_rounds(workload, device, plan, trace, rounds_plot)
-    times = None
-    if device.coreml is not None:
-        from cidl_sim.coreml.cost import run_sentence, run_times
-
-        times = run_times(workload, device, plan)
-        notes = (*notes, run_sentence(times))
-    return {
-        "workload": workload.name,
-        "device": device.name,
-        "policy": plan.policy,
-        "makespan_s": plan.makespan_s,
-        "lower_bound_s": plan.lower_bound,
-        "gap": plan.gap,
-        "proven_optimal": plan.proven_optimal,
-        "proof_scope": plan.proof_scope,
-        "peak_resident_bytes": plan.peak_resident_bytes,
-        "memory_limit_bytes": plan.memory_limit_bytes,
-        "baselines": baselines,
-        "first_run_s": times.first_s if times else None,
-        "later_run_s": times.later_s if times else None,
-        "fall_backs": list(trace.header.fall_backs),
-        "file": str(file) if file else None,
-        "explanation": [*explain(workload, device, plan, trace, baselines), *notes],
-        **(chosen.figures() if chosen else {}),
-    }
-
-
-def _draw_rounds(workload: Workload, device: DeviceProfile, plan: Plan, trace: Trace, path: Path) -> None:
-    """The plan's rounds above those of the reference app's policy, where that fits and is not the plan itself."""
-    from cidl_sim.policies.catalog import make_plan
+def _draw_rounds(found: FoundPlan, path: Path) -> None:
+    """The plan's rounds above those of the reference app's policy."""
     from cidl_sim.report.rounds import draw_rounds
-    from cidl_sim.simulator.engine import simulate
 
-    traces, title = [(plan.policy, trace)], f"{workload.name} on {device.name}"
-    if plan.policy != REFERENCE:
-        try:
-            traces.append((REFERENCE, simulate(workload, device, make_plan(REFERENCE, workload, device))))
-        except InfeasibleError:
-            title += f" ({REFERENCE} does not fit)"
+    traces, title = found.beside_the_reference()
     draw_rounds(traces, path, title)
-
-
-def _memory_curve(workload: Workload, device: DeviceProfile, policy: str | None, step: Any) -> dict[str, Any]:
-    from cidl_sim.planner.break_points import memory_curve, memory_points
-    from cidl_sim.planner.reruns import Reruns, best_policy
-
-    reruns = Reruns(workload, device, policy or best_policy(workload, device))
-    points = memory_points(reruns, step)
-    return {
-        "curve_policy": reruns.policy,
-        "memory_points": [asdict(point) for point in points],
-        "memory_curve": [asdict(point) for point in memory_curve(reruns, points, step)],
-    }

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cidl_sim.commands.console import AsJson, Optional, SetOption, device_with, progress, show
+from cidl_sim.commands.console import AsJson, Option, SetOption, device_with, progress, show
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError, PlanError, TraceError
 from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.files import read_json, validated
-from cidl_sim.core.plan import Plan
+from cidl_sim.core.plan import FORMAT_1, Plan
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload, describe_difference
@@ -34,7 +34,7 @@ def report(
     device_name: Annotated[
         str | None, typer.Argument(metavar="DEVICE", help="That of the plan or trace, likewise.")
     ] = None,
-    out: Annotated[Path, Optional("-o", metavar="DIR", help="The folder for the page and the pictures.")] = Path(
+    out: Annotated[Path, Option("-o", metavar="DIR", help="The folder for the page and the pictures.")] = Path(
         "report"
     ),
     settings: SetOption = None,
@@ -103,6 +103,7 @@ Setting = tuple[Workload, DeviceProfile]
 
 
 def _run_report(source: Path, given: Setting | None, out: Path) -> dict[str, Any]:
+    from cidl_sim.planner.comparison import comparison_of
     from cidl_sim.report.page import write_page
     from cidl_sim.report.run_page import run_page
 
@@ -111,7 +112,7 @@ def _run_report(source: Path, given: Setting | None, out: Path) -> dict[str, Any
         if isinstance(found, Plan):
             workload, device = given or _setting_of(source, found)
             kind, trace = "plan", _simulated(found, workload, device, step)
-            comparison = _comparison(workload, device, found, step)
+            comparison = comparison_of(workload, device, found, step)
             notes += _first_and_later_runs(workload, device, found)
         else:
             kind, trace = "trace", found
@@ -135,11 +136,11 @@ def _read(source: Path) -> Plan | Trace:
         return read_trace(source)
     data = read_json(source, InputError)
     kind = data.get("format") if isinstance(data, dict) else None
-    if kind == Plan.model_fields["format"].default:
+    if kind in (Plan.model_fields["format"].default, FORMAT_1):
         return validated(Plan, data, str(source), PlanError)
     if kind == Trace.model_fields["format"].default:
         return validated(Trace, data, str(source), TraceError)
-    raise InputError(f"{source}: neither a plan (cidl-plan/1) nor a trace (cidl-trace/1), nor a sweep's results folder")
+    raise InputError(f"{source}: neither a plan (cidl-plan/2 or 1) nor a trace (cidl-trace/1), nor a sweep's folder")
 
 
 def _setting_of(source: Path, found: Plan | Trace) -> Setting:
@@ -167,13 +168,14 @@ def _first_and_later_runs(workload: Workload, device: DeviceProfile, plan: Plan)
     """What a plan takes when a device with Core ML loads everything for the first time, and afterwards."""
     if device.coreml is None:
         return []
-    from cidl_sim.coreml.cost import run_sentence, run_times
+    from cidl_sim.simulator.first_run import run_sentence, run_times
 
     return [run_sentence(run_times(workload, device, plan))]
 
 
 def _comparison_of_trace(source: Path, trace: Trace, given: Setting | None, step: Any) -> tuple[Comparison, str]:
     """What a run is compared with, or nothing and why."""
+    from cidl_sim.planner.comparison import comparison_of
     from cidl_sim.report.run_page import Comparison
 
     try:
@@ -186,30 +188,6 @@ def _comparison_of_trace(source: Path, trace: Trace, given: Setting | None, step
     limit = trace.header.memory_limit_bytes
     note = f"Bounds and policies: simulated on {device.name} under the run's limit of {limit} bytes."
     try:
-        return _comparison(workload, with_value(device, "memory_limit_bytes", limit), None, step), note
+        return comparison_of(workload, with_value(device, "memory_limit_bytes", limit), None, step), note
     except InfeasibleError as problem:
         return Comparison(), f"No bounds and no policies beside it: {problem}"
-
-
-def _comparison(workload: Workload, device: DeviceProfile, plan: Plan | None, step: Any) -> Comparison:
-    """Bounds and policies; of a plan for this very device also the bound that was found with it."""
-    from cidl_sim.planner.bounds import (
-        first_load_bound_s,
-        least_loading_s,
-        loading_bound_s,
-        loading_then_executing_bound_s,
-    )
-    from cidl_sim.planner.evaluate import baseline_makespans
-    from cidl_sim.report.run_page import Comparison
-
-    step("bounds", 0, 1, "")
-    least_s = least_loading_s(workload, device)
-    bounds = {
-        "first load, then execution": first_load_bound_s(workload, device),
-        "loading": loading_bound_s(workload, device, least_s),
-        "loading, then the rest": loading_then_executing_bound_s(workload, device, least_s),
-    }
-    if plan is not None and plan.lower_bound is not None and plan.device_sha256 == device.sha256:
-        bounds["found by the planner"] = plan.lower_bound
-    step("policies", 0, 1, "")
-    return Comparison(bounds, baseline_makespans(workload, device))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ from typer import Argument
 
 from cidl_sim.commands.console import (
     AsJson,
-    Optional,
+    Option,
     SetOption,
     check_picture,
     device_with,
@@ -26,6 +26,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.quantities import parse_bytes
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.pipelines.catalog import find_workload
@@ -36,7 +37,7 @@ from cidl_sim.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from cidl_sim.simulator.quantiles import MakespanQuantiles
+    from cidl_sim.core.reports import MakespanQuantiles
 
 
 def simulate(
@@ -44,24 +45,24 @@ def simulate(
         str | None, Argument(metavar="WORKLOAD", help="A named workload or a file; not with --row.")
     ] = None,
     device_name: Annotated[str | None, Argument(metavar="DEVICE", help="A named device or a file; likewise.")] = None,
-    policy: Annotated[str | None, Optional("--policy", help="See 'cidl policies'.")] = None,
-    plan_file: Annotated[Path | None, Optional("--plan", help="Simulate this plan instead of a policy.")] = None,
+    policy: Annotated[str | None, Option("--policy", help="See 'cidl policies'.")] = None,
+    plan_file: Annotated[Path | None, Option("--plan", help="Simulate this plan instead of a policy.")] = None,
     row: Annotated[
-        str | None, Optional("--row", metavar="RESULTS:INDEX", help="A row of a sweep again; also as JSON.")
+        str | None, Option("--row", metavar="RESULTS:INDEX", help="A row of a sweep again; also as JSON.")
     ] = None,
     settings: SetOption = None,
-    seed: Annotated[int | None, Optional("--seed", help="Switch the device's noise on; first seed of --runs.")] = None,
-    runs: Annotated[int | None, Optional("--runs", min=1, help="Quantiles of the makespan over so many seeds.")] = None,
+    seed: Annotated[int | None, Option("--seed", help="Switch the device's noise on; first seed of --runs.")] = None,
+    runs: Annotated[int | None, Option("--runs", min=1, help="Quantiles of the makespan over so many seeds.")] = None,
     limit_changes: Annotated[
         list[str] | None,
-        Optional("--limit-change", metavar="SECONDS:BYTES", help="At that time the memory limit becomes another."),
+        Option("--limit-change", metavar="SECONDS:BYTES", help="At that time the memory limit becomes another."),
     ] = None,
     thermal_steps: Annotated[
         list[str] | None,
-        Optional("--thermal", metavar="SECONDS:FACTOR", help="From then on the executor's rate is times FACTOR."),
+        Option("--thermal", metavar="SECONDS:FACTOR", help="From then on the executor's rate is times FACTOR."),
     ] = None,
-    trace_file: Annotated[Path | None, Optional("--trace", help="Write the simulated trace.")] = None,
-    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
+    trace_file: Annotated[Path | None, Option("--trace", help="Write the simulated trace.")] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Draw the timeline.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a policy or a plan on a device."""
@@ -90,13 +91,13 @@ def simulate(
         draw([(f"simulated, {plan.policy}", trace)], plot, f"{workload.name} on {device.name}")
     summary = {"workload": workload.name, "device": device.name, **trace.summary()}
     if spread is not None:
-        summary.update(makespan_quantiles_s=asdict(spread), runs=runs)
+        summary.update(makespan_quantiles_s=spread.model_dump(), runs=runs)
     show(
         summary,
         as_json,
         lambda: [
             summary_table(f"{workload.name} on {device.name}", trace),
-            *([] if spread is None else [quantiles_line(asdict(spread), runs or 0)]),
+            *([] if spread is None else [quantiles_line(spread, runs or 0)]),
         ],
     )
 
@@ -122,10 +123,7 @@ def _case(
 
 
 def _limit_change(text: str) -> tuple[float, int]:
-    form = "SECONDS:BYTES, such as 2.5:1500000000"
-    at_s, limit_bytes = _at_time("--limit-change", text, form)
-    if not limit_bytes.is_integer():
-        raise InputError(f"--limit-change {text!r}: write {form}")
+    at_s, limit_bytes = _at_time("--limit-change", text, "SECONDS:BYTES, such as 2.5:1.5GB", parse_bytes)
     return at_s, int(limit_bytes)
 
 
@@ -140,12 +138,12 @@ def _heated(device: DeviceProfile, texts: Sequence[str]) -> DeviceProfile:
     return with_value(device, "thermal", [{"after_s": at_s, "factor": factor} for at_s, factor in steps])
 
 
-def _at_time(option: str, text: str, form: str) -> tuple[float, float]:
+def _at_time(option: str, text: str, form: str, parse: Callable[[str], float] = float) -> tuple[float, float]:
     """A time in seconds and a positive, finite value from then on, written with a colon between them."""
     at_s, _, value = text.partition(":")
     try:
-        pair = (float(at_s), float(value))
-    except ValueError:
+        pair = (float(at_s), parse(value))
+    except (ValueError, InputError):
         pair = (-1.0, 0.0)
     if not (0 <= pair[0] < math.inf and 0 < pair[1] < math.inf):
         raise InputError(f"{option} {text!r}: write {form}")
@@ -165,5 +163,5 @@ def _quantiles(
             runs,
             first_seed,
             limit_changes=changes,
-            on_run=lambda done, total: step("seeded runs", done, total, f"of {plan.policy}"),
+            on_run=partial(step, "seeded runs"),
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cidl_sim.commands.console import AsJson, Optional, WorkloadArgument, messages, progress, show
+from cidl_sim.commands.console import AsJson, Option, WorkloadArgument, messages, progress, show
 from cidl_sim.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,18 +21,18 @@ MOST_SHOWN = 30
 def sweep(
     workload_name: WorkloadArgument,
     device_names: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="Named devices or device files.")],
-    grid: Annotated[Path | None, Optional("--grid", help="A TOML file with axes and a sample.")] = None,
+    grid: Annotated[Path | None, Option("--grid", help="A TOML file with axes and a sample.")] = None,
     axes: Annotated[
         list[str] | None,
-        Optional("--axis", metavar="NAME=VALUES", help="Values: 1,2,4 or 0..28 or 1e9..4e9/8log (docs/exploring.md)."),
+        Option("--axis", metavar="NAME=VALUES", help="Values: 1,2,4 or 0..28 or 1GB..4GB/8log (docs/exploring.md)."),
     ] = None,
-    sample: Annotated[str | None, Optional("--sample", metavar="random|lhs", help="A sample, not the grid.")] = None,
-    points: Annotated[int | None, Optional("--points", min=1, help="Points of the sample.")] = None,
-    seed: Annotated[int, Optional("--seed", min=0, help="Of the sample.")] = 0,
-    no_bound: Annotated[bool, Optional("--no-bound", help="Leave the lower bounds out.")] = False,
-    workers: Annotated[int | None, Optional("--workers", min=1, help="A Dask cluster of so many processes.")] = None,
-    cluster: Annotated[str | None, Optional("--cluster", metavar="ADDRESS", help="A Dask scheduler.")] = None,
-    output: Annotated[Path, Optional("-o", "--output", help="The folder of results.")] = Path("results.parquet"),
+    sample: Annotated[str | None, Option("--sample", metavar="random|lhs", help="A sample, not the grid.")] = None,
+    points: Annotated[int | None, Option("--points", min=1, help="Points of the sample.")] = None,
+    seed: Annotated[int, Option("--seed", min=0, help="Of the sample.")] = 0,
+    no_bound: Annotated[bool, Option("--no-bound", help="Leave the lower bounds out.")] = False,
+    workers: Annotated[int | None, Option("--workers", min=1, help="A Dask cluster of so many processes.")] = None,
+    cluster: Annotated[str | None, Option("--cluster", metavar="ADDRESS", help="A Dask scheduler.")] = None,
+    output: Annotated[Path, Option("-o", "--output", help="The folder of results.")] = Path("results.parquet"),
     as_json: AsJson = False,
 ) -> None:
     """Simulate a grid or a sample of policies, workload settings and devices; a second call goes on."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cidl_sim.commands.console import AsJson, Optional, check_picture, draw, show
+from cidl_sim.commands.console import AsJson, Option, check_picture, draw, show
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import read_plan
@@ -21,7 +21,7 @@ TraceArgument = Annotated[Path, typer.Argument(help="A trace file (.json or .jso
 
 def show_trace(
     file: TraceArgument,
-    plot: Annotated[Path | None, Optional("--plot", help="Draw the timeline.")] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Draw the timeline.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a trace: busy times, idle times by cause, memory."""
@@ -36,23 +36,23 @@ def convert(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="A trace file; with --from the files of a recording.")
     ],
-    to: Annotated[str | None, Optional("--to", metavar="FORMAT", help="chrome (JSON) or perfetto (protobuf).")] = None,
+    to: Annotated[str | None, Option("--to", metavar="FORMAT", help="chrome (JSON) or perfetto (protobuf).")] = None,
     source: Annotated[
-        str | None, Optional("--from", metavar="FORMAT", help="instruments: XML that xctrace export wrote.")
+        str | None, Option("--from", metavar="FORMAT", help="instruments: XML that xctrace export wrote.")
     ] = None,
     workload_name: Annotated[
-        str | None, Optional("--workload", metavar="WORKLOAD", help="What the recorded app ran: a name or a file.")
+        str | None, Option("--workload", metavar="WORKLOAD", help="What the recorded app ran: a name or a file.")
     ] = None,
     plan_file: Annotated[
-        Path | None, Optional("--plan", help="The plan that it followed; without it the recording's own is taken.")
+        Path | None, Option("--plan", help="The plan that it followed; without it the recording's own is taken.")
     ] = None,
     device_name: Annotated[
         str | None,
-        Optional("--device", metavar="DEVICE", help="What it ran on; needed without --plan, and for --runs."),
+        Option("--device", metavar="DEVICE", help="What it ran on; needed without --plan, and for --runs."),
     ] = None,
-    out: Annotated[Path | None, Optional("-o", help="The file to write.")] = None,
+    out: Annotated[Path | None, Option("-o", help="The file to write.")] = None,
     runs: Annotated[
-        Path | None, Optional("--runs", metavar="DIR", help="File a recording for cidl validate --traces DIR.")
+        Path | None, Option("--runs", metavar="DIR", help="File a recording for cidl validate --traces DIR.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

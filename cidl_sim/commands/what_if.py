@@ -8,7 +8,7 @@ from typing import Annotated
 from cidl_sim.commands.console import (
     AsJson,
     DeviceArgument,
-    Optional,
+    Option,
     SetOption,
     WorkloadArgument,
     check_picture,
@@ -23,9 +23,9 @@ from cidl_sim.report.tables import what_if_tables
 def whatif(
     workload_name: WorkloadArgument,
     device_name: DeviceArgument,
-    policy: Annotated[str | None, Optional("--policy", help="Without it: the best of all policies.")] = None,
+    policy: Annotated[str | None, Option("--policy", help="Without it: the best of all policies.")] = None,
     settings: SetOption = None,
-    out: Annotated[Path | None, Optional("-o", help="Draw sensitivities and the memory curve.")] = None,
+    out: Annotated[Path | None, Option("-o", help="Draw sensitivities and the memory curve.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Which figures of a device matter for a workload, and where more of them stops paying."""
@@ -34,9 +34,9 @@ def whatif(
 
     workload, device = find_workload(workload_name), device_with(device_name, settings)
     with progress() as step:
-        figures = {**what_if(workload, device, policy, step), "file": str(out) if out is not None else None}
+        found = what_if(workload, device, policy, step).model_copy(update={"file": str(out) if out else None})
     if out is not None:
         from cidl_sim.report.what_if import draw_what_if
 
-        draw_what_if(figures, out)
-    show(figures, as_json, lambda: what_if_tables(figures))
+        draw_what_if(found, out)
+    show(found, as_json, lambda: what_if_tables(found))

@@ -42,7 +42,7 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CostSample:
     """One load or execution: seconds under no conditions, and seconds between being possible and starting.
 
     `fresh_bytes`: what a load took beyond all that weights had held at once until then.
@@ -69,7 +69,7 @@ def kinds_of_visits(trace: Trace) -> list[str]:
     return [kind for o in trace.header.stages for _ in range(o.rounds) for kind in o.kinds]
 
 
-def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touched: bool = False) -> list[Sample]:
+def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touched: bool = False) -> list[CostSample]:
     """Every load and execution of a trace as a sample, free of `conditions`, if any are given.
 
     `all_touched`: all memory had been touched before the run, so that no load is fresh.
@@ -92,7 +92,7 @@ def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touche
             overlap = overlaps.between(min(span.start_s + fixed_s + touch_s, span.end_s), span.end_s)
             seconds = span.end_s - span.start_s - overlap * (1 - 1 / slowdown) - touch_s
             result.append(
-                Sample(
+                CostSample(
                     operation=span.operation,
                     kind=kinds[span.visit],
                     visit=span.visit,
@@ -107,7 +107,7 @@ def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touche
     return result
 
 
-def by_kind(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict[str, list[float]]:
+def by_kind(samples: Iterable[CostSample], value: Callable[[CostSample], float]) -> dict[str, list[float]]:
     """A figure of the samples, by kind."""
     result: dict[str, list[float]] = defaultdict(list)
     for sample in samples:

@@ -23,7 +23,7 @@ from cidl_sim.core.files import sha256_of
 from cidl_sim.core.trace import Origin
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.coreml.macos import compile_package, core_ml, first_line, phys_footprint_bytes
-from cidl_sim.coreml.manifest import Function, TensorSpec
+from cidl_sim.coreml.manifest import PackageFunction, TensorSpec
 from cidl_sim.coreml.packages import Packages
 from cidl_sim.coreml.quiet import quiet
 from cidl_sim.executor.arena import PAGE
@@ -78,7 +78,7 @@ class PackageBackend:
         self.origin = runner.origin
         self.fall_backs = runner.fall_backs
         self._runner = runner
-        self._functions: dict[tuple[str, str], tuple[str, Function]] = {}
+        self._functions: dict[tuple[str, str], tuple[str, PackageFunction]] = {}
         self._visits: dict[str, list[Visit]] = {}
         for visit in workload.visits:
             block = visit.block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cidl_sim.blocks.definition import BlockDefinition
 from cidl_sim.blocks.variants import Variants, of_kind
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.coreml.check import BlockErrors, compare_block
 from cidl_sim.coreml.manifest import Manifest, Package, TensorSpec, read_manifest
 from cidl_sim.executor.store import BlockStore
@@ -22,8 +23,6 @@ from cidl_sim.models.t5 import MASKED
 # The largest relative error in each dtype. Compressed weights have an error of their own, of any size.
 ALLOWED = {"fp32": 2e-6, "fp16": 3e-3}
 _TORCH = {"fp32": torch.float32, "fp16": torch.float16, "int32": torch.int32}
-
-OnFunction = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def check_functions(
     store: BlockStore,
     variants: Variants,
     blocks: Sequence[str] = (),
-    on_function: OnFunction = lambda done, total, name: None,
+    on_function: Progress = silent,
 ) -> list[FunctionCheck]:
     """Compare the functions of an export with PyTorch in fp32, each on the same seeded inputs at the longest prompt.
 

@@ -21,7 +21,7 @@ from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition
 from cidl_sim.blocks.joined import Joined
 from cidl_sim.blocks.variants import Variant
 from cidl_sim.core.errors import StoreError
-from cidl_sim.coreml.manifest import Function, Precision, TensorSpec
+from cidl_sim.coreml.manifest import PackageFunction, Precision, TensorSpec
 from cidl_sim.coreml.quiet import quiet
 from cidl_sim.models import stdit3
 
@@ -38,7 +38,7 @@ _NAMES: dict[torch.dtype, Literal["fp32", "fp16", "int32"]] = {
 _ALWAYS_FP32 = {"frequencies"}
 
 
-def function_of(variant: Variant, precision: Precision) -> Function:
+def function_of(variant: Variant, precision: Precision) -> PackageFunction:
     """Inputs and results of a block, from a run on the meta device. The definitions' dtype is `precision`."""
     with torch.device("meta"):
         module = variant.longest.build().to(TORCH_DTYPES[precision]).eval()
@@ -46,7 +46,7 @@ def function_of(variant: Variant, precision: Precision) -> Function:
     with torch.no_grad():
         results = [_as_tuple(module(*example)) for example in examples]
     names = _input_names(module, len(examples[0]))
-    return Function(
+    return PackageFunction(
         kind=variant.longest.kind,
         inputs=_specs(names, *examples),
         outputs=_specs(_result_names(module, names), *results),
@@ -54,7 +54,7 @@ def function_of(variant: Variant, precision: Precision) -> Function:
 
 
 def convert(
-    definition: BlockDefinition, function: Function, tensors: Mapping[str, Tensor], precision: Precision
+    definition: BlockDefinition, function: PackageFunction, tensors: Mapping[str, Tensor], precision: Precision
 ) -> ct.models.MLModel:
     """The Core ML program of a block with these weights (in any float dtype).
 
@@ -147,7 +147,7 @@ def _work_out_constants(module: nn.Module, definition: BlockDefinition) -> None:
         positions = module._positions(torch.zeros(()))
         setattr(module, "_positions", lambda x: positions)  # noqa: B010
         for name in ("t_embedder", "fps_embedder"):
-            setattr(module, name, _ScalarEmbedder(getattr(module, name)))
+            setattr(module, name, _TabulatedEmbedder(getattr(module, name)))
     for attention in module.modules():
         if isinstance(attention, T5Attention) and attention.has_relative_attention_bias:
             tokens = definition.example()[0].shape[1]
@@ -155,7 +155,7 @@ def _work_out_constants(module: nn.Module, definition: BlockDefinition) -> None:
             attention.compute_bias = lambda *_, bias=bias, **__: bias
 
 
-class _ScalarEmbedder(nn.Module):
+class _TabulatedEmbedder(nn.Module):
     """The embedder of a scalar with its frequencies as a table: the converter's exp differs in the last digit.
 
     An angle is up to a thousand times a frequency, and as much further off.
@@ -208,7 +208,7 @@ def _depend_on_an_input(module: nn.Module, inputs: tuple[Tensor, ...], results: 
 # What stays in fp32
 
 
-def _compute_precision(function: Function, precision: Precision) -> Any:
+def _compute_precision(function: PackageFunction, precision: Precision) -> Any:
     if precision == "fp32":
         return ct.precision.FLOAT32
     fp32_results = [i for i, spec in enumerate(function.outputs) if spec.dtype == "fp32"]

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from cidl_sim.core.costs import knows_cold_load, measured_kind
-from cidl_sim.core.device import DeviceProfile, Mark, Measured
+from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.reports import CoreMLCost, CostMarks, CostSources
 from cidl_sim.core.workload import Block, Workload
 from cidl_sim.coreml.manifest import Manifest
-from cidl_sim.simulator.engine import makespan_s
-
-_WEAKER: tuple[Mark, ...] = ("measured", "published", "derived", "assumed")
+from cidl_sim.simulator.first_run import run_sentence, run_times
 
 
 @dataclass(frozen=True)
@@ -30,37 +28,27 @@ class DiskFigure:
     source: str
 
 
-@dataclass(frozen=True)
-class RunTimes:
-    """Makespans of a plan in seconds, when everything is loaded for the first time on the device and afterwards.
-
-    `first_s` is None where some kinds, `unknown_kinds` with `unknown_share` of the weights, have no cold load in the
-    profile; `first_at_least_s` counts later loads for these. `mark`: the weakest of the profile's figures that were
-    used, None if it has no marks.
-    """
-
-    first_s: float | None
-    first_at_least_s: float
-    later_s: float
-    unknown_kinds: tuple[str, ...]
-    unknown_share: float
-    mark: Mark | None
-
-
-def run_times(workload: Workload, device: DeviceProfile, plan: Plan) -> RunTimes:
-    """Simulate the first run and a later one under `plan`. Errors as of `simulate`."""
-    plan.check_workload(workload)
-    first_s = makespan_s(workload, device, plan)
-    blocks = list(_blocks(workload))
-    unknown = [block for block in blocks if not knows_cold_load(block, device)]
-    unknown_bytes = sum({block.weights: block.weight_bytes for block in unknown}.values())
-    return RunTimes(
-        first_s=None if unknown else first_s,
-        first_at_least_s=first_s,
-        later_s=makespan_s(workload, device.without_cold_loads(), plan),
-        unknown_kinds=tuple(dict.fromkeys(block.kind for block in unknown)),
-        unknown_share=unknown_bytes / workload.weights_bytes if unknown_bytes else 0.0,
-        mark=_weakest_mark(blocks, device),
+def coreml_cost(workload: Workload, device: DeviceProfile, plan: Plan, manifest: Manifest | None) -> CoreMLCost:
+    """Disk, first run and later runs under `plan`; errors as of `packages_on_disk` and `run_times`."""
+    on_disk = packages_on_disk(workload, manifest)
+    compiled = compiled_on_disk(workload, device, on_disk)
+    times = run_times(workload, device, plan)
+    return CoreMLCost(
+        workload=workload.name,
+        device=device.name,
+        policy=plan.policy,
+        packages_bytes=on_disk.bytes,
+        compiled_bytes=compiled.bytes,
+        disk_bytes=on_disk.bytes + compiled.bytes,
+        compile_s=compile_s(workload, device),
+        first_run_s=times.first_s,
+        first_run_at_least_s=times.first_at_least_s,
+        later_run_s=times.later_s,
+        kinds_without_cold_load=times.unknown_kinds,
+        share_without_cold_load=times.unknown_share,
+        marks=CostMarks(packages_bytes=on_disk.mark, compiled_bytes=compiled.mark, costs=times.mark),
+        sources=CostSources(packages_bytes=on_disk.source, compiled_bytes=compiled.source),
+        sentence=run_sentence(times),
     )
 
 
@@ -104,17 +92,6 @@ def compile_s(workload: Workload, device: DeviceProfile) -> float | None:
     return sum(known.values()) if known.keys() == _weights(workload).keys() else None
 
 
-def run_sentence(times: RunTimes) -> str:
-    """First and later runs in a sentence."""
-    later = f"later ones {times.later_s:,.1f} s, until the system throws away what it prepared"
-    if times.first_s is not None:
-        return f"The first run on the device takes {times.first_s:,.1f} s with the loads that prepare models, {later}."
-    unknown = f"no cold load in the profile for {times.unknown_share:.1%} of the weights"
-    return (
-        f"How long the first run takes is unknown ({unknown}), but at least {times.first_at_least_s:,.1f} s; {later}."
-    )
-
-
 def _blocks(workload: Workload) -> Iterable[Block]:
     return (block for stage in workload.stages for block in stage.blocks)
 
@@ -130,16 +107,3 @@ def _per_weights(workload: Workload, by_kind: Mapping[str, float]) -> dict[str, 
         if block.kind in by_kind:
             found[block.weights] = max(found.get(block.weights, 0.0), by_kind[block.kind])
     return found
-
-
-def _weakest_mark(blocks: Iterable[Block], device: DeviceProfile) -> Mark | None:
-    provenance = device.provenance
-    marks = set() if provenance.mark is None else {provenance.mark}
-    for kind in {measured_kind(block.kind, device) for block in blocks}:
-        measured = Measured() if kind is None else device.measured[kind]
-        stems = [f"measured.{kind}"]
-        # The formulas stand in for what was not measured.
-        stems += ["loader.bandwidth", "loader.latency"] if measured.load_s is None else []
-        stems += ["executor.flops", "executor.efficiency"] if measured.exec_s is None else []
-        marks |= {figure.mark for key, figure in provenance.figures.items() if key.startswith(tuple(stems))}
-    return max(marks, key=_WEAKER.index, default=None)

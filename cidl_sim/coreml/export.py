@@ -10,7 +10,7 @@ import gc
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,13 +23,14 @@ from typing import Any
 
 from cidl_sim.blocks.variants import MakeVariants
 from cidl_sim.core.errors import InputError, MachineError, StoreError
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.workload import kind_without_widths
 from cidl_sim.coreml.manifest import (
     MANIFEST,
     Compression,
-    Function,
     Manifest,
     Package,
+    PackageFunction,
     Precision,
     files_of,
     read_manifest,
@@ -40,8 +41,6 @@ from cidl_sim.executor.store import TOKENIZER_FOLDER, BlockStore, copy_tokenizer
 TARGET_NAME = "iOS18"
 _SCRATCH = ".exporting-"
 _LIBRARIES = ("coremltools", "torch")
-
-OnPackage = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def export_blocks(
     compression: Compression = "none",
     blocks: Sequence[str] = (),
     workers: int = 1,
-    on_package: OnPackage = lambda done, total, weights: None,
+    on_package: Progress = silent,
 ) -> Manifest:
     """Export the blocks of a store as `exported` defines them, all in the dtype of `precision`.
 
@@ -126,7 +125,7 @@ def export_package(job: PackageJob) -> Package:
         from cidl_sim.coreml.compression import compress
         from cidl_sim.coreml.conversion import convert, function_of
     variants = job.variants()[job.weights]
-    functions: dict[str, Function] = {}
+    functions: dict[str, PackageFunction] = {}
     errors = []
     with _scratch(job.out) as scratch:
         try:

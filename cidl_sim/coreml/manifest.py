@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record, read_json, validated, write_text
+from cidl_sim.core.plan import FIRST_PIPELINE
 
 Precision = Literal["fp32", "fp16"]
 Compression = Literal["none", "int8", "palette8", "palette6", "palette4"]
@@ -25,7 +26,7 @@ class TensorSpec(Record):
     flexible: tuple[int, ...] = ()
 
 
-class Function(Record):
+class PackageFunction(Record):
     """One function of a package: the kind of block that it computes, inputs and results in the block's order."""
 
     kind: str
@@ -51,7 +52,7 @@ class Package(Record):
     bytes: int = Field(ge=0)
     source_sha256: str
     default_function: str
-    functions: dict[str, Function]
+    functions: dict[str, PackageFunction]
     files: dict[str, PackageFile]
     weight_error: float | None = None
 
@@ -71,7 +72,7 @@ class Manifest(Record):
     """
 
     format: Literal["cidl-coreml/1"] = "cidl-coreml/1"
-    pipeline: str = "open_sora"
+    pipeline: str = FIRST_PIPELINE
     model: str
     sizes: dict[str, Any]
     dtype: Precision

@@ -31,15 +31,15 @@ from cidl_sim.core.errors import InputError, MachineError
 from cidl_sim.core.workload import Block
 from cidl_sim.coreml.check_export import example_input, vocabulary_of
 from cidl_sim.coreml.macos import check_macos
-from cidl_sim.coreml.manifest import Function, Manifest, Package
-from cidl_sim.coreml.profile import BlockSamples, Recording
+from cidl_sim.coreml.manifest import Manifest, Package, PackageFunction
+from cidl_sim.coreml.profile import BlockSamples, CostRecording
 from cidl_sim.coreml.quiet import quiet
 
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 _NUMPY = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32}
 
 Inputs = dict[str, NDArray[Any]]
-OnBlock = Callable[[Recording, int], None]
+OnBlock = Callable[[CostRecording, int], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Target:
 
     weights: str
     name: str
-    function: Function
+    function: PackageFunction
     package: Package
     block: Block
     length: int
@@ -126,7 +126,7 @@ def require_macos() -> None:
 
 def record_this_mac(
     folder: Path, manifest: Manifest, targets: Sequence[Target], compute_units: str, repeats: int, on_block: OnBlock
-) -> Recording:
+) -> CostRecording:
     """Measure on this Mac, each target once cold and `repeats` times later; what could not be measured says why.
 
     `on_block` is given all there is so far, after each block. MachineError off macOS.
@@ -216,7 +216,7 @@ def record_connected(
     *,
     device_name: str,
     team: str | None = None,
-) -> Recording:
+) -> CostRecording:
     """Measure on a device that is connected to this Mac: cold loads and predictions; Xcode signs the runner for `team`.
 
     `on_block` as in `record_this_mac`. MachineError off macOS, without such a device, or where the runner cannot be
@@ -227,7 +227,7 @@ def record_connected(
     os = f"{device.os_version} ({device.os_build_number})"
     recording = _begun(manifest, "remote benchmarker", f"{device.name} ({device.type.value})", os, compute_units)
 
-    async def record() -> Recording:
+    async def record() -> CostRecording:
         # The device's session belongs to the event loop that it was made in.
         prepared, found = await _prepared(device, team), recording
         for target in targets:
@@ -303,8 +303,8 @@ async def _prepared(device: Any, team: str | None) -> Any:
 
 def _begun(
     manifest: Manifest, measured_by: Literal["coremltools", "remote benchmarker"], device: str, os: str, units: str
-) -> Recording:
-    return Recording(
+) -> CostRecording:
+    return CostRecording(
         measured_by=measured_by,
         device=device,
         os=os,
@@ -320,7 +320,7 @@ def _begun(
     )
 
 
-def _with(recording: Recording, measured: BlockSamples) -> Recording:
+def _with(recording: CostRecording, measured: BlockSamples) -> CostRecording:
     return recording.model_copy(update={"blocks": (*recording.blocks, measured)})
 
 

@@ -9,7 +9,7 @@ from cidl_sim.core.checked_files import check_files
 from cidl_sim.core.errors import PackageError
 from cidl_sim.core.files import sha256_of
 from cidl_sim.core.workload import Block, Workload, kind_without_widths
-from cidl_sim.coreml.manifest import MANIFEST, Function, Manifest, Package, read_manifest
+from cidl_sim.coreml.manifest import MANIFEST, Manifest, Package, PackageFunction, read_manifest
 
 
 class Packages:
@@ -50,7 +50,7 @@ class Packages:
             raise PackageError(f"{self.root}: no package of {weights!r}; go on with 'cidl coreml export'")
         return self.manifest.packages[weights]
 
-    def function(self, weights: str, kind: str) -> tuple[str, Function]:
+    def function(self, weights: str, kind: str) -> tuple[str, PackageFunction]:
         """The function of a package that computes this kind of block, and its name. PackageError if there is none."""
         # Exports from before kinds knew widths are of one model each all the same.
         for name, function in self.package(weights).functions.items():

@@ -46,7 +46,7 @@ class BlockSamples(Record):
     problem: str | None = None
 
 
-class Recording(Record):
+class CostRecording(Record):
     """Samples of the blocks of an export on one device (file format `cidl-coreml-samples/1`, JSON).
 
     `measured_by`: "coremltools" on the Mac itself, "remote benchmarker" on a connected device, which gives no later
@@ -72,13 +72,13 @@ class Recording(Record):
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
 
-def read_recording(path: Path) -> Recording:
+def read_recording(path: Path) -> CostRecording:
     """Read and validate recorded samples. InputError names the file and the field."""
-    return validated(Recording, read_json(path, InputError), str(path), InputError)
+    return validated(CostRecording, read_json(path, InputError), str(path), InputError)
 
 
 def build_profile(
-    recording: Recording,
+    recording: CostRecording,
     name: str,
     *,
     memory_limit_bytes: int | None = None,
@@ -164,11 +164,11 @@ def _flops_per_s(measured: Iterable[Measured]) -> float | None:
     return sum(flops for flops, _ in executed) / sum(seconds for _, seconds in executed) if executed else None
 
 
-def _room_for_all(recording: Recording) -> int:
+def _room_for_all(recording: CostRecording) -> int:
     return recording.packages_bytes + max(block.workspace_bytes for block in recording.blocks)
 
 
-def _provenance(recording: Recording, *, has_later_loads: bool, has_limit: bool) -> Provenance:
+def _provenance(recording: CostRecording, *, has_later_loads: bool, has_limit: bool) -> Provenance:
     figures = {
         "memory_limit_bytes": Figure(
             source="chosen" if has_limit else "room for everything; set it to what the app may use", mark="assumed"

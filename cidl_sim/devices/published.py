@@ -20,7 +20,7 @@ from cidl_sim.core.files import Record, read_text, validated
 _SECONDS = {"s": 1.0, "ms": 1e-3}
 
 
-class Conditions(Record):
+class PublishedConditions(Record):
     """Under what a figure was measured. `not_printed` names what the source leaves open; None: does not apply."""
 
     resolution: str | None = Field(default=None, pattern=r"^\d+x\d+$")
@@ -36,7 +36,7 @@ class Conditions(Record):
     ] = ()
 
     @model_validator(mode="after")
-    def _what_is_not_printed_is_not_given(self) -> Conditions:
+    def _what_is_not_printed_is_not_given(self) -> PublishedConditions:
         for name in self.not_printed:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is given and said to be not printed")
@@ -57,7 +57,7 @@ class Conditions(Record):
         return "; ".join(word for word in words if word)
 
 
-class Row(Record):
+class PublishedRow(Record):
     """One published figure. `claim`: a headline whose settings are not given, so nothing can be held against it."""
 
     id: str = Field(min_length=1)
@@ -68,7 +68,7 @@ class Row(Record):
     source: str = Field(min_length=1)
     mark: Mark = "published"
     claim: bool = False
-    conditions: Conditions = Conditions()
+    conditions: PublishedConditions = PublishedConditions()
 
     @property
     def seconds(self) -> float:
@@ -87,18 +87,18 @@ class PublishedFile(Record):
     """A file of rows."""
 
     format: Literal["cidl-published/1"]
-    rows: tuple[Row, ...] = Field(min_length=1)
+    rows: tuple[PublishedRow, ...] = Field(min_length=1)
 
 
-Rows = Mapping[str, Row]
+Rows = Mapping[str, PublishedRow]
 
 
-def read_published(*paths: Path) -> dict[str, Row]:
+def read_published(*paths: Path) -> dict[str, PublishedRow]:
     """The rows of some files by id, in the files' order.
 
     PublishedError names the file and the field, or the id that appears twice.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, PublishedRow] = {}
     for path in paths:
         try:
             data = tomllib.loads(read_text(path, PublishedError))
@@ -111,7 +111,7 @@ def read_published(*paths: Path) -> dict[str, Row]:
     return rows
 
 
-def row_of(rows: Rows, row_id: str) -> Row:
+def row_of(rows: Rows, row_id: str) -> PublishedRow:
     """The row called `row_id`; PublishedError if there is none."""
     if row_id not in rows:
         raise PublishedError(f"no published row {row_id!r}; there are: {', '.join(rows)}")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cidl_sim.core.errors import CidlError, InfeasibleError, InputError, MachineError
 from cidl_sim.core.files import Record
@@ -85,6 +85,24 @@ class JobResult(Record):
     threads: int = 1
     fall_backs: tuple[str, ...] = ()
     killed: bool = False
+
+
+class RunSummary(JobResult):
+    """What `cidl run` says: the result, `output` as it was named, the files that were written, and the limit.
+
+    `video` and `videos` are the same again where videos were made; earlier versions knew nothing else.
+    """
+
+    output: str
+    outputs: tuple[str, ...]
+    video: str | None = None
+    videos: tuple[str, ...] | None = None
+    memory_limit_bytes: int
+
+    @model_serializer(mode="wrap")
+    def _videos_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        return data if self.video is not None else {k: v for k, v in data.items() if k not in ("video", "videos")}
 
 
 class JobInterruptedError(CidlError):

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import replacing
+from cidl_sim.core.plan import FIRST_PIPELINE
 
 FORMAT = "cidl-run/1"
-EARLIER = {"pipeline": "open_sora"}  # what files leave out that are older than the entry
+EARLIER = {"pipeline": FIRST_PIPELINE}  # what files leave out that are older than the entry
 State = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and values that JSON can hold
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from cidl_sim.core.checked_files import check_files
 from cidl_sim.core.errors import MachineError, StoreError
 from cidl_sim.core.files import Record, read_json, replacing, validated, write_text
+from cidl_sim.core.plan import FIRST_PIPELINE
 
 ALIGNMENT = 4096
 TOKENIZER_FOLDER = "tokenizer"  # beside the blocks, if the checkpoint brought one
@@ -58,7 +59,7 @@ class StoreIndex(Record):
     dtype: Literal["fp32", "bf16", "fp16"]
     partition: str = "reference"
     source: str
-    pipeline: str = "open_sora"
+    pipeline: str = FIRST_PIPELINE
     model: dict[str, Any]
     blocks: dict[str, BlockFile]
 

@@ -209,10 +209,9 @@ def pipeline_of_workload(workload: Workload) -> Pipeline:
 
 def pipeline_of_plan(plan: Plan) -> Pipeline:
     """The family whose workload a plan was made for. PlanError for an unknown one."""
-    name = str(plan.workload_settings.get("pipeline", FIRST.name))
-    if name not in pipelines():
-        raise PlanError(f"the plan was made for a model of family {name!r}, which is not known here")
-    return pipelines()[name]
+    if plan.pipeline not in pipelines():
+        raise PlanError(f"the plan was made for a model of family {plan.pipeline!r}, which is not known here")
+    return pipelines()[plan.pipeline]
 
 
 def settings_in(values: Mapping[str, Any], pipeline: Pipeline) -> Any:

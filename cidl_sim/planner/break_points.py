@@ -7,47 +7,22 @@ Bisection takes for granted that more of a figure never hurts; contention can br
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.feasibility import largest_need, resident_need
+from cidl_sim.core.progress import StepProgress, silent
+from cidl_sim.core.reports import BreakPoint, CurvePoint
 from cidl_sim.core.what_if import with_value
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.reruns import Observer, Outcome, Reruns
+from cidl_sim.planner.reruns import Replanned, Reruns
 
 # What shortens the makespan by less than this share does not pay; waits below it count as none.
 PAYS = 1e-3
 CURVE_POINTS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class BreakPoint:
-    """A value of `parameter` at which something changes, in a sentence; None where there is no such value.
-
-    `makespan_s` in seconds and `retained_blocks` are those of the plan made there.
-    """
-
-    name: str
-    parameter: str
-    value: float | None
-    makespan_s: float | None
-    retained_blocks: int | None
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """The makespan in seconds, the least that any plan can have, and what is retained, under one memory limit."""
-
-    memory_limit_bytes: int
-    makespan_s: float
-    lower_bound_s: float
-    retained_blocks: int
-    policy: str
-
-
-def break_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[BreakPoint]:
+def break_points(reruns: Reruns, on_step: StepProgress = silent) -> list[BreakPoint]:
     """The least memory, the memory above which more stops paying, and the two rates at which the binding side changes.
 
     DeviceError where a cost is unknown.
@@ -60,7 +35,7 @@ def break_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[Br
     return points
 
 
-def memory_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[BreakPoint]:
+def memory_points(reruns: Reruns, on_step: StepProgress = silent) -> list[BreakPoint]:
     """The least memory, the memory above which more stops paying, and that from which on the executor never waits."""
     points: list[BreakPoint] = []
     for find in (_least_memory, _enough_memory, _zero_stall):
@@ -70,7 +45,7 @@ def memory_points(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[B
     return points
 
 
-def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: Observer = lambda *_: None) -> list[CurvePoint]:
+def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: StepProgress = silent) -> list[CurvePoint]:
     """The makespan against the memory limit: evenly spaced from the least one to beyond the last point of interest.
 
     The points themselves and the device's own limit are among them.
@@ -87,7 +62,14 @@ def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: Observer = l
         if outcome is not None:
             bound_s = lower_bound_s(reruns.workload, outcome.device)
             retained = reruns.retained_blocks(outcome)
-            curve.append(CurvePoint(limit, outcome.makespan_s, bound_s, retained, outcome.plan.policy))
+            point = CurvePoint(
+                memory_limit_bytes=limit,
+                makespan_s=outcome.makespan_s,
+                lower_bound_s=bound_s,
+                retained_blocks=retained,
+                policy=outcome.plan.policy,
+            )
+            curve.append(point)
     on_step("memory curve", len(limits), len(limits), "")
     return curve
 
@@ -137,7 +119,7 @@ def _zero_stall(reruns: Reruns) -> BreakPoint:
     floor, everything = _floor(reruns), _everything(reruns)
     if not is_hidden(everything):
         never = "the executor waits for loads with all weights in memory too"
-        return BreakPoint("zero_stall", "memory_limit_bytes", None, None, None, never)
+        return BreakPoint(name="zero_stall", parameter="memory_limit_bytes", sentence=never)
     limit = smallest_limit(is_hidden, floor, everything)
     sentence = f"from {bytes_text(limit)} on the executor waits for the first load alone"
     return _at_limit("zero_stall", reruns, limit, sentence)
@@ -146,7 +128,7 @@ def _zero_stall(reruns: Reruns) -> BreakPoint:
 def _hidden_loading(reruns: Reruns) -> BreakPoint:
     """The bandwidth above which the executor waits for the first load alone."""
 
-    def is_hidden(outcome: Outcome) -> bool:
+    def is_hidden(outcome: Replanned) -> bool:
         return _wait_s(reruns, outcome) <= PAYS * outcome.makespan_s
 
     return _at_rate(
@@ -163,7 +145,7 @@ def _hidden_loading(reruns: Reruns) -> BreakPoint:
 def _binding_loader(reruns: Reruns) -> BreakPoint:
     """The executor's rate above which the loader is busy for longer than the executor."""
 
-    def binds(outcome: Outcome) -> bool:
+    def binds(outcome: Replanned) -> bool:
         trace = reruns.trace_of(outcome)
         return trace.loader_busy_s > trace.executor_busy_s
 
@@ -179,13 +161,13 @@ def _binding_loader(reruns: Reruns) -> BreakPoint:
 
 
 def _at_rate(
-    name: str, reruns: Reruns, parameter: str, holds: Callable[[Outcome], bool], at: str, always: str, never: str
+    name: str, reruns: Reruns, parameter: str, holds: Callable[[Replanned], bool], at: str, always: str, never: str
 ) -> BreakPoint:
     section, _, field = parameter.partition(".")
     now = getattr(getattr(reruns.device, section), field)
     if now is None:
-        return BreakPoint(name, parameter, None, None, None, f"{parameter} is not given: {name} is unknown")
-    outcomes: dict[float, Outcome] = {}
+        return BreakPoint(name=name, parameter=parameter, sentence=f"{parameter} is not given: {name} is unknown")
+    outcomes: dict[float, Replanned] = {}
 
     def holds_at(rate: float) -> bool:
         outcomes[rate] = reruns.on(with_value(reruns.device, parameter, rate))
@@ -193,15 +175,26 @@ def _at_rate(
 
     rate = smallest_rate(holds_at, now)
     if rate is None:
-        return BreakPoint(name, parameter, None, None, None, always if holds_at(now) else never)
+        return BreakPoint(name=name, parameter=parameter, sentence=always if holds_at(now) else never)
     found = outcomes[rate]
     sentence = at.format(rate=rate_text(parameter, rate), now=rate_text(parameter, now))
-    return BreakPoint(name, parameter, rate, found.makespan_s, reruns.retained_blocks(found), sentence)
+    return _point(name, parameter, rate, reruns, found, sentence)
 
 
 def _at_limit(name: str, reruns: Reruns, limit: int, sentence: str) -> BreakPoint:
     outcome = reruns.on(with_value(reruns.device, "memory_limit_bytes", limit))
-    return BreakPoint(name, "memory_limit_bytes", limit, outcome.makespan_s, reruns.retained_blocks(outcome), sentence)
+    return _point(name, "memory_limit_bytes", limit, reruns, outcome, sentence)
+
+
+def _point(name: str, parameter: str, value: float, reruns: Reruns, outcome: Replanned, sentence: str) -> BreakPoint:
+    return BreakPoint(
+        name=name,
+        parameter=parameter,
+        value=value,
+        makespan_s=outcome.makespan_s,
+        retained_blocks=reruns.retained_blocks(outcome),
+        sentence=sentence,
+    )
 
 
 def _floor(reruns: Reruns) -> int:
@@ -214,14 +207,14 @@ def _everything(reruns: Reruns) -> int:
     return max(_floor(reruns), reruns.device.baseline_bytes + resident_need(reruns.workload))
 
 
-def _under(reruns: Reruns, limit: int) -> Outcome | None:
+def _under(reruns: Reruns, limit: int) -> Replanned | None:
     try:
         return reruns.on(with_value(reruns.device, "memory_limit_bytes", limit))
     except InfeasibleError:
         return None
 
 
-def _wait_s(reruns: Reruns, outcome: Outcome) -> float:
+def _wait_s(reruns: Reruns, outcome: Replanned) -> float:
     """Seconds in which the executor waits after its first visit began."""
     return reruns.trace_of(outcome).stalls_s
 

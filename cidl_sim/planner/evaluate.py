@@ -34,7 +34,7 @@ def with_predictions(plan: Plan, workload: Workload, device: DeviceProfile, boun
     gap = max(0.0, trace.makespan_s / bound_s - 1) if bound_s > 0 else 0.0
     figures: dict[str, Any] = {
         "makespan_s": trace.makespan_s,
-        "lower_bound": bound_s,
+        "lower_bound_s": bound_s,
         "gap": gap,
         "proven_optimal": gap <= TOLERANCE,
         "proof_scope": "any plan for this workload and device",

@@ -7,16 +7,16 @@ the lower bound says that no plan can, so the two enclose the truth.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError
 from cidl_sim.core.feasibility import largest_need, resident_need
+from cidl_sim.core.progress import StepProgress, silent
+from cidl_sim.core.reports import Least
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.reruns import Observer
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.simulator.engine import makespan_s
 
@@ -25,23 +25,8 @@ POLICIES_TRIED = ("spread", *(name for name in POLICIES if name != "spread"))
 RATES = ("loader.bandwidth_bytes_per_s", "executor.flops_per_s")
 
 
-@dataclass(frozen=True, slots=True)
-class Least:
-    """The least value of `parameter` with which `policy` meets the target, all else as it is; None if none does.
-
-    `needed`: below that no plan whatsoever meets it (None where every value that is tried may do, or none does).
-    """
-
-    parameter: str
-    value: float | None
-    policy: str | None
-    makespan_s: float | None
-    needed: float | None
-    sentence: str
-
-
 def least_for(
-    workload: Workload, device: DeviceProfile, target_s: float, on_step: Observer = lambda *_: None
+    workload: Workload, device: DeviceProfile, target_s: float, on_step: StepProgress = silent
 ) -> list[Least]:
     """The least memory, bandwidth and arithmetic, each on its own, that meet a makespan of `target_s` seconds.
 
@@ -115,10 +100,12 @@ class _Question:
         if needed is not None:
             close = needed >= 0.98 * value
             sentence += ": no plan does with less" if close else f"; no plan does below {text(needed)}"
-        return Least(self._parameter, value, policy, seconds, needed, sentence)
+        return Least(
+            parameter=self._parameter, value=value, policy=policy, makespan_s=seconds, needed=needed, sentence=sentence
+        )
 
     def _none(self, sentence: str, at: float | None = None) -> Least:
         if at is not None:
             bound = lower_bound_s(self._workload, self._with(at))
             sentence += f": no plan is faster than {bound:.4g} s" if bound > self._target_s else " with any policy"
-        return Least(self._parameter, None, None, None, None, sentence)
+        return Least(parameter=self._parameter, sentence=sentence)

@@ -16,10 +16,12 @@ from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError
 from cidl_sim.core.feasibility import check_any_plan_fits, largest_need
+from cidl_sim.core.progress import Progress, silent
+from cidl_sim.core.reports import PartitionRow
 from cidl_sim.core.workload import Block, Workload
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, evaluated_plan
-from cidl_sim.planner.planner import OnStep, Planned, best_plan
+from cidl_sim.planner.planner import Planned, best_plan
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s
 
@@ -73,22 +75,22 @@ class ChosenPartition:
         """Whether its workload can neither be named nor is the one that was given: a plan needs its file beside."""
         return self.store_command is None and self.cut.partition != AS_GIVEN
 
-    def figures(self) -> dict[str, object]:
-        """`partition`, `partitions` (a row for each cut) and `store_command`, as plain figures."""
-        rows = [
-            {
-                "partition": cut.partition,
-                "blocks": len(cut.blocks),
-                "largest_block_bytes": cut.largest_block_bytes,
-                "makespan_s": cut.makespan_s,
-                "lower_bound_s": cut.lower_bound_s,
-                "derived_kinds": cut.derived_kinds,
-                "chosen": cut is self.cut,
-                "remark": cut.remark,
-            }
+    @property
+    def rows(self) -> tuple[PartitionRow, ...]:
+        """A row for each cut that was looked at."""
+        return tuple(
+            PartitionRow(
+                partition=cut.partition,
+                blocks=len(cut.blocks),
+                largest_block_bytes=cut.largest_block_bytes,
+                makespan_s=cut.makespan_s,
+                lower_bound_s=cut.lower_bound_s,
+                derived_kinds=tuple(cut.derived_kinds),
+                chosen=cut is self.cut,
+                remark=cut.remark,
+            )
             for cut in self.cuts
-        ]
-        return {"partition": self.cut.partition, "partitions": rows, "store_command": self.store_command}
+        )
 
 
 def best_partition(
@@ -98,7 +100,7 @@ def best_partition(
     *,
     policy: str | None = None,
     time_limit_s: float = 10.0,
-    on_step: OnStep = lambda done, total, what: None,
+    on_step: Progress = silent,
 ) -> ChosenPartition:
     """The cut with the best plan found, never worse than any policy's plan for the cut that `workload` has.
 
@@ -144,7 +146,7 @@ class _Tried:
     """The cuts that were looked at, each with the bound and the best of a few policies."""
 
     def __init__(
-        self, choices: CutChoices, own: Cut, device: DeviceProfile, policies: tuple[str, ...], on_step: OnStep
+        self, choices: CutChoices, own: Cut, device: DeviceProfile, policies: tuple[str, ...], on_step: Progress
     ) -> None:
         self.own = own
         self.device = device
@@ -277,7 +279,7 @@ def _formula_for_measured(workload: Workload, device: DeviceProfile, known: set[
     return None
 
 
-def _searched(tried: _Tried, deadline_s: float, on_step: OnStep) -> tuple[Cut, Planned]:
+def _searched(tried: _Tried, deadline_s: float, on_step: Progress) -> tuple[Cut, Planned]:
     """The best of the planner's plans for the best cuts; the workload's own is always among them, if it fits."""
     ranked = tried.ranked()
     finalists = ranked[:FINALISTS]
@@ -291,7 +293,7 @@ def _searched(tried: _Tried, deadline_s: float, on_step: OnStep) -> tuple[Cut, P
         left_s = max(0.0, deadline_s - time.monotonic()) / (len(ordered) - done)
         planned = best_plan(cut.workload, tried.device, time_limit_s=left_s if cut in finalists else 0.0)
         seconds = planned.trace.makespan_s
-        cut.makespan_s, cut.lower_bound_s = seconds, planned.plan.lower_bound
+        cut.makespan_s, cut.lower_bound_s = seconds, planned.plan.lower_bound_s
         if best is None or seconds < best[0] * (1 - TOLERANCE):
             best = seconds, cut, planned
     assert best is not None  # look_at_all raises where nothing is ranked

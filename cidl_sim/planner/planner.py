@@ -7,13 +7,13 @@ bound often proves a policy's plan, then to an exact model where the case is sma
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.feasibility import check_any_plan_fits
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import lower_bound_s
@@ -42,7 +42,6 @@ RELAXATION_COLUMNS = 120_000
 # Of the time that is left: for bounds from a few rounds, and for the first search.
 RELAXATION_SHARE = 0.6
 SEARCH_SHARE = 0.6
-OnStep = Callable[[int, int, str], None]  # done, total, what
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def best_plan(
     device: DeviceProfile,
     *,
     time_limit_s: float = 10.0,
-    on_step: OnStep = lambda done, total, what: None,
+    on_step: Progress = silent,
 ) -> Planned:
     """The best plan found within about `time_limit_s`, never worse than any policy's.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
@@ -13,11 +12,9 @@ from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import POLICIES, make_plan
 from cidl_sim.simulator.engine import makespan_s, simulate
 
-Observer = Callable[[str, int, int, str], None]  # step, done, total, detail
-
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Replanned:
     """A changed profile, the plan made for it, and the simulated makespan in seconds."""
 
     device: DeviceProfile
@@ -32,16 +29,16 @@ class Reruns:
         self.workload = workload
         self.device = device
         self.policy = policy
-        self._outcomes: dict[str, Outcome | InfeasibleError] = {}
+        self._outcomes: dict[str, Replanned | InfeasibleError] = {}
         self.here = self.on(device)
         self.trace = self.trace_of(self.here)
 
-    def on(self, device: DeviceProfile) -> Outcome:
+    def on(self, device: DeviceProfile) -> Replanned:
         """The policy's own plan for `device` and its makespan. InfeasibleError where nothing fits."""
         if device.sha256 not in self._outcomes:
             try:
                 plan = make_plan(self.policy, self.workload, device)
-                self._outcomes[device.sha256] = Outcome(device, plan, makespan_s(self.workload, device, plan))
+                self._outcomes[device.sha256] = Replanned(device, plan, makespan_s(self.workload, device, plan))
             except InfeasibleError as problem:
                 self._outcomes[device.sha256] = problem
         outcome = self._outcomes[device.sha256]
@@ -49,11 +46,11 @@ class Reruns:
             raise outcome
         return outcome
 
-    def trace_of(self, outcome: Outcome) -> Trace:
+    def trace_of(self, outcome: Replanned) -> Trace:
         """The simulation behind an outcome."""
         return simulate(self.workload, outcome.device, outcome.plan)
 
-    def retained_blocks(self, outcome: Outcome) -> int:
+    def retained_blocks(self, outcome: Replanned) -> int:
         """How many different sets of weights an outcome's plan keeps from one visit to the next."""
         return len({self.workload.visits[number].block.weights for number in outcome.plan.keep})
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cidl_sim.core.costs import execute_cost, measured_kind
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.errors import DeviceError
+from cidl_sim.core.progress import StepProgress, silent
+from cidl_sim.core.reports import Sensitivity
 from cidl_sim.core.what_if import with_value
-from cidl_sim.planner.reruns import Observer, Reruns
+from cidl_sim.planner.reruns import Reruns
 
 # A figure is divided and multiplied by this. Memory works block by block: a smaller step would often see none.
 STEP = 1.1
@@ -26,26 +27,7 @@ NEGLIGIBLE = 5e-4
 ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
-class Sensitivity:
-    """What a figure of the profile does to the makespan.
-
-    `elasticity`: per cent of makespan for each per cent of the figure, with a new plan at every value;
-    `elasticity_plan_held` with the plan for the unchanged profile. None where neither side can be had. The makespans
-    in seconds, with a new plan, are those at `value` / 1.1 and `value` * 1.1 (channels: half and double), None where
-    the profile cannot take that value or nothing fits. `remark` says why a figure does nothing or has no elasticity.
-    """
-
-    parameter: str
-    value: float | None
-    elasticity: float | None
-    elasticity_plan_held: float | None
-    makespan_below_s: float | None
-    makespan_above_s: float | None
-    remark: str
-
-
-def sensitivities(reruns: Reruns, on_step: Observer = lambda *_: None) -> list[Sensitivity]:
+def sensitivities(reruns: Reruns, on_step: StepProgress = silent) -> list[Sensitivity]:
     """The sensitivity of every figure of memory, loader and executor, and of the largest measured costs.
 
     The strongest come first. DeviceError where a cost is unknown.
@@ -70,7 +52,7 @@ def sensitivity(parameter: str, reruns: Reruns) -> Sensitivity:
     """The sensitivity to one figure, named by its dotted key."""
     value = value_of(parameter, reruns.device)
     if value is None:
-        return Sensitivity(parameter, None, None, None, None, None, "not given: " + _meaning_of_none(parameter))
+        return Sensitivity(parameter=parameter, remark="not given: " + _meaning_of_none(parameter))
     if value == 0:
         return _at_zero(parameter, reruns)
     factor = CHANNELS_STEP if parameter == "loader.channels" else STEP
@@ -86,7 +68,15 @@ def sensitivity(parameter: str, reruns: Reruns) -> Sensitivity:
         remark = _reason(parameter, reruns) if strength < ROUNDING else "counts, but too little to matter"
     if below is not None and below_s is None:
         remark = f"nothing fits at {value / factor:,.0f}"
-    return Sensitivity(parameter, value, elasticity, plan_held, below_s, above_s, remark)
+    return Sensitivity(
+        parameter=parameter,
+        value=value,
+        elasticity=elasticity,
+        elasticity_plan_held=plan_held,
+        makespan_below_s=below_s,
+        makespan_above_s=above_s,
+        remark=remark,
+    )
 
 
 def value_of(parameter: str, device: DeviceProfile) -> float | None:
@@ -127,12 +117,12 @@ def _elasticity(
 
 def _at_zero(parameter: str, reruns: Reruns) -> Sensitivity:
     if not parameter.endswith("_s"):
-        return Sensitivity(parameter, 0.0, None, None, None, None, "zero here: it has no elasticity")
+        return Sensitivity(parameter=parameter, value=0.0, remark="zero here: it has no elasticity")
     device = _changed(parameter, TRIAL_S, reruns.device)
     above = _makespan_s(reruns.replanned_s, device)
     added = 0.0 if above is None else above - reruns.here.makespan_s
     remark = f"zero here: it has no elasticity; {1000 * TRIAL_S:g} ms would add {added:.3g} s"
-    return Sensitivity(parameter, 0.0, None, None, None, above, remark)
+    return Sensitivity(parameter=parameter, value=0.0, makespan_above_s=above, remark=remark)
 
 
 def _largest_measured(reruns: Reruns) -> list[str]:

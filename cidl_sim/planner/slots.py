@@ -58,7 +58,7 @@ def fewest_slots(workload: Workload, device: DeviceProfile, own: Positions, grou
     blocks = repeated_positions(workload, group)
     if (most.bit_length() + 2) * (3 * len(workload.visits) + blocks * len(cut.visits)) > MOST_VISITS:
         return None
-    tried = _Tried(workload, device, own, group, slot, cut)
+    tried = _TriedSlots(workload, device, own, group, slot, cut)
     target_s = tried.best(most)[0] * (1 + PAYS)
 
     def is_enough(slots: int) -> bool:
@@ -80,7 +80,7 @@ def deep_makespan_s(workload: Workload, device: DeviceProfile, retained: Positio
         return math.inf
 
 
-class _Tried:
+class _TriedSlots:
     """The best plan found with so many slots more, each timed on the whole workload."""
 
     def __init__(

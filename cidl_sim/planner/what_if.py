@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
-
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.progress import StepProgress, silent
+from cidl_sim.core.reports import WhatIfReport
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.break_points import break_points, memory_curve
-from cidl_sim.planner.reruns import Observer, Reruns, best_policy
+from cidl_sim.planner.reruns import Reruns, best_policy
 from cidl_sim.planner.sensitivity import sensitivities
 
 
 def what_if(
-    workload: Workload, device: DeviceProfile, policy: str | None = None, on_step: Observer = lambda *_: None
-) -> dict[str, Any]:
-    """Sensitivities, break points and the memory curve of a workload on a device, as plain figures.
+    workload: Workload, device: DeviceProfile, policy: str | None = None, on_step: StepProgress = silent
+) -> WhatIfReport:
+    """Sensitivities, break points and the memory curve of a workload on a device.
 
     Without a policy the best one on the profile as it is. Raises PolicyError, DeviceError where a cost is unknown,
     InfeasibleError (naming the block that binds) where the workload does not fit the profile as it is.
@@ -24,15 +23,15 @@ def what_if(
     found = sensitivities(reruns, on_step)
     points = break_points(reruns, on_step)
     curve = memory_curve(reruns, points, on_step)
-    return {
-        "workload": workload.name,
-        "device": device.name,
-        "policy": reruns.policy,
-        "makespan_s": reruns.here.makespan_s,
-        "memory_limit_bytes": device.memory_limit_bytes,
-        "retained_blocks": reruns.retained_blocks(reruns.here),
-        "sensitivities": [asdict(row) for row in found],
-        "break_points": [asdict(point) for point in points],
-        "memory_curve": [asdict(point) for point in curve],
-        "fall_backs": list(reruns.trace.header.fall_backs),
-    }
+    return WhatIfReport(
+        workload=workload.name,
+        device=device.name,
+        policy=reruns.policy,
+        makespan_s=reruns.here.makespan_s,
+        memory_limit_bytes=device.memory_limit_bytes,
+        retained_blocks=reruns.retained_blocks(reruns.here),
+        sensitivities=tuple(found),
+        break_points=tuple(points),
+        memory_curve=tuple(curve),
+        fall_backs=reruns.trace.header.fall_backs,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.plan import Gate, Load, Plan
+from cidl_sim.core.plan import FIRST_PIPELINE, Gate, Load, Plan
 from cidl_sim.core.workload import Workload
 
 Positions = dict[str, frozenset[int]]  # of the blocks that each group retains
@@ -17,6 +17,7 @@ def build_plan(
     """A plan with its identities filled in and no predictions yet."""
     return Plan(
         policy=policy,
+        pipeline=str(workload.settings.get("pipeline", FIRST_PIPELINE)),
         workload_name=workload.name,
         workload_sha256=workload.sha256,
         workload_settings=workload.settings,

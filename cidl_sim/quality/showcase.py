@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import MachineError
-from cidl_sim.core.files import replacing
+from cidl_sim.core.files import Record, replacing
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.executor.job import Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import SHOWCASE, find_workload, parse_name, pipeline_of
@@ -23,7 +25,6 @@ from cidl_sim.quality.attributes import ATTRIBUTES, attribute_scores, measure_cl
 from cidl_sim.quality.scores import ssim
 from cidl_sim.quality.shapes import Frames, MovingShape, Scene, caption
 
-OnStep = Callable[[str, int, int, str], None]
 # The last two hold combinations of colour, shape and direction that training never showed.
 SCENES = (
     Scene("black", (MovingShape("large", "red", "circle", "right", "quickly"),)),
@@ -70,7 +71,26 @@ class Run:
         return float(np.mean([[score[name] for name in ATTRIBUTES] for score in self.scores]))
 
 
-def run_showcase(out: Path, device: DeviceProfile, seed: int = 42, on_step: OnStep = lambda *_: None) -> dict[str, Any]:
+class ShowcaseFigures(Record):
+    """One setting: evaluations a video, seconds for all videos, and the part of all attributes that is right."""
+
+    lpl: str
+    tdtm: int
+    evaluations_mean: float
+    makespan_s: float
+    attributes_right: float
+
+
+class ShowcaseSummary(Record):
+    """The figures of all settings by name; `ssim_mean`: how alike full and accelerated videos are."""
+
+    prompts: tuple[str, ...]
+    unseen_prompts: int
+    ssim_mean: float
+    settings: dict[str, ShowcaseFigures]
+
+
+def run_showcase(out: Path, device: DeviceProfile, seed: int = 42, on_step: StepProgress = silent) -> ShowcaseSummary:
     """Make all videos, the sheet `trained.png` and the summary, under the device's limit, in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / "store", on_step)
@@ -79,28 +99,28 @@ def run_showcase(out: Path, device: DeviceProfile, seed: int = 42, on_step: OnSt
     return summary_of(runs)
 
 
-def summary_of(runs: Mapping[str, Run]) -> dict[str, Any]:
+def summary_of(runs: Mapping[str, Run]) -> ShowcaseSummary:
     """Figures of both settings, and how alike their videos are."""
     full, accelerated = runs[FULL], runs[ACCELERATED]
     pairs = zip(accelerated.videos, full.videos, strict=True)
-    return {
-        "prompts": [caption(scene) for scene in SCENES],
-        "unseen_prompts": UNSEEN,
-        "ssim_mean": float(np.mean([ssim(one, other) for one, other in pairs])),
-        "settings": {
-            name: {
-                "lpl": SETTINGS[name].lpl,
-                "tdtm": SETTINGS[name].tdtm,
-                "evaluations_mean": run.result.evaluations / len(SCENES),
-                "makespan_s": run.result.makespan_s,
-                "attributes_right": run.accuracy,
-            }
+    return ShowcaseSummary(
+        prompts=tuple(caption(scene) for scene in SCENES),
+        unseen_prompts=UNSEEN,
+        ssim_mean=float(np.mean([ssim(one, other) for one, other in pairs])),
+        settings={
+            name: ShowcaseFigures(
+                lpl=SETTINGS[name].lpl,
+                tdtm=SETTINGS[name].tdtm,
+                evaluations_mean=run.result.evaluations / len(SCENES),
+                makespan_s=run.result.makespan_s,
+                attributes_right=run.accuracy,
+            )
             for name, run in runs.items()
         },
-    }
+    )
 
 
-def _store(root: Path, on_step: OnStep) -> BlockStore:
+def _store(root: Path, on_step: StepProgress) -> BlockStore:
     """The trained weights, written anew: an old store could hold those of another version, and it takes a second."""
     step = "store of the trained model"
     total = len({visit.block.weights for visit in find_workload(WORKLOADS[ACCELERATED]).visits})
@@ -121,7 +141,7 @@ def _store(root: Path, on_step: OnStep) -> BlockStore:
     return import_checkpoints(root, sizes, "fp32", folders, observe_block)
 
 
-def _run(name: str, store: BlockStore, device: DeviceProfile, out: Path, seed: int, on_step: OnStep) -> Run:
+def _run(name: str, store: BlockStore, device: DeviceProfile, out: Path, seed: int, on_step: StepProgress) -> Run:
     workload = find_workload(WORKLOADS[name])
     plan = make_plan(REFERENCE, workload, device)
     plan.write(out / f"plan-{name}.json")
@@ -139,7 +159,7 @@ def _run(name: str, store: BlockStore, device: DeviceProfile, out: Path, seed: i
     result = run_job(
         job,
         kernel_limit_bytes=device.memory_limit_bytes,
-        on_progress=lambda done, total, stage: on_step(step, done, total, stage),
+        on_progress=partial(on_step, step),
     )
     return Run(result, [read_frames(folder) for folder in folders])
 
@@ -179,14 +199,14 @@ def _told(scores: Mapping[str, float]) -> str:
     return f"wrong: {', '.join(wrong)}" if wrong else "all attributes right"
 
 
-def words(summary: Mapping[str, Any], folder: Path) -> Sequence[str]:
+def words(summary: ShowcaseSummary, folder: Path) -> Sequence[str]:
     """The summary for people."""
-    full, fast = summary["settings"][FULL], summary["settings"][ACCELERATED]
-    count = len(summary["prompts"])
+    full, fast = summary.settings[FULL], summary.settings[ACCELERATED]
+    count = len(summary.prompts)
     return [
-        f"trained small model, {count} prompts: full, {full['attributes_right']:.0%} of the attributes right in "
-        f"{full['makespan_s']:.1f} s; LPL {fast['lpl']}, TDTM in {fast['tdtm']} steps: "
-        f"{fast['attributes_right']:.0%} right in {fast['makespan_s']:.1f} s ({fast['evaluations_mean']:.1f} of 30 "
-        f"evaluations, SSIM {summary['ssim_mean']:.2f} against full)",
+        f"trained small model, {count} prompts: full, {full.attributes_right:.0%} of the attributes right in "
+        f"{full.makespan_s:.1f} s; LPL {fast.lpl}, TDTM in {fast.tdtm} steps: "
+        f"{fast.attributes_right:.0%} right in {fast.makespan_s:.1f} s ({fast.evaluations_mean:.1f} of 30 "
+        f"evaluations, SSIM {summary.ssim_mean:.2f} against full)",
         f"its videos: {folder / 'trained.png'}",
     ]

@@ -16,7 +16,7 @@ from typing import Literal
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import TraceError
 from cidl_sim.core.feasibility import check_plan
-from cidl_sim.core.plan import Gate, Load, Plan
+from cidl_sim.core.plan import FIRST_PIPELINE, Gate, Load, Plan
 from cidl_sim.core.recorder import TraceRecorder
 from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.trace import Trace, header_for
@@ -87,6 +87,7 @@ def recorded_plan(recording: Recording, workload: Workload, device: DeviceProfil
     loaded = {load.visit for load in planned}
     following = workload.next_same_weights
     plan = Plan(
+        pipeline=str(workload.settings.get("pipeline", FIRST_PIPELINE)),
         policy=RECORDED,
         workload_name=workload.name,
         workload_sha256=workload.sha256,

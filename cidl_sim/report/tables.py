@@ -8,6 +8,15 @@ from typing import Any
 from rich.table import Table
 
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.reports import (
+    ComparedPolicy,
+    CoreMLCost,
+    InfeasiblePlan,
+    MakespanQuantiles,
+    PlanReport,
+    ValidationReport,
+    WhatIfReport,
+)
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.on_device_sora import REFERENCE
@@ -119,149 +128,145 @@ def summary_table(title: str, trace: Trace) -> Table:
     return table
 
 
-def quantiles_line(quantiles: dict[str, float], runs: int) -> str:
+def quantiles_line(quantiles: MakespanQuantiles, runs: int) -> str:
     """The quantiles of a makespan over seeded runs in one line."""
-    return f"makespan over {runs} seeded runs: " + ", ".join(f"{name} {s:.3f} s" for name, s in quantiles.items())
+    return f"makespan over {runs} seeded runs: " + ", ".join(f"{name} {s:.3f} s" for name, s in quantiles)
 
 
-def _first_and_more(notes: list[str]) -> str:
+def _first_and_more(notes: Sequence[str]) -> str:
     return notes[0] + (f", and {len(notes) - 1} more" if notes[1:] else "")
 
 
-def plan_table(figures: dict[str, Any]) -> Table:
+def plan_table(figures: PlanReport) -> Table:
     """Every baseline beside the bound, for one plan (the figures of `cidl plan`)."""
-    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"
+    title = f"{figures.workload} on {figures.device}: {figures.policy}, {figures.makespan_s:.2f} s"
     table = Table(title=title, title_justify="left", min_width=80)
     table.add_column("policy")
     table.add_column("makespan (s)", justify="right")
     table.add_column("above the bound", justify="right")
-    bound = figures["lower_bound_s"]
-    for policy, seconds in figures["baselines"].items():
+    bound = figures.lower_bound_s
+    for policy, seconds in figures.baselines.items():
         above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+.1%}"
         table.add_row(policy, "does not fit" if seconds is None else f"{seconds:.2f}", above)
-    if figures["policy"].partition(":")[0] not in figures["baselines"]:
-        table.add_row(f"[bold]{figures['policy']}[/bold]", f"{figures['makespan_s']:.2f}", f"{figures['gap']:+.1%}")
-    proven = f"{figures['policy']} is optimal" if figures["proven_optimal"] else ""
+    if figures.policy.partition(":")[0] not in figures.baselines:
+        table.add_row(f"[bold]{figures.policy}[/bold]", f"{figures.makespan_s:.2f}", f"{figures.gap:+.1%}")
+    proven = f"{figures.policy} is optimal" if figures.proven_optimal else ""
     table.add_row("[dim]lower bound[/dim]", f"{bound:.2f}", proven)
-    peak, limit = figures["peak_resident_bytes"] / 1e6, figures["memory_limit_bytes"] / 1e6
-    table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (
-        f"; plan in {figures['file']}" if figures["file"] else ""
-    )
-    if figures["fall_backs"]:
-        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures['fall_backs'])}"
+    peak, limit = figures.peak_resident_bytes / 1e6, figures.memory_limit_bytes / 1e6
+    table.caption = f"peak {peak:,.0f} MB of {limit:,.0f} MB" + (f"; plan in {figures.file}" if figures.file else "")
+    if figures.fall_backs:
+        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures.fall_backs)}"
     return table
 
 
-def partition_tables(figures: dict[str, Any]) -> list[Any]:
+def partition_tables(figures: PlanReport) -> list[Any]:
     """The cuts that were looked at, and how to build a store for the chosen one; nothing if the cut was given."""
-    if "partitions" not in figures:
+    if figures.partition is None:
         return []
-    table = Table(title=f"cuts into blocks: {figures['partition']} is chosen", title_justify="left")
+    table = Table(title=f"cuts into blocks: {figures.partition} is chosen", title_justify="left")
     headings = ("partition", "blocks", "largest (MB)", "makespan (s)", "lower bound (s)", "kinds derived", "")
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("partition", "") else "right")
-    for row in figures["partitions"]:
-        name = f"[bold]{row['partition']}[/bold]" if row["chosen"] else row["partition"]
-        seconds, bound = (_figure(row[key], ".2f") for key in ("makespan_s", "lower_bound_s"))
-        largest, derived = f"{row['largest_block_bytes'] / 1e6:,.1f}", str(len(row["derived_kinds"]))
-        table.add_row(name, str(row["blocks"]), largest, seconds, bound, derived, row["remark"])
-    command = figures["store_command"]
+    for row in figures.partitions:
+        name = f"[bold]{row.partition}[/bold]" if row.chosen else row.partition
+        seconds, bound = _figure(row.makespan_s, ".2f"), _figure(row.lower_bound_s, ".2f")
+        largest, derived = f"{row.largest_block_bytes / 1e6:,.1f}", str(len(row.derived_kinds))
+        table.add_row(name, str(row.blocks), largest, seconds, bound, derived, row.remark)
+    command = figures.store_command
     return [table, *([f"a store for it: {command}"] if command else [])]
 
 
-def plan_tables(figures: dict[str, Any]) -> list[Any]:
+def plan_tables(figures: PlanReport) -> list[Any]:
     """The table of a plan, and what was asked beside it (the figures of `cidl plan`)."""
     parts: list[Any] = [*partition_tables(figures), plan_table(figures)]
-    parts += [f"- {sentence}" for sentence in figures["explanation"]]
-    parts += [f"- {row['sentence']}" for row in figures.get("least", ())]
-    if "memory_curve" in figures:
-        table = Table(title=f"memory curve, {figures['curve_policy']}", title_justify="left")
+    parts += [f"- {sentence}" for sentence in figures.explanation]
+    parts += [f"- {row.sentence}" for row in figures.least]
+    if figures.memory_curve:
+        table = Table(title=f"memory curve, {figures.curve_policy}", title_justify="left")
         for heading in ("memory limit (MB)", "makespan (s)", "lower bound (s)", "retained blocks", ""):
             table.add_column(heading, justify="left" if not heading else "right")
-        marks = {point["value"]: point["name"].replace("_", " ") for point in figures["memory_points"]}
-        for point in figures["memory_curve"]:
-            limit = point["memory_limit_bytes"]
-            own = "profile" if limit == figures["memory_limit_bytes"] else ""
+        marks = {point.value: point.name.replace("_", " ") for point in figures.memory_points}
+        for point in figures.memory_curve:
+            limit = point.memory_limit_bytes
+            own = "profile" if limit == figures.memory_limit_bytes else ""
             table.add_row(
                 f"{limit / 1e6:,.0f}",
-                f"{point['makespan_s']:.2f}",
-                f"{point['lower_bound_s']:.2f}",
-                str(point["retained_blocks"]),
+                f"{point.makespan_s:.2f}",
+                f"{point.lower_bound_s:.2f}",
+                str(point.retained_blocks),
                 ", ".join(mark for mark in (own, marks.get(limit, "")) if mark),
             )
-        parts += [table, *(f"- {point['sentence']}" for point in figures["memory_points"])]
+        parts += [table, *(f"- {point.sentence}" for point in figures.memory_points)]
     return parts
 
 
-def devices_table(labels: Sequence[str], results: Sequence[dict[str, Any]]) -> Table:
+def devices_table(labels: Sequence[str], results: Sequence[PlanReport | InfeasiblePlan]) -> Table:
     """The results of `cidl plan` on several devices, each under its label; where nothing fits, why."""
-    table = Table(title=f"{results[0]['workload']} on {len(results)} devices", title_justify="left")
+    table = Table(title=f"{results[0].workload} on {len(results)} devices", title_justify="left")
     numbers = ("makespan (s)", "bound (s)", "gap", "best policy (s)", "gain", "peak (MB)")
     for heading in ("device", *numbers, "plan file, or why nothing fits"):
         table.add_column(heading, justify="right" if heading in numbers else "left", overflow="fold")
     for label, figures in zip(labels, results, strict=True):
-        if figures["makespan_s"] is None:
-            table.add_row(label, *["-"] * len(numbers), figures["infeasible"])
+        if isinstance(figures, InfeasiblePlan):
+            table.add_row(label, *["-"] * len(numbers), figures.infeasible)
             continue
-        seconds, baselines = figures["makespan_s"], figures["baselines"]
+        seconds, baselines = figures.makespan_s, figures.baselines
         best_s, best = min((s, policy) for policy, s in baselines.items() if s is not None)
         reference_s = baselines[REFERENCE]
         gain = reference_s / seconds - 1 if seconds and reference_s is not None else None
         table.add_row(
             label,
             f"{seconds:.2f}",
-            f"{figures['lower_bound_s']:.2f}",
-            f"{figures['gap']:.1%}",
+            f"{figures.lower_bound_s:.2f}",
+            f"{figures.gap:.1%}",
             f"{best} {best_s:.2f}",
             _figure(gain, "+.1%"),
-            f"{figures['peak_resident_bytes'] / 1e6:,.0f}",
-            figures["file"] or "-",
+            f"{figures.peak_resident_bytes / 1e6:,.0f}",
+            figures.file or "-",
         )
     table.caption = f"gain: how much faster than {REFERENCE} (-: that does not fit)"
     return table
 
 
-def what_if_tables(figures: dict[str, Any]) -> list[Any]:
+def what_if_tables(figures: WhatIfReport) -> list[Any]:
     """Sensitivities as a table and break points as sentences (the figures of `cidl whatif`)."""
-    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}, {figures['makespan_s']:.2f} s"
+    title = f"{figures.workload} on {figures.device}: {figures.policy}, {figures.makespan_s:.2f} s"
     table = Table(title=title, title_justify="left")
     for heading in ("figure", "value", "elasticity", "plan held", "/ 1.1 (s)", "x 1.1 (s)", "remark"):
         table.add_column(
             heading, justify="left" if heading in ("figure", "remark") else "right", no_wrap=heading != "remark"
         )
-    for row in figures["sensitivities"]:
+    for row in figures.sensitivities:
         table.add_row(
-            row["parameter"],
-            "-" if row["value"] is None else f"{row['value']:.4g}",
-            *("-" if row[name] is None else f"{row[name]:+.3f}" for name in ("elasticity", "elasticity_plan_held")),
-            *("-" if row[name] is None else f"{row[name]:.2f}" for name in ("makespan_below_s", "makespan_above_s")),
-            row["remark"],
+            row.parameter,
+            _figure(row.value, ".4g"),
+            *(_figure(slope, "+.3f") for slope in (row.elasticity, row.elasticity_plan_held)),
+            *(_figure(seconds, ".2f") for seconds in (row.makespan_below_s, row.makespan_above_s)),
+            row.remark,
         )
     table.caption = (
         "elasticity: % of makespan for each % of the figure, planned anew; plan held: with the plan as it is"
     )
-    if figures["fall_backs"]:
-        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures['fall_backs'])}"
-    sentences = [f"- {point['sentence']}" for point in figures["break_points"]]
-    return [table, *sentences, *([f"picture in {figures['file']}"] if figures["file"] else [])]
+    if figures.fall_backs:
+        table.caption += f"\nfall-backs (all with --json): {_first_and_more(figures.fall_backs)}"
+    sentences = [f"- {point.sentence}" for point in figures.break_points]
+    return [table, *sentences, *([f"picture in {figures.file}"] if figures.file else [])]
 
 
-def comparison_table(rows: list[dict[str, Any]]) -> Table:
+def comparison_table(rows: Sequence[ComparedPolicy]) -> Table:
     """Simulated beside measured, a row for each policy; who measured and what held the limit, if that is the same."""
     columns: dict[str, list[str]] = {
-        "policy": [row["plan"] if row["plan"].startswith(row["policy"]) else row["policy"] for row in rows],
-        "origin": [", ".join(row["origins"]) for row in rows],
-        "bound by": [row["bound_by"] for row in rows],
-        "simulated (s)": [f"{row['simulated_makespan_s']:.2f}" for row in rows],
-        "measured (s)": [f"{row['measured_makespan_s']:.2f}" for row in rows],
-        "spread": ["-" if row["spread"] is None else f"{row['spread']:.1%}" for row in rows],
-        "prediction": [f"{row['difference']:+.1%}" for row in rows],
-        "replay": [f"{row['replay_error']:+.1%}" for row in rows],
-        "peak, accounted": [f"{row['peak_resident_bytes'] / 1e6:.0f} MB" for row in rows],
-        "peak, kernel": [
-            f"{row['peak_kernel_bytes'] / 1e6:.0f} MB" if row["peak_kernel_bytes"] else "-" for row in rows
-        ],
-        "limit": [row["enforced_by"] for row in rows],
+        "policy": [row.plan if row.plan.startswith(row.policy) else row.policy for row in rows],
+        "origin": [", ".join(row.origins) for row in rows],
+        "bound by": [row.bound_by for row in rows],
+        "simulated (s)": [f"{row.simulated_makespan_s:.2f}" for row in rows],
+        "measured (s)": [f"{row.measured_makespan_s:.2f}" for row in rows],
+        "spread": ["-" if row.spread is None else f"{row.spread:.1%}" for row in rows],
+        "prediction": [f"{row.difference:+.1%}" for row in rows],
+        "replay": [f"{row.replay_error:+.1%}" for row in rows],
+        "peak, accounted": [f"{row.peak_resident_bytes / 1e6:.0f} MB" for row in rows],
+        "peak, kernel": [f"{row.peak_kernel_bytes / 1e6:.0f} MB" if row.peak_kernel_bytes else "-" for row in rows],
+        "limit": [row.enforced_by for row in rows],
     }
     said_once = {name: columns.pop(name)[0] for name in ("origin", "limit") if len(set(columns[name])) == 1}
     title = "simulated against measured"
@@ -274,33 +279,30 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def error_line(figures: dict[str, Any]) -> str:
+def error_line(figures: ValidationReport) -> str:
     """Both errors and the spread in one line."""
-    prediction, replay = figures["prediction_error"], figures["replay_error"]
-    spread = figures["run_to_run_spread"]
+    prediction, replay = figures.prediction_error, figures.replay_error
+    spread = figures.run_to_run_spread
     return (
-        f"prediction error: mean {prediction['mean']:.1%}, max {prediction['max']:.1%}; "
-        f"structure (replay) error: mean {replay['mean']:.1%}, max {replay['max']:.1%}; run-to-run spread: "
+        f"prediction error: mean {prediction.mean:.1%}, max {prediction.max:.1%}; "
+        f"structure (replay) error: mean {replay.mean:.1%}, max {replay.max:.1%}; run-to-run spread: "
         + (f"{spread:.1%}" if spread is not None else "not measured (one run each)")
     )
 
 
-def validation_lines(figures: dict[str, Any]) -> list[str]:
+def validation_lines(figures: ValidationReport) -> list[str]:
     """What the figures of `cidl validate` say beside the table."""
-    shares = ", ".join(f"{cause.replace('_', ' ')} {share:.1%}" for cause, share in figures["shares"].items())
-    names = ("kendall_tau", "peak_memory_error", "accounting_error", "touched_error", "coverage")
-    tau, peak, accounting, touched, coverage = (figures[name] for name in names)
-    origins = ", ".join(f"{count} {origin}" for origin, count in figures["origins"].items())
+    shares = ", ".join(f"{cause.replace('_', ' ')} {share:.1%}" for cause, share in figures.shares.items())
+    origins = ", ".join(f"{count} {origin}" for origin, count in figures.origins.items())
     return [
-        f"runs by origin: {origins}"
-        + ("; simulated ones measure nothing" if "simulated" in figures["origins"] else ""),
+        f"runs by origin: {origins}" + ("; simulated ones measure nothing" if "simulated" in figures.origins else ""),
         error_line(figures),
         f"of the prediction error, by cause (means of magnitudes): {shares}",
-        f"Kendall's tau {_figure(tau, '.2f')}; makespans span a factor of {figures['makespan_span']:.2f}; "
-        f"runs within the simulated p5 to p95: {_figure(coverage, '.0%')}",
-        f"largest memory errors: kernel's peak {_figure(peak, '.1%')}, slots accounted {_figure(accounting, '.2%')}, "
-        f"slots predicted {_figure(touched, '.1%')}",
-        *(f"[yellow]flag:[/yellow] {mismatch}" for mismatch in figures["mismatches"]),
+        f"Kendall's tau {_figure(figures.kendall_tau, '.2f')}; makespans span a factor of {figures.makespan_span:.2f}; "
+        f"runs within the simulated p5 to p95: {_figure(figures.coverage, '.0%')}",
+        f"largest memory errors: kernel's peak {_figure(figures.peak_memory_error, '.1%')}, slots accounted "
+        f"{_figure(figures.accounting_error, '.2%')}, slots predicted {_figure(figures.touched_error, '.1%')}",
+        *(f"[yellow]flag:[/yellow] {mismatch}" for mismatch in figures.mismatches),
     ]
 
 
@@ -344,28 +346,28 @@ def calibration_table(device: DeviceProfile) -> Table:
     return table
 
 
-def coreml_cost_table(figures: dict[str, Any]) -> Table:
+def coreml_cost_table(figures: CoreMLCost) -> Table:
     """Disk, first and later runs of a workload on a device with Core ML (the figures of `cidl coreml cost`)."""
-    title = f"{figures['workload']} on {figures['device']}: {figures['policy']}"
-    table = Table(title=title, title_justify="left", caption=figures["sentence"])
+    title = f"{figures.workload} on {figures.device}: {figures.policy}"
+    table = Table(title=title, title_justify="left", caption=figures.sentence)
     for heading in ("", "value", "mark", "from"):
         table.add_column(heading, justify="right" if heading == "value" else "left")
-    marks, sources = figures["marks"], figures["sources"]
-    for name, label in (("packages_bytes", "packages"), ("compiled_bytes", "compiled models")):
-        table.add_row(label, f"{figures[name] / 1e6:,.1f} MB", marks[name], sources[name])
+    marks, sources = figures.marks, figures.sources
+    table.add_row("packages", _megabytes(figures.packages_bytes), marks.packages_bytes, sources.packages_bytes)
+    table.add_row("compiled models", _megabytes(figures.compiled_bytes), marks.compiled_bytes, sources.compiled_bytes)
     table.add_row("what Core ML prepares and keeps", "unknown", "-", "no figure exists")
-    compile_s = figures["compile_s"]
+    compile_s = figures.compile_s
     compiling = (
         ("unknown", "-", "no figure in the profile")
         if compile_s is None
         else (f"{compile_s:,.1f} s", "measured", "a model of each kind")
     )
     table.add_row("compiling all packages, once", *compiling)
-    first, costs = figures["first_run_s"], f"costs: {marks['costs'] or 'no mark'}"
-    at_least = f"unknown, at least {figures['first_run_at_least_s']:,.1f} s"
-    missing = f"; {len(figures['kinds_without_cold_load'])} kinds without a cold load" if first is None else ""
+    first, costs = figures.first_run_s, f"costs: {marks.costs or 'no mark'}"
+    at_least = f"unknown, at least {figures.first_run_at_least_s:,.1f} s"
+    missing = f"; {len(figures.kinds_without_cold_load)} kinds without a cold load" if first is None else ""
     table.add_row("first run", at_least if first is None else f"{first:,.1f} s", "simulated", costs + missing)
-    table.add_row("later runs", f"{figures['later_run_s']:,.1f} s", "simulated", costs)
+    table.add_row("later runs", f"{figures.later_run_s:,.1f} s", "simulated", costs)
     return table
 
 
@@ -431,6 +433,10 @@ def _columns_table(title: str, columns: dict[str, tuple[str, str]], rows: list[d
     for row in rows:
         table.add_row(*(format(row[key], spec) for key, (_, spec) in columns.items()))
     return table
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def _figure(value: float | None, spec: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from cidl_sim.core.files import replacing
+from cidl_sim.core.reports import BreakPoint, CurvePoint, PlanReport, WhatIfReport
 from cidl_sim.report.timeline import GROUP_COLORS, LIMIT_COLOR, MARGIN
 
 BELOW_COLOR, ABOVE_COLOR = GROUP_COLORS[0], GROUP_COLORS[1]
@@ -28,48 +30,48 @@ VISIBLE = 5e-4
 POINT_LABELS = {"feasible": "feasible", "enough_memory": "stops paying", "zero_stall": "zero stall"}
 
 
-def draw_what_if(figures: dict[str, Any], path: Path) -> None:
+def draw_what_if(figures: WhatIfReport, path: Path) -> None:
     """Draw the figures of `cidl whatif`. Raises MachineError if `path` cannot be written."""
     figure = plt.figure(figsize=(13, 6), layout=ConstrainedLayoutEngine(w_pad=MARGIN))
     grid = figure.add_gridspec(2, 2, height_ratios=[2.2, 1], width_ratios=[1.15, 1])
     curve = figure.add_subplot(grid[0, 1])
     retained = figure.add_subplot(grid[1, 1], sharex=curve)
     _draw_tornado(figure.add_subplot(grid[:, 0]), figures)
-    _draw_curve(curve, retained, figures)
-    title = f"{figures['workload']} on {figures['device']}, {figures['policy']}: {figures['makespan_s']:.1f} s"
+    _draw_curve(curve, retained, figures.memory_curve, figures.break_points, figures.memory_limit_bytes)
+    title = f"{figures.workload} on {figures.device}, {figures.policy}: {figures.makespan_s:.1f} s"
     figure.suptitle(title, fontsize=12)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
     plt.close(figure)
 
 
-def draw_memory_curve(figures: dict[str, Any], path: Path) -> None:
+def draw_memory_curve(figures: PlanReport, path: Path) -> None:
     """Draw the memory curve of `cidl plan --memory-curve`. Raises MachineError if `path` cannot be written."""
     figure, (curve, retained) = plt.subplots(
         2, 1, figsize=(9, 6), height_ratios=[2.2, 1], sharex=True, layout=ConstrainedLayoutEngine(w_pad=MARGIN)
     )
-    _draw_curve(curve, retained, figures)
-    figure.suptitle(f"{figures['workload']} on {figures['device']}, {figures['curve_policy']}", fontsize=12)
+    _draw_curve(curve, retained, figures.memory_curve, figures.memory_points, figures.memory_limit_bytes)
+    figure.suptitle(f"{figures.workload} on {figures.device}, {figures.curve_policy}", fontsize=12)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
     plt.close(figure)
 
 
-def _draw_tornado(axes: Axes, figures: dict[str, Any]) -> None:
-    here = figures["makespan_s"]
+def _draw_tornado(axes: Axes, figures: WhatIfReport) -> None:
+    here = figures.makespan_s
     rows = []
-    for row in figures["sensitivities"]:
+    for row in figures.sensitivities:
         changes = [
-            None if row[side] is None or not here else row[side] / here - 1
-            for side in ("makespan_below_s", "makespan_above_s")
+            None if seconds is None or not here else seconds / here - 1
+            for seconds in (row.makespan_below_s, row.makespan_above_s)
         ]
-        if row["elasticity"] is not None and any(abs(change or 0.0) >= VISIBLE for change in changes):
+        if row.elasticity is not None and any(abs(change or 0.0) >= VISIBLE for change in changes):
             rows.append((row, changes))
     for place, (_, changes) in enumerate(reversed(rows)):
         for change, color in zip(changes, (BELOW_COLOR, ABOVE_COLOR), strict=True):
             axes.barh(place, 100 * (change or 0.0), color=color, height=0.7)
     axes.set_yticks(
-        range(len(rows)), [f"{row['parameter']}  ({row['elasticity']:+.2f})" for row, _ in reversed(rows)], fontsize=8
+        range(len(rows)), [f"{row.parameter}  ({row.elasticity:+.2f})" for row, _ in reversed(rows)], fontsize=8
     )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("change of the makespan (%)")
@@ -81,14 +83,15 @@ def _draw_tornado(axes: Axes, figures: dict[str, Any]) -> None:
         axes.text(0.5, 0.5, "nothing changes the makespan", transform=axes.transAxes, ha="center")
 
 
-def _draw_curve(curve: Axes, retained: Axes, figures: dict[str, Any]) -> None:
-    points = figures["memory_curve"]
-    unit, name = _unit(points[-1]["memory_limit_bytes"])
-    limits = [point["memory_limit_bytes"] / unit for point in points]
-    makespans = [point["makespan_s"] for point in points]
+def _draw_curve(
+    curve: Axes, retained: Axes, points: Sequence[CurvePoint], marked: Sequence[BreakPoint], limit_bytes: int
+) -> None:
+    unit, name = _unit(points[-1].memory_limit_bytes)
+    limits = [point.memory_limit_bytes / unit for point in points]
+    makespans = [point.makespan_s for point in points]
     # Both change block by block; a drop between two points is drawn at the second, where it was seen.
     curve.step(limits, makespans, where="post", color=CURVE_COLOR, marker="o", markersize=3.5, linewidth=1.4)
-    bounds = [point["lower_bound_s"] for point in points]
+    bounds = [point.lower_bound_s for point in points]
     # Dotted and on top, so that both are seen where they are one.
     curve.step(limits, bounds, where="post", color=BOUND_COLOR, linewidth=1.4, linestyle=":", zorder=2.5)
     curve.annotate(
@@ -102,15 +105,15 @@ def _draw_curve(curve: Axes, retained: Axes, figures: dict[str, Any]) -> None:
         color=BOUND_COLOR,
         bbox=BEHIND_TEXT,
     )
-    retained.step(limits, [point["retained_blocks"] for point in points], where="post", color=CURVE_COLOR)
+    retained.step(limits, [point.retained_blocks for point in points], where="post", color=CURVE_COLOR)
     lowest = min(*makespans, *bounds)
     room = (max(makespans) - lowest) or max(*makespans, 1e-9)
     curve.set_ylim(lowest - 0.15 * room, max(makespans) + 0.25 * room)
-    here = figures["memory_limit_bytes"] / unit
+    here = limit_bytes / unit
     marks = [(here, "profile", LIMIT_COLOR)]
-    for point in [*figures.get("break_points", ()), *figures.get("memory_points", ())]:
-        if point["parameter"] == "memory_limit_bytes" and point["value"] is not None:
-            marks.append((point["value"] / unit, POINT_LABELS.get(point["name"], point["name"]), "#7F7F7F"))
+    for point in marked:
+        if point.parameter == "memory_limit_bytes" and point.value is not None:
+            marks.append((point.value / unit, POINT_LABELS.get(point.name, point.name), "#7F7F7F"))
     top = curve.get_ylim()[1]
     for place, (at, label, color) in enumerate(sorted(marks)):
         for axes in (curve, retained):
@@ -133,7 +136,7 @@ def _draw_curve(curve: Axes, retained: Axes, figures: dict[str, Any]) -> None:
     curve.set_title("makespan against the memory limit", fontsize=10)
     curve.tick_params(labelbottom=False)
     retained.set_ylabel("retained\nblocks")
-    retained.set_ylim(bottom=-0.2, top=max(1, *(point["retained_blocks"] for point in points)) * 1.15)
+    retained.set_ylim(bottom=-0.2, top=max(1, *(point.retained_blocks for point in points)) * 1.15)
     retained.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     retained.set_xlabel(f"memory limit ({name})")
     for axes in (curve, retained):

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.progress import Progress, silent
+from cidl_sim.core.reports import MakespanQuantiles
 from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import LimitChange, makespan_s
-
-Observer = Callable[[int, int], None]  # runs done, runs in all
-
-
-@dataclass(frozen=True, slots=True)
-class MakespanQuantiles:
-    """Makespans in seconds that 5, 50 and 95 % of the runs stay below, interpolated linearly between runs."""
-
-    p5: float
-    p50: float
-    p95: float
 
 
 def has_noise(device: DeviceProfile) -> bool:
@@ -39,7 +29,7 @@ def makespan_quantiles(
     *,
     stage_rounds: Mapping[int, int] | None = None,
     limit_changes: Sequence[LimitChange] = (),
-    on_run: Observer = lambda done, total: None,
+    on_run: Progress = silent,
 ) -> MakespanQuantiles:
     """Quantiles of the makespan of `plan` over the seeds first_seed, first_seed + 1, ... (`runs` of them).
 
@@ -54,5 +44,6 @@ def makespan_quantiles(
     for seed in seeds:
         seconds = makespan_s(workload, device, plan, seed=seed, stage_rounds=stage_rounds, limit_changes=limit_changes)
         makespans.append(seconds)
-        on_run(len(makespans), len(seeds))
-    return MakespanQuantiles(*(float(q) for q in np.quantile(makespans, [0.05, 0.5, 0.95])))
+        on_run(len(makespans), len(seeds), f"of {plan.policy}")
+    low, middle, high = (float(q) for q in np.quantile(makespans, [0.05, 0.5, 0.95]))
+    return MakespanQuantiles(p5=low, p50=middle, p95=high)

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated
+from cidl_sim.core.quantities import is_size, parse_size
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
@@ -105,7 +106,7 @@ def make_sweep(
     bound: bool = True,
     on_workload: OnWorkload = lambda done, total, name: None,
 ) -> Sweep:
-    """A sweep over `axes`: values by name, as lists or as text ("1,2,4", "0..28", "1e9..4e9/8log").
+    """A sweep over `axes`: values by name, as lists or as text ("1,2,4", "0..28", "1e9..4e9/8log", "2GB..6GB").
 
     Axes are `policy`, `retained`, `lookahead`, `pattern_seed`; of named workloads the settings of their family
     (`Pipeline.axes`); and every figure of a device profile. SweepError for what is none of them.
@@ -161,11 +162,11 @@ def read_axes(path: Path) -> tuple[dict[str, Any], Sample | None]:
 
 
 def parse_values(name: str, values: Any) -> tuple[Scalar, ...] | Continuous:
-    """The values of an axis: a list, one value, or text such as "1,2,4", "0..28", "1e9..4e9", "1e9..4e9/8log"."""
+    """The values of an axis: a list, one value, or text such as "1,2,4", "0..28", "1e9..4e9", "1GB..4GB/8log"."""
     if isinstance(values, Continuous):
         return values
     if isinstance(values, list | tuple):
-        parsed = tuple(values)
+        parsed = tuple(_scalar(name, value) if is_size(name) and isinstance(value, str) else value for value in values)
     elif isinstance(values, str):
         parsed_or_range = _parse_text(name, values)
         if isinstance(parsed_or_range, Continuous):
@@ -183,8 +184,8 @@ def parse_values(name: str, values: Any) -> tuple[Scalar, ...] | Continuous:
 
 def _parse_text(name: str, text: str) -> tuple[Scalar, ...] | Continuous:
     if not (match := _RANGE.fullmatch(text.strip())):
-        return tuple(_scalar(part.strip()) for part in text.split(",") if part.strip())
-    first, last = _scalar(match["first"]), _scalar(match["last"])
+        return tuple(_scalar(name, part.strip()) for part in text.split(",") if part.strip())
+    first, last = _scalar(name, match["first"]), _scalar(name, match["last"])
     if isinstance(first, str) or isinstance(last, str):
         raise SweepError(f"axis {name!r}: {text!r} is no range of numbers")
     if first > last:
@@ -211,14 +212,20 @@ def _spaced(name: str, first: float, last: float, count: int, *, log: bool) -> t
     return (first, *inner, last)
 
 
-def _scalar(text: str) -> Scalar:
+def _scalar(name: str, text: str) -> Scalar:
     for read in (int, float):
         try:
             value = read(text)
         except ValueError:
             continue
         return value if math.isfinite(value) else text
-    return text
+    if not is_size(name):
+        return text
+    try:
+        # A range between two sizes is continuous: nobody wants every whole number of bytes in it.
+        return float(parse_size(name, text))
+    except InputError as problem:
+        raise SweepError(f"axis {name!r}: {problem}") from None
 
 
 def _listed(name: str, values: tuple[Scalar, ...] | Continuous) -> tuple[Scalar, ...]:

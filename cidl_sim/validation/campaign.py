@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -11,12 +11,11 @@ from pathlib import Path
 
 from cidl_sim.calibration.this_machine import Calibration, Target
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.executor.job import ComputeDevice
-from cidl_sim.validation.compare import Case
+from cidl_sim.validation.compare import MeasuredCase
 from cidl_sim.validation.runs import DEVICE_FILE, prepare, read_runs, run_round
 from cidl_sim.validation.scenarios import choose_scenarios
-
-OnStep = Callable[[str, int, int, str], None]  # step, done, total, detail
 
 
 def validate_machine(
@@ -25,10 +24,10 @@ def validate_machine(
     *,
     prompt: str,
     repeats: int,
-    on_step: OnStep = lambda step, done, total, detail: None,
+    on_step: StepProgress = silent,
     compute_device: ComputeDevice = "cpu",
     compute_threads: int | None = None,
-) -> list[Case]:
+) -> list[MeasuredCase]:
     """Calibrate, choose policies that the calibration never runs, then run them `repeats` times.
 
     Policies are chosen and planned with the profile of a first round of calibration. Another round's runs lie between
@@ -43,7 +42,7 @@ def validate_machine(
     )
     calibration.round()
     first = calibration.device()
-    chosen = choose_scenarios(targets, first, lambda done, total: on_step("choose policies", done, total, ""))
+    chosen = choose_scenarios(targets, first, partial(on_step, "choose policies"))
     scenarios = [replace(scenario, compute_device=compute_device) for scenario in chosen]
     if not scenarios:
         raise InfeasibleError("no policy fits any of the memory limits that a validation tries")

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from cidl_sim.core.costs import measurement_of
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.plan import Plan
-from cidl_sim.core.samples import Conditions, Sample, by_kind, samples_of
+from cidl_sim.core.progress import Progress, silent
+from cidl_sim.core.reports import (
+    BoundBy,
+    ComparedPolicy,
+    ErrorFigures,
+    GroupErrors,
+    MakespanQuantiles,
+    SpanErrors,
+    ValidationReport,
+)
+from cidl_sim.core.samples import Conditions, CostSample, by_kind, samples_of
 from cidl_sim.core.trace import Operation, Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.simulator.engine import Factors, makespan_s, simulate
@@ -33,7 +42,7 @@ CAUSES = ("execution_costs", "load_costs", "variation_within_kinds", "model")
 
 
 @dataclass
-class Case:
+class MeasuredCase:
     """One plan on one device profile, and its real runs."""
 
     name: str
@@ -80,7 +89,7 @@ class Case:
         return float((high - low) / middle)
 
     @property
-    def bound_by(self) -> str:
+    def bound_by(self) -> BoundBy:
         """What the median run had more of, loading or executing."""
         ratio = statistics.median(t.loader_busy_s / t.executor_busy_s for t in self.measured)
         return "loader" if ratio > LOADER_BOUND else "executor" if ratio < EXECUTOR_BOUND else "balanced"
@@ -90,12 +99,12 @@ class Case:
         """The most that the kernel charged in any run."""
         return max((p for t in self.measured if (p := t.header.peak_kernel_bytes) is not None), default=None)
 
-    def quantiles_s(self) -> dict[str, float] | None:
+    def quantiles_s(self) -> MakespanQuantiles | None:
         """p5, p50 and p95 of the simulated makespan over seeds; None for a profile without noise."""
         if not has_noise(self.device):
             return None
         rounds = self.measured[0].stage_rounds
-        return asdict(makespan_quantiles(self.workload, self.device, self.plan, QUANTILE_SEEDS, stage_rounds=rounds))
+        return makespan_quantiles(self.workload, self.device, self.plan, QUANTILE_SEEDS, stage_rounds=rounds)
 
     def shares(self) -> dict[str, float]:
         """The prediction's signed error by cause, relative to the measured makespan; medians over the runs.
@@ -121,7 +130,7 @@ class Case:
         factors = own_factors(trace, own, len(self.workload.visits))
         return simulate(self.workload, own, self.plan, stage_rounds=trace.stage_rounds, factors=factors)
 
-    def group_errors(self) -> dict[str, dict[str, float]]:
+    def group_errors(self) -> dict[str, GroupErrors]:
         """Per group: the signed errors of prediction and replay in its own elapsed time, medians over the runs."""
         result = {}
         for group in self.simulated.groups:
@@ -131,10 +140,10 @@ class Case:
                 errors[name] = statistics.median(
                     s.groups[group]["elapsed_s"] / t.groups[group]["elapsed_s"] - 1 for s, t in pairs
                 )
-            result[group] = errors
+            result[group] = GroupErrors(**errors)
         return result
 
-    def span_errors(self) -> dict[str, float]:
+    def span_errors(self) -> SpanErrors:
         """Of the replays: how far starts are off, as shares of the makespan, and durations, as shares of their own.
 
         Errors that cancel in the total are seen here.
@@ -148,42 +157,42 @@ class Case:
                     starts.append(abs(twin.start_s - span.start_s) / trace.makespan_s)
                     length = span.end_s - span.start_s
                     durations.append(abs(twin.end_s - twin.start_s - length) / length if length > 0 else 0.0)
-        return {
-            "start_mean": statistics.fmean(starts),
-            "start_max": max(starts),
-            "duration_median": statistics.median(durations),
-        }
+        return SpanErrors(
+            start_mean=statistics.fmean(starts),
+            start_max=max(starts),
+            duration_median=statistics.median(durations),
+        )
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> ComparedPolicy:
         """The figures of this policy."""
         quantiles = self.quantiles_s()
         memory = memory_of(self.simulated, self.device, self.measured)
-        return {
-            "policy": self.name,
-            "plan": self.plan.policy,
-            "workload": self.workload.name,
-            "origins": sorted({trace.header.origin for trace in self.measured}),
-            "bound_by": self.bound_by,
-            "simulated_makespan_s": self.simulated.makespan_s,
-            "measured_makespan_s": self.measured_makespan_s,
-            "runs_s": [trace.makespan_s for trace in self.measured],
-            "spread": self.spread,
-            "difference": self.prediction_error,
-            "replay_error": max(self.replay_errors, key=abs),
-            "shares": self.shares(),
-            "group_errors": self.group_errors(),
-            "span_errors": self.span_errors(),
-            "quantiles_s": quantiles,
-            "runs_within_quantiles": None
+        return ComparedPolicy(
+            **dict(memory),
+            policy=self.name,
+            plan=self.plan.policy,
+            workload=self.workload.name,
+            origins=tuple(sorted({trace.header.origin for trace in self.measured})),
+            bound_by=self.bound_by,
+            simulated_makespan_s=self.simulated.makespan_s,
+            measured_makespan_s=self.measured_makespan_s,
+            runs_s=tuple(trace.makespan_s for trace in self.measured),
+            spread=self.spread,
+            difference=self.prediction_error,
+            replay_error=max(self.replay_errors, key=abs),
+            shares=self.shares(),
+            group_errors=self.group_errors(),
+            span_errors=self.span_errors(),
+            quantiles_s=quantiles,
+            runs_within_quantiles=None
             if quantiles is None
-            else sum(quantiles["p5"] <= t.makespan_s <= quantiles["p95"] for t in self.measured),
-            "peak_resident_bytes": self.simulated.peak_resident_bytes,
-            "measured_peak_resident_bytes": max(trace.peak_resident_bytes for trace in self.measured),
-            "peak_kernel_bytes": self.peak_kernel_bytes,
-            **memory,
-            "memory_limit_bytes": self.measured[0].header.memory_limit_bytes,
-            "enforced_by": self.measured[0].header.enforced_by,
-        }
+            else sum(quantiles.p5 <= t.makespan_s <= quantiles.p95 for t in self.measured),
+            peak_resident_bytes=self.simulated.peak_resident_bytes,
+            measured_peak_resident_bytes=max(trace.peak_resident_bytes for trace in self.measured),
+            peak_kernel_bytes=self.peak_kernel_bytes,
+            memory_limit_bytes=self.measured[0].header.memory_limit_bytes,
+            enforced_by=self.measured[0].header.enforced_by,
+        )
 
 
 def own_costs(trace: Trace, device: DeviceProfile, *, loads: bool = True) -> DeviceProfile:
@@ -229,40 +238,40 @@ def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
     return loads, executions
 
 
-def report(cases: Sequence[Case], on_case: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def report(cases: Sequence[MeasuredCase], on_case: Progress = silent) -> ValidationReport:
     """The figures of `cidl validate`. Spread and tau are None where one run or one policy cannot tell.
 
-    `on_case(done, total)` observes.
+    `on_case` observes, with the name of the case.
     """
     rows = []
     for done, case in enumerate(cases):
-        on_case(done, len(cases))
+        on_case(done, len(cases), case.name)
         rows.append(case.row())
-    on_case(len(cases), len(cases))
+    on_case(len(cases), len(cases), "")
     replays = [abs(error) for case in cases for error in case.replay_errors]
     predictions = [abs(case.prediction_error) for case in cases]
     spreads = [case.spread for case in cases if case.spread is not None]
-    memory = [abs(row["kernel_error"]) for row in rows if row["kernel_error"] is not None]
-    touched = [abs(row["touched_error"]) for row in rows if row["touched_error"] is not None]
-    accounting = [abs(row["accounting_error"]) for row in rows if row["accounting_error"] is not None]
-    within = [row["runs_within_quantiles"] for row in rows if row["runs_within_quantiles"] is not None]
+    memory = [abs(row.kernel_error) for row in rows if row.kernel_error is not None]
+    touched = [abs(row.touched_error) for row in rows if row.touched_error is not None]
+    accounting = [abs(row.accounting_error) for row in rows if row.accounting_error is not None]
+    within = [row.runs_within_quantiles for row in rows if row.runs_within_quantiles is not None]
     spread = statistics.fmean(spreads) if spreads else None
     measured = [case.measured_makespan_s for case in cases]
-    return {
-        "replay_error": {"mean": statistics.fmean(replays), "max": max(replays)},
-        "prediction_error": {"mean": statistics.fmean(predictions), "max": max(predictions)},
-        "run_to_run_spread": spread,
-        "kendall_tau": kendall_tau([c.simulated.makespan_s for c in cases], measured, spread or 0.0),
-        "peak_memory_error": max(memory) if memory else None,
-        "accounting_error": max(accounting) if accounting else None,
-        "touched_error": max(touched) if touched else None,
-        "makespan_span": max(measured) / min(measured),
-        "shares": {cause: statistics.fmean(abs(row["shares"][cause]) for row in rows) for cause in CAUSES},
-        "coverage": sum(within) / sum(len(c.measured) for c in cases) if within else None,
-        "origins": dict(sorted(Counter(t.header.origin for case in cases for t in case.measured).items())),
-        "mismatches": mismatches(cases),
-        "policies": rows,
-    }
+    return ValidationReport(
+        replay_error=ErrorFigures(mean=statistics.fmean(replays), max=max(replays)),
+        prediction_error=ErrorFigures(mean=statistics.fmean(predictions), max=max(predictions)),
+        run_to_run_spread=spread,
+        kendall_tau=kendall_tau([c.simulated.makespan_s for c in cases], measured, spread or 0.0),
+        peak_memory_error=max(memory) if memory else None,
+        accounting_error=max(accounting) if accounting else None,
+        touched_error=max(touched) if touched else None,
+        makespan_span=max(measured) / min(measured),
+        shares={cause: statistics.fmean(abs(row.shares[cause]) for row in rows) for cause in CAUSES},
+        coverage=sum(within) / sum(len(c.measured) for c in cases) if within else None,
+        origins=dict(sorted(Counter(t.header.origin for case in cases for t in case.measured).items())),
+        mismatches=tuple(mismatches(cases)),
+        policies=tuple(rows),
+    )
 
 
 def kendall_tau(simulated: Sequence[float], measured: Sequence[float], spread: float) -> float | None:
@@ -278,7 +287,7 @@ def kendall_tau(simulated: Sequence[float], measured: Sequence[float], spread: f
     return float(np.mean(agreement)) if agreement else None
 
 
-def mismatches(cases: Sequence[Case]) -> list[str]:
+def mismatches(cases: Sequence[MeasuredCase]) -> list[str]:
     """What differs between the machine and software of the profile and of the traces, each named once."""
     found: dict[str, None] = {}
     for case in cases:
@@ -294,7 +303,7 @@ def mismatches(cases: Sequence[Case]) -> list[str]:
     return list(found)
 
 
-def _means(samples: Sequence[Sample], operation: Operation, *, cold: bool | None = None) -> dict[str, float]:
+def _means(samples: Sequence[CostSample], operation: Operation, *, cold: bool | None = None) -> dict[str, float]:
     chosen = (s for s in samples if s.operation == operation and cold in (None, s.cold))
     return {kind: statistics.fmean(costs) for kind, costs in by_kind(chosen, lambda s: s.cost_s).items()}
 

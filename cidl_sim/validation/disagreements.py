@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cidl_sim.devices.published import Row, Rows, row_of
+from cidl_sim.devices.published import PublishedRow, Rows, row_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Disagreement:
 class LoadRate:
     """A published load whose bytes are known."""
 
-    row: Row
+    row: PublishedRow
     weight_bytes: int
 
     @property

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.reports import MemoryFigures
 from cidl_sim.core.samples import kinds_of_visits
 from cidl_sim.core.trace import Trace
 
 
-def memory_of(simulated: Trace, device: DeviceProfile, measured: Sequence[Trace]) -> dict[str, Any]:
-    """Three comparisons; measured figures are medians over the runs, None where the runs do not tell.
-
-    `accounting_error`: what each run accounted for weights against the slots of the arena that it really touched (the
-    largest over the runs). `touched_error`: what the simulation holds against those slots. `kernel_error`: the
-    profile's process, the slots and the visit's workspace against what the kernel saw the process need, page cache
-    that it could drop left out.
-    """
+def memory_of(simulated: Trace, device: DeviceProfile, measured: Sequence[Trace]) -> MemoryFigures:
+    """How far the simulated memory is from what each run took."""
     touched = [(trace, count) for trace in measured if (count := _of_machine(trace, "touched_bytes"))]
     accounting = [trace.peak_weights_bytes / count - 1 for trace, count in touched]
     slots = statistics.median(count for _, count in touched) if touched else None
@@ -26,16 +20,16 @@ def memory_of(simulated: Trace, device: DeviceProfile, measured: Sequence[Trace]
     needs = [n for t in measured if (n := _of_machine(t, "needed_bytes") or t.header.peak_kernel_bytes)]
     needed = statistics.median(needs) if needs else None
     predicted = predicted_need_bytes(simulated, device)
-    return {
-        "accounting_error": max(accounting, key=abs, default=None),
-        "touched_bytes": slots,
-        "predicted_touched_bytes": simulated.peak_weights_bytes,
-        "touched_error": simulated.peak_weights_bytes / slots - 1 if slots else None,
-        "needed_bytes": needed,
-        "needed_spread": (max(needs) - min(needs)) / needed if needed else None,
-        "predicted_kernel_bytes": predicted,
-        "kernel_error": predicted / needed - 1 if predicted and needed else None,
-    }
+    return MemoryFigures(
+        accounting_error=max(accounting, key=abs, default=None),
+        touched_bytes=slots,
+        predicted_touched_bytes=simulated.peak_weights_bytes,
+        touched_error=simulated.peak_weights_bytes / slots - 1 if slots else None,
+        needed_bytes=needed,
+        needed_spread=(max(needs) - min(needs)) / needed if needed else None,
+        predicted_kernel_bytes=predicted,
+        kernel_error=predicted / needed - 1 if predicted and needed else None,
+    )
 
 
 def predicted_need_bytes(simulated: Trace, device: DeviceProfile) -> int | None:

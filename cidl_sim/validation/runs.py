@@ -11,11 +11,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile, read_device
 from cidl_sim.core.errors import InputError, TraceError
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload, read_workload
@@ -24,10 +26,9 @@ from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import pipeline_of_workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.compare import Case
+from cidl_sim.validation.compare import MeasuredCase
 
 DEVICE_FILE = "device.toml"
-OnRun = Callable[[str, int, int, str], None]  # name, done, total, stage
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def run_scenarios(
     prompt: str,
     seed: int = 42,
     repeats: int = 1,
-    on_run: OnRun = lambda name, done, total, stage: None,
-) -> list[Case]:
+    on_run: StepProgress = silent,
+) -> list[MeasuredCase]:
     """Plan each scenario, then really run all of them under their limits, `repeats` times, interleaved.
 
     InfeasibleError if a scenario's policy does not fit its limit, before anything runs.
@@ -65,7 +66,7 @@ def run_scenarios(
     return cases
 
 
-def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) -> list[Case]:
+def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) -> list[MeasuredCase]:
     """Plan each scenario and write what its runs need. InfeasibleError if a policy does not fit its limit."""
     folder.mkdir(parents=True, exist_ok=True)
     device.write(folder / DEVICE_FILE)
@@ -80,20 +81,20 @@ def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) 
         to.mkdir(exist_ok=True)
         plan.write(to / "plan.json")
         scenario.workload.write(to / "workload.json")
-        cases.append(Case(scenario.name, scenario.workload, plan, limited, []))
+        cases.append(MeasuredCase(scenario.name, scenario.workload, plan, limited, []))
     return cases
 
 
 def run_round(
     scenarios: Sequence[Scenario],
-    cases: Sequence[Case],
+    cases: Sequence[MeasuredCase],
     folder: Path,
     number: int,
     *,
     prompt: str,
     seed: int = 42,
     before_run: Callable[[], None] = lambda: None,
-    on_run: OnRun = lambda name, done, total, stage: None,
+    on_run: StepProgress = silent,
 ) -> None:
     """Really run every scenario once under its limit; each case gets its trace. `before_run` is called before each."""
     for scenario, case in zip(scenarios, cases, strict=True):
@@ -103,7 +104,7 @@ def run_round(
 
 
 def _run_once(
-    scenario: Scenario, plan: Plan, folder: Path, number: int, prompt: str, seed: int, on_run: OnRun
+    scenario: Scenario, plan: Plan, folder: Path, number: int, prompt: str, seed: int, on_run: StepProgress
 ) -> JobResult:
     pipeline = pipeline_of_workload(scenario.workload)
     with tempfile.TemporaryDirectory(prefix="cidl-run-") as temporary:
@@ -122,7 +123,7 @@ def _run_once(
         result = run_job(
             job,
             kernel_limit_bytes=scenario.memory_limit_bytes if scenario.compute_device == "cpu" else None,
-            on_progress=lambda done, total, stage: on_run(scenario.name, done, total, stage),
+            on_progress=partial(on_run, scenario.name),
         )
         read_trace(raw).write(folder / f"run-{number}.json.gz")
     return result
@@ -151,7 +152,7 @@ def file_run(trace: Trace, workload: Workload, plan: Plan, device: DeviceProfile
     return to / f"run-{run}.json.gz"
 
 
-def read_runs(folder: Path) -> list[Case]:
+def read_runs(folder: Path) -> list[MeasuredCase]:
     """The comparison that was recorded in `folder`.
 
     TraceError if there is none, or if a trace was not made under the plan beside it.
@@ -170,7 +171,7 @@ def read_runs(folder: Path) -> list[Case]:
         if not traces:
             raise TraceError(f"{plan_file.parent}: no run-*.json or run-*.json.gz")
         limited = with_value(device, "memory_limit_bytes", plan.memory_limit_bytes)
-        cases.append(Case(plan_file.parent.name, workload, plan, limited, traces))
+        cases.append(MeasuredCase(plan_file.parent.name, workload, plan, limited, traces))
     if not cases:
         raise TraceError(f"{folder}: no recorded runs (folders with plan.json, workload.json and run-*.json.gz)")
     return cases

@@ -7,12 +7,13 @@ profile; the chosen ones spread over loader-bound, balanced and executor-bound r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cidl_sim.calibration.this_machine import Target
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.what_if import with_value
 from cidl_sim.executor.store import BlockStore
@@ -56,17 +57,17 @@ def default_targets(stores: Sequence[BlockStore], settings: RunSettings) -> list
 def choose_scenarios(
     targets: Sequence[Target],
     device: DeviceProfile,
-    on_candidate: Callable[[int, int], None] = lambda done, total: None,
+    on_candidate: Progress = silent,
 ) -> list[Scenario]:
     """Scenarios of `WANTED` kinds, as far as the targets have them; the same input gives the same choice.
 
-    `on_candidate(done, total)` observes the simulations of candidates.
+    `on_candidate` observes the simulations of candidates.
     """
     combinations = [(t, policy, fraction) for t in targets for policy in POLICIES for fraction in WEIGHTS_FRACTIONS]
     candidates: list[_Candidate] = []
     for done, ((store, settings), policy, fraction) in enumerate(combinations):
         candidates += _candidates(store, settings, policy, fraction, device)
-        on_candidate(done + 1, len(combinations))
+        on_candidate(done + 1, len(combinations), policy)
     chosen = [c for kind, count in WANTED.items() for c in _diverse(candidates, kind, count)]
     return [_numbered(number, c) for number, c in enumerate(chosen, start=1)]
 

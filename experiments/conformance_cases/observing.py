@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError, PlanError
 from cidl_sim.core.plan import Load, Plan
@@ -148,7 +149,7 @@ def refusal_of(workload: Workload, device: DeviceProfile, plan: Plan, error: Exc
 
 def check(workload: Workload, device: DeviceProfile, plan: Plan) -> None:
     """Refuse a plan before it runs, as every driver of this project has it done."""
-    plan.check(workload, device)
+    check_plan(workload, device, plan)
 
 
 # Order and bytes

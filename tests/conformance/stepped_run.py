@@ -171,9 +171,9 @@ def stepped_run(case: Case) -> SteppedRecorder:
     backend = SteppedBackend(case.workload, script)
     watched = script.limit_now if case.scenario.limit_changes else None
     limits = Limits(case.device.memory_limit_bytes, case.device.baseline_bytes, watched)
-    runtime = Runtime(case.workload, case.plan, limits, backend, SteppedProgram(case, script))
+    runtime = Runtime(case.workload, case.plan, limits, backend)
     recorder = SteppedRecorder(runtime.schedule, script)
     runtime.recorder = recorder
-    runtime.run()
+    runtime.run(SteppedProgram(case, script))
     backend.close()
     return recorder

@@ -2,17 +2,24 @@ import json
 
 import jsonschema
 import pytest
+from cidl_sim.diffusion.job import RunSummary
 
-from cidl_sim.core.schemas import MODELS, schema_file, schema_text
+from cidl_sim.core.schemas import MODELS, SCHEMA_FOLDER, schema_file, schema_text
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 from tests.conftest import uniform_device, uniform_workload
 
+RECORDS = {**MODELS, "run_summary": RunSummary}
 
-@pytest.mark.parametrize("name", MODELS)
+
+@pytest.mark.parametrize("name", RECORDS)
 def test_the_schema_files_are_what_the_models_give(name):
     # If this fails: .venv/bin/python experiments/write_generated_files.py
-    assert schema_file(name).read_text() == schema_text(MODELS[name])
+    assert schema_file(name).read_text() == schema_text(RECORDS[name])
+
+
+def test_every_schema_file_belongs_to_a_model():
+    assert set(SCHEMA_FOLDER.iterdir()) == {schema_file(name) for name in RECORDS}
 
 
 def test_what_we_write_is_valid_for_the_schemas():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.export import TARGET_NAME
-from cidl_sim.coreml.manifest import Function, Manifest, Package, TensorSpec
-from cidl_sim.coreml.profile import BlockSamples, Recording
+from cidl_sim.coreml.manifest import Manifest, Package, PackageFunction, TensorSpec
+from cidl_sim.coreml.profile import BlockSamples, CostRecording
 from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
 
@@ -54,10 +54,10 @@ def manifest_by_hand(missing: tuple[str, ...] = ()) -> Manifest:
     )
 
 
-def _function(kind: str) -> Function:
+def _function(kind: str) -> PackageFunction:
     hidden = TensorSpec(name="hidden", dtype="fp16", shape=(1, 64, 32), flexible=(1,))
     steps = TensorSpec(name="timestep", dtype="fp32", shape=(1,))
-    return Function(kind=kind, inputs=(hidden, steps), outputs=(hidden,))
+    return PackageFunction(kind=kind, inputs=(hidden, steps), outputs=(hidden,))
 
 
 def samples_by_hand(kind: str, weights: str, workload: Workload, **changed: object) -> BlockSamples:
@@ -82,11 +82,11 @@ def samples_by_hand(kind: str, weights: str, workload: Workload, **changed: obje
     )
 
 
-def recording_by_hand(**changed: object) -> Recording:
+def recording_by_hand(**changed: object) -> CostRecording:
     """One block of each kind of the tiny model, on a Mac that does not exist; `changed` is of every block."""
     workload = tiny()
     first = {block.kind: block.weights for stage in reversed(workload.stages) for block in reversed(stage.blocks)}
-    return Recording(
+    return CostRecording(
         measured_by="coremltools",
         device="made by hand",
         os="macOS 0",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cidl_sim.blocks.definition import BlockDefinition
-from cidl_sim.coreml.conversion import _FlatGroupNorm, _ScalarEmbedder
+from cidl_sim.coreml.conversion import _FlatGroupNorm, _TabulatedEmbedder
 from cidl_sim.models.stdit3 import STDiT3Part1
 from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.settings import OpenSoraSizes, VideoSettings
@@ -61,8 +61,8 @@ def exportable(module: nn.Module) -> nn.Module:
         # The converter's 1 / x is 1 / (x + 1e-4), in constants too.
         positions = module._positions(torch.empty(0))
         module._positions = lambda x: positions
-        module.t_embedder = _ScalarEmbedder(module.t_embedder)
-        module.fps_embedder = _ScalarEmbedder(module.fps_embedder)
+        module.t_embedder = _TabulatedEmbedder(module.t_embedder)
+        module.fps_embedder = _TabulatedEmbedder(module.fps_embedder)
     for name, child in module.named_children():
         if isinstance(child, nn.GroupNorm):
             setattr(module, name, _FlatGroupNorm(child))

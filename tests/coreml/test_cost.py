@@ -7,9 +7,10 @@ import pytest
 from cidl_sim.core.device import CoreML, DeviceProfile, Executor, Figure, Loader, Measured, Provenance
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.workload import Block, Stage, Workload
-from cidl_sim.coreml.cost import compile_s, compiled_on_disk, packages_on_disk, run_sentence, run_times
+from cidl_sim.coreml.cost import compile_s, compiled_on_disk, packages_on_disk
 from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import make_plan
+from cidl_sim.simulator.first_run import run_sentence, run_times
 from tests.coreml.by_hand import PROGRAM_BYTES, TINY, manifest_by_hand, tiny
 from tests.test_cli import answer_of, assert_refused, call_cidl
 

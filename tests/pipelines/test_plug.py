@@ -113,7 +113,7 @@ def test_a_sweep_has_its_settings_as_axes_and_columns(tmp_path):
 def test_a_run_under_the_kernels_limit_makes_the_image_and_its_trace_is_validated(store, device, tmp_path):
     plan, folder = plan_of(NAME, device, tmp_path), tmp_path / "runs" / "lru"
     answer = run(plan, store, tmp_path / "image.png", "--trace", tmp_path / "trace.json")
-    assert (answer["image"], answer["evaluations"]) == (str(tmp_path / "image.png"), 6)
+    assert (answer["output"], answer["evaluations"]) == (str(tmp_path / "image.png"), 6)
     assert pixels(tmp_path / "image.png").shape == (16, 256, 3)
     assert (answer["enforced_by"] != "accounting") == can_enforce()
     assert answer_of("trace", "show", tmp_path / "trace.json")["policy"] == read_plan(plan).policy

@@ -122,9 +122,9 @@ def test_what_if_takes_the_best_policy_and_reports_every_step():
     steps: list[tuple[str, int, int]] = []
     device = analytic_device(25, measured={"b": Measured(load_s=10)})
     figures = what_if(WORKLOAD, device, None, lambda *step: steps.append(step[:3]))
-    assert figures["policy"] == best_policy(WORKLOAD, device)
-    assert figures["makespan_s"] == makespan_s(WORKLOAD, device, make_plan(figures["policy"], WORKLOAD, device))
-    assert figures["fall_backs"] == ["analytic cost for kind b"]
+    assert figures.policy == best_policy(WORKLOAD, device)
+    assert figures.makespan_s == makespan_s(WORKLOAD, device, make_plan(figures.policy, WORKLOAD, device))
+    assert figures.fall_backs == ("analytic cost for kind b",)
     assert list(dict.fromkeys(step[0] for step in steps)) == ["sensitivities", "break points", "memory curve"]
     for name in {step[0] for step in steps}:
         *_, last = [step for step in steps if step[0] == name]

@@ -140,7 +140,7 @@ def test_without_such_costs_small_blocks_hide_loading_better_and_the_others_are_
     out = [cut for cut in found.cuts if cut.remark.startswith("out")]
     assert out
     assert all(cut.lower_bound_s > found.planned.trace.makespan_s for cut in out)
-    assert sum(row["chosen"] for row in found.figures()["partitions"]) == 1
+    assert sum(row.chosen for row in found.rows) == 1
 
 
 @settings(max_examples=15)

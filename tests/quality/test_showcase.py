@@ -40,16 +40,16 @@ def test_the_last_scenes_are_of_combinations_that_training_held_out():
 
 def test_drawn_clips_have_every_attribute_right_and_equal_ones_an_ssim_of_one():
     summary = summary_of(runs(DRAWN))
-    assert summary["ssim_mean"] == pytest.approx(1)
-    assert summary["settings"][FULL]["attributes_right"] == 1
-    assert summary["settings"][ACCELERATED]["evaluations_mean"] == 16
+    assert summary.ssim_mean == pytest.approx(1)
+    assert summary.settings[FULL].attributes_right == 1
+    assert summary.settings[ACCELERATED].evaluations_mean == 16
 
 
 def test_wrong_clips_are_counted_and_told():
     empty = [render(Scene(scene.background, ()), height=64, width=64) for scene in SCENES]
     summary = summary_of(runs(empty))
     # Of six attributes only the background is right.
-    assert summary["settings"][ACCELERATED]["attributes_right"] == pytest.approx(1 / 6)
+    assert summary.settings[ACCELERATED].attributes_right == pytest.approx(1 / 6)
     told = " ".join(words(summary, Path("folder")))
     assert "100% of the attributes right in 20.0 s" in told
     assert "17% right in 10.0 s (16.0 of 30 evaluations" in told

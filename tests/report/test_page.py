@@ -179,7 +179,7 @@ def test_a_plan_is_simulated_and_shown_beside_bounds_and_policies(plan, files, t
     simulated = answer_of("simulate", *files, "--plan", plan)
     assert (figures["kind"], figures["makespan_s"]) == ("plan", simulated["makespan_s"])
     assert figures["baselines"] == answer_of("plan", *files)["baselines"]
-    assert max(figures["bounds"].values()) == Plan.model_validate_json(plan.read_text()).lower_bound
+    assert max(figures["bounds"].values()) == Plan.model_validate_json(plan.read_text()).lower_bound_s
     assert figures["files"] == [str(tmp_path / "out" / "report.html")]
     (chart,) = data_of(tmp_path / "out" / "report.html")["charts"]
     assert set(chart["panels"][0]["traces"][0]["y"]) > {"lru", "sequential", "bound: loading"}

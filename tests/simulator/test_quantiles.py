@@ -6,9 +6,10 @@ import pytest
 
 from cidl_sim.core.device import Noise
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.reports import MakespanQuantiles
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s, simulate
-from cidl_sim.simulator.quantiles import MakespanQuantiles, makespan_quantiles
+from cidl_sim.simulator.quantiles import makespan_quantiles
 from tests.conftest import uniform_device, uniform_workload
 
 WORKLOAD = uniform_workload(6, 4)
@@ -36,9 +37,10 @@ def test_the_middle_of_many_runs_lies_above_the_run_without_noise():
 def test_without_noise_one_run_stands_for_all():
     device = uniform_device(3, 2, 1.5)
     done: list[tuple[int, int]] = []
-    found = makespan_quantiles(WORKLOAD, device, PLAN, runs=1000, on_run=lambda i, n: done.append((i, n)))
+    found = makespan_quantiles(WORKLOAD, device, PLAN, runs=1000, on_run=lambda i, n, _: done.append((i, n)))
     assert done == [(1, 1)]
-    assert found == MakespanQuantiles(*[makespan_s(WORKLOAD, device, PLAN)] * 3)
+    seconds = makespan_s(WORKLOAD, device, PLAN)
+    assert found == MakespanQuantiles(p5=seconds, p50=seconds, p95=seconds)
 
 
 def test_a_limit_that_changes_counts_in_every_run():
@@ -50,7 +52,7 @@ def test_a_limit_that_changes_counts_in_every_run():
 
 def test_observers_hear_of_every_run():
     done: list[tuple[int, int]] = []
-    makespan_quantiles(WORKLOAD, NOISY, PLAN, runs=3, on_run=lambda i, n: done.append((i, n)))
+    makespan_quantiles(WORKLOAD, NOISY, PLAN, runs=3, on_run=lambda i, n, _: done.append((i, n)))
     assert done == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -33,6 +33,29 @@ def test_values_as_people_write_them(text, values):
     assert parse_values("any", text) == values
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [
+        ("memory_limit_bytes", "2GB,3.3GB,512MiB", (2_000_000_000, 3_300_000_000, 536_870_912)),
+        ("memory_limit_bytes", "2GB..6GB/3", (2_000_000_000, 4_000_000_000, 6_000_000_000)),
+        ("memory_limit_bytes", "2GB..6e9/3", (2_000_000_000, 4_000_000_000, 6_000_000_000)),
+        ("memory_limit_bytes", ["2GB", 4e9], (2_000_000_000, 4_000_000_000)),
+        ("memory_limit_bytes", "2GB..6GB", Continuous(low=2e9, high=6e9)),
+        ("loader.bandwidth_bytes_per_s", "1GB..4GB/3log", (1e9, 2e9, 4e9)),
+        ("loader.bandwidth_bytes_per_s", "1.5GB", (1.5e9,)),
+    ],
+)
+def test_sizes_may_have_units(name, text, values):
+    parsed = parse_values(name, text)
+    assert parsed == values if isinstance(values, Continuous) else parsed == pytest.approx(values, rel=1e-12)
+
+
+def test_only_sizes_have_units():
+    assert parse_values("executor.flops_per_s", "1GB") == ("1GB",)
+    with pytest.raises(SweepError, match="axis 'memory_limit_bytes': '2G' is not a number of bytes"):
+        parse_values("memory_limit_bytes", "2G..6G/9")
+
+
 def test_a_range_of_values_by_ratio():
     assert parse_values("any", "1..16/5log") == pytest.approx((1, 2, 4, 8, 16))
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
 import pytest
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise, Provenance
+from cidl_sim.core.reports import ValidationReport
+from cidl_sim.core.schemas import schema_file
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
-from cidl_sim.validation.compare import CAUSES, Case, kendall_tau, mismatches, own_costs, report
+from cidl_sim.validation.compare import CAUSES, MeasuredCase, kendall_tau, mismatches, own_costs, report
 from cidl_sim.validation.memory import memory_of
 
 POLICIES = ("sequential", "next_block", "prefix:1", "spread:2")
@@ -30,7 +35,7 @@ def device(bandwidth: float = 1.0, flops: float = 1.0, **rest: object) -> Device
     )
 
 
-def case(policy: str, *, truth: DeviceProfile, believed: DeviceProfile | None = None, runs: int = 1) -> Case:
+def case(policy: str, *, truth: DeviceProfile, believed: DeviceProfile | None = None, runs: int = 1) -> MeasuredCase:
     """A policy planned for the profile that is believed in, and run on the true one."""
     believed = believed or device()
     plan = make_plan(policy, workload(), believed)
@@ -40,7 +45,7 @@ def case(policy: str, *, truth: DeviceProfile, believed: DeviceProfile | None = 
         peak = trace.peak_resident_bytes
         header = trace.header.model_copy(update={"peak_kernel_bytes": peak, "machine": {"touched_bytes": peak - 2}})
         traces.append(trace.model_copy(update={"header": header}))
-    return Case(policy, workload(), plan, believed, traces)
+    return MeasuredCase(policy, workload(), plan, believed, traces)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -97,35 +102,38 @@ def test_cold_loads_have_a_mean_of_their_own():
 
 def test_errors_that_cancel_in_the_total_are_seen_by_group_and_by_span():
     row = case("sequential", truth=device(0.5))
-    assert row.group_errors()["s"]["prediction"] == pytest.approx(row.prediction_error)
-    assert row.group_errors()["s"]["replay"] == pytest.approx(0, abs=1e-9)
-    assert row.span_errors()["start_max"] < 1e-9
+    assert row.group_errors()["s"].prediction == pytest.approx(row.prediction_error)
+    assert row.group_errors()["s"].replay == pytest.approx(0, abs=1e-9)
+    assert row.span_errors().start_max < 1e-9
     noisy = case("sequential", truth=device(noise=Noise(load=0.3)))
-    assert noisy.span_errors()["start_max"] > noisy.span_errors()["start_mean"] > 1e-4
+    assert noisy.span_errors().start_max > noisy.span_errors().start_mean > 1e-4
 
 
 def test_the_report_has_the_figures_of_the_contract():
     truth = device(0.5, noise=Noise(load_drift=0.05))
     figures = report([case(p, truth=truth, runs=3) for p in POLICIES])
-    assert set(figures["prediction_error"]) == set(figures["replay_error"]) == {"mean", "max"}
-    assert figures["prediction_error"]["max"] >= figures["prediction_error"]["mean"] > 0
-    assert 0 < figures["run_to_run_spread"] < 0.3
-    assert figures["kendall_tau"] == pytest.approx(1)
-    assert set(figures["shares"]) == set(CAUSES)
-    assert figures["coverage"] is None  # a profile without noise has no quantiles
-    assert [row["policy"] for row in figures["policies"]] == list(POLICIES)
+    assert set(figures.model_dump(mode="json")["prediction_error"]) == {"mean", "max"}
+    assert figures.prediction_error.max >= figures.prediction_error.mean > 0
+    assert 0 < figures.run_to_run_spread < 0.3
+    assert figures.kendall_tau == pytest.approx(1)
+    assert set(figures.shares) == set(CAUSES)
+    assert figures.coverage is None  # a profile without noise has no quantiles
+    assert [row.policy for row in figures.policies] == list(POLICIES)
+    data = figures.model_dump(mode="json")
+    jsonschema.validate(data, json.loads(schema_file("validation").read_text()))
+    assert ValidationReport.model_validate(data) == figures
 
 
 def test_what_one_run_cannot_tell_is_left_open():
     figures = report([case("sequential", truth=device())])
-    assert figures["run_to_run_spread"] is None
-    assert figures["kendall_tau"] is None
+    assert figures.run_to_run_spread is None
+    assert figures.kendall_tau is None
 
 
 def test_runs_on_the_profiles_own_noise_fall_inside_its_quantiles_as_often_as_they_should():
     noisy = device(noise=Noise(load=0.1, execute=0.1, load_drift=0.1, execute_drift=0.05))
     cases = [case(p, truth=noisy, believed=noisy, runs=30) for p in ("sequential", "spread:2")]
-    assert 0.75 <= report(cases)["coverage"] <= 1.0
+    assert 0.75 <= report(cases).coverage <= 1.0
 
 
 def test_memory_is_predicted_by_kind():
@@ -135,10 +143,10 @@ def test_memory_is_predicted_by_kind():
     )
     run = case("next_block", truth=device(), believed=believed)
     figures = memory_of(run.simulated, believed, run.measured)
-    assert figures["predicted_touched_bytes"] == 20
-    assert figures["accounting_error"] == pytest.approx(0.0)
-    assert figures["touched_error"] == pytest.approx(0.0)
-    assert figures["predicted_kernel_bytes"] == 124
+    assert figures.predicted_touched_bytes == 20
+    assert figures.accounting_error == pytest.approx(0.0)
+    assert figures.touched_error == pytest.approx(0.0)
+    assert figures.predicted_kernel_bytes == 124
 
 
 def test_what_the_process_needed_counts_before_the_peak_with_page_cache():
@@ -147,8 +155,8 @@ def test_what_the_process_needed_counts_before_the_peak_with_page_cache():
     machine = {**header.machine, "needed_bytes": 25}
     run.measured[0] = run.measured[0].model_copy(update={"header": header.model_copy(update={"machine": machine})})
     figures = memory_of(run.simulated, run.device, run.measured)
-    assert figures["needed_bytes"] == (25 + header.peak_kernel_bytes) / 2
-    assert figures["kernel_error"] is None  # the profile says nothing of the process
+    assert figures.needed_bytes == (25 + header.peak_kernel_bytes) / 2
+    assert figures.kernel_error is None  # the profile says nothing of the process
 
 
 def test_kendalls_tau_leaves_out_pairs_within_the_spread():

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cidl_sim.validation.compare import Case
+from cidl_sim.validation.compare import MeasuredCase
 from cidl_sim.validation.runs import read_runs
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Case]:
+def cases() -> list[MeasuredCase]:
     return read_runs(ROOT / "traces/validation")
 
 

@@ -16,7 +16,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import PublishedError
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Stage, Workload
-from cidl_sim.devices.published import Row, Rows, row_of
+from cidl_sim.devices.published import PublishedRow, Rows, row_of
 from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS
 from cidl_sim.policies.catalog import make_plan
@@ -46,10 +46,10 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PublishedComparison:
     """A published row beside its prediction (None where nothing predicts it)."""
 
-    row: Row
+    row: PublishedRow
     role: Role
     settings: str = ""
     assumed: str = ""
@@ -66,7 +66,7 @@ class Comparison:
         return None if self.predicted is None else self.predicted / self.published - 1
 
 
-def compare_published(rows: Rows, device: DeviceProfile) -> list[Comparison]:
+def compare_published(rows: Rows, device: DeviceProfile) -> list[PublishedComparison]:
     """Every row in its order, predicted on `device` as often as there are predictions for it.
 
     PublishedError if a prediction names a row that is not there.
@@ -78,9 +78,9 @@ def compare_published(rows: Rows, device: DeviceProfile) -> list[Comparison]:
     for row in rows.values():
         role: Role = "fitted" if row.id in FITTED_ROWS else "claim" if row.claim else "predicted"
         for p in by_row.get(row.id, ()):
-            comparisons.append(Comparison(row, role, p.settings, p.assumed, p.value(device)))
+            comparisons.append(PublishedComparison(row, role, p.settings, p.assumed, p.value(device)))
         if row.id not in by_row:
-            comparisons.append(Comparison(row, role))
+            comparisons.append(PublishedComparison(row, role))
     return comparisons
 
 

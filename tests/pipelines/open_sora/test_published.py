@@ -8,7 +8,7 @@ import pytest
 
 from cidl_sim.core.errors import InputError, PublishedError
 from cidl_sim.devices.catalog import find_device
-from cidl_sim.devices.published import Row, read_published, row_of
+from cidl_sim.devices.published import PublishedRow, read_published, row_of
 from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS, fit_iphone_15_pro
 from cidl_sim.pipelines.open_sora.predictions import PREDICTIONS, compare_published, denoiser_alone
 from cidl_sim.validation.disagreements import disagreements, load_rates
@@ -84,9 +84,9 @@ def test_an_id_in_two_files_and_a_missing_file_are_named(tmp_path):
 
 def test_milliseconds_become_seconds_and_a_factor_is_no_time():
     fields = {"id": "a", "what": "w", "value": 20, "device": "d", "source": "s"}
-    assert Row(**fields, unit="ms").seconds == 0.02
+    assert PublishedRow(**fields, unit="ms").seconds == 0.02
     with pytest.raises(PublishedError, match="no time"):
-        _ = Row(**fields, unit="x").seconds
+        _ = PublishedRow(**fields, unit="x").seconds
 
 
 def test_the_shipped_profile_is_what_the_fit_gives(rows, phone):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import DeviceError, InfeasibleError, PlanError
+from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.recorder import TraceRecorder
 from cidl_sim.core.schedule import Release, Schedule

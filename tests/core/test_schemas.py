@@ -2,9 +2,9 @@ import json
 
 import jsonschema
 import pytest
-from cidl_sim.diffusion.job import RunSummary
 
 from cidl_sim.core.schemas import MODELS, SCHEMA_FOLDER, schema_file, schema_text
+from cidl_sim.executor.job import RunSummary
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 from tests.conftest import uniform_device, uniform_workload

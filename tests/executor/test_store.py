@@ -134,6 +134,7 @@ def test_observers_hear_of_every_block_and_its_bytes(tmp_path):
         dtype="fp32",
         source="test",
         model={},
+        pipeline="open_sora",
         on_block=lambda weights, data_bytes: heard.append((weights, data_bytes)),
     )
     assert heard == [("first", 6 * 4 + 3 * 2), ("second", 8000), ("third", 16)]

@@ -33,9 +33,8 @@ from cidl_sim.executor.torch_backend import TorchBackend
 from cidl_sim.models.stdit3 import STDiT3, STDiT3Part1, final_drift
 from cidl_sim.pipelines.catalog import workload_of
 from cidl_sim.pipelines.model_store import distinct_blocks
-from cidl_sim.pipelines.open_sora.family import FRAMES_PER_SECOND
 from cidl_sim.pipelines.open_sora.program import TextToVideo
-from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2, VideoSettings
+from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OPENSORA_V1_2, VideoSettings
 from cidl_sim.pipelines.open_sora.stages import geometry_of, stage_definitions
 from cidl_sim.sampling import rectified_flow as flow
 

@@ -19,8 +19,9 @@ from cidl_sim.commands.console import (
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import write_text
 from cidl_sim.devices.catalog import this_machine_file
-from cidl_sim.pipelines.catalog import merged_settings, parse_name, pipeline_named
+from cidl_sim.pipelines.catalog import parse_name, pipeline_named
 from cidl_sim.pipelines.matching import store_sizes
+from cidl_sim.pipelines.named import merged_settings
 from cidl_sim.report.tables import calibration_table, comparison_table, validation_lines
 
 if TYPE_CHECKING:

@@ -13,13 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from cidl_sim.blocks.cuts import CutChoices, Cuts, choices_of_blocks
 from cidl_sim.core.errors import InputError, PlanError, WorkloadError, did_you_mean
-from cidl_sim.core.files import first_problem
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload, read_workload
+from cidl_sim.pipelines.named import measured_in, name_in, parsed_in, workload_in
 from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.pipeline import ColumnType, ModelSizes, Pipeline, RunSettings
 
@@ -102,36 +100,18 @@ def shipped() -> list[str]:
 
 def canonical_name(sizes: ModelSizes, settings: RunSettings) -> str:
     """The full name of a model under some settings."""
-    parts = (part.write(settings) for part in pipeline_of(sizes).name_parts)
-    return "-".join([sizes.name, *(part for part in parts if part)])
+    return name_in(pipeline_of(sizes), sizes, settings)
 
 
 def parse_name(name: str) -> Named:
     """Model sizes and settings of a workload's name. WorkloadError names the part that is wrong."""
-    known = models()
-    model = next((m for m in sorted(known, key=len, reverse=True) if name == m or name.startswith(m + "-")), None)
-    if model is None:
-        near = did_you_mean(name, [*known, *shipped()])
-        raise WorkloadError(
-            f"unknown workload {name!r}: neither a file nor one of {', '.join(known)} (see 'cidl workloads'){near}"
-        )
-    pipeline = pipeline_of(known[model])
-    values: dict[str, str] = {}
-    for text in name[len(model) :].split("-")[1:]:
-        match = next((m for part in pipeline.name_parts if (m := part.pattern.fullmatch(text))), None)
-        if match is None or match.groupdict().keys() & values.keys():
-            raise WorkloadError(f"workload {name!r}: cannot read {text!r}; write {model}-{pipeline.example}")
-        values.update(match.groupdict())
-    default = pipeline.defaults.get(model, pipeline.settings_type())
-    return known[model], merged_settings(default, values, f"workload {name!r}")
-
-
-def merged_settings(defaults: RunSettings, values: Mapping[str, Any], source: str = "settings") -> Any:
-    """`defaults` with some values replaced. WorkloadError names `source` and says what is impossible."""
-    try:
-        return type(defaults).model_validate({**defaults.model_dump(), **values})
-    except ValidationError as problem:
-        raise WorkloadError(f"{source}: {first_problem(problem)}") from None
+    for pipeline in pipelines().values():
+        if (found := parsed_in(pipeline, name)) is not None:
+            return found
+    near = did_you_mean(name, [*models(), *shipped()])
+    raise WorkloadError(
+        f"unknown workload {name!r}: neither a file nor one of {', '.join(models())} (see 'cidl workloads'){near}"
+    )
 
 
 def axis_values(pipeline: Pipeline, axis: str, value: str) -> dict[str, str]:
@@ -172,34 +152,14 @@ def find_workload(name_or_file: str) -> Workload:
     return workload_of(sizes, settings)
 
 
-@cache
 def workload_of(sizes: ModelSizes, settings: RunSettings) -> Workload:
     """The workload of a model under some settings: shipped if it is a headline variant, else measured."""
-    name, pipeline = canonical_name(sizes, settings), pipeline_of(sizes)
-    file = pipeline.data / f"{name}.json" if pipeline.data else None
-    if file is not None and sizes == models().get(sizes.name) and file.is_file():
-        return Workload.model_validate_json(file.read_text(encoding="utf-8"))
-    return measure_workload(sizes, settings)
+    return workload_in(pipeline_of(sizes), sizes, settings)
 
 
 def measure_workload(sizes: ModelSizes, settings: RunSettings) -> Workload:
-    """Build every kind of block on the meta device and measure it (torch is imported here, not before).
-
-    Arithmetic is counted at the model's nominal length, workspace at the largest.
-    """
-    from cidl_sim.blocks.measure import measured_stages
-
-    pipeline = pipeline_of(sizes)
-    return Workload(
-        name=canonical_name(sizes, settings),
-        settings={"pipeline": pipeline.name, "model": sizes.name, **settings.model_dump()},
-        stages=measured_stages(
-            pipeline.stages(sizes, settings, "nominal"),
-            pipeline.stages(sizes, settings, "longest"),
-            settings.dtype,
-            lambda group: pipeline.state_bytes(sizes, settings, group),
-        ),
-    )
+    """The workload of a model under some settings, measured on the meta device whether it is shipped or not."""
+    return measured_in(pipeline_of(sizes), sizes, settings)
 
 
 def pipeline_of_workload(workload: Workload) -> Pipeline:

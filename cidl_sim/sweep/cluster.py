@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cidl_sim.core.errors import InputError, MachineError
 from cidl_sim.sweep.evaluate import Inputs
+from cidl_sim.sweep.parts import evaluate_part
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -69,8 +70,6 @@ def _same(inputs: Inputs) -> Inputs:
 
 
 def _part(inputs: Inputs, identity: str, number: int) -> bytes:
-    from cidl_sim.sweep.run import evaluate_part
-
     return evaluate_part(inputs, identity, number)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from cidl_sim.core.errors import MachineError
 from cidl_sim.core.files import sha256_of
 from cidl_sim.sweep.evaluate import Evaluator, Inputs, count_parts, find_inputs, rows_per_part
+from cidl_sim.sweep.parts import evaluate_part, part_identity
 from cidl_sim.sweep.points import count_points
-from cidl_sim.sweep.results import check_folder, encode_part, is_whole, open_folder, part_name, write_part
+from cidl_sim.sweep.results import check_folder, is_whole, open_folder, part_name, write_part
 from cidl_sim.sweep.spec import Sweep
 
 # Handed out beyond those that are being evaluated, for each worker: none waits, and few results wait to be written.
@@ -57,7 +58,7 @@ def run_sweep(
     identity = sha256_of([sweep.sha256, inputs.workloads, inputs.devices])
     check_folder(folder, identity)
     sizes = _sizes(sweep)
-    missing = [n for n, rows in sizes.items() if not is_whole(folder / part_name(n), _part_identity(identity, n), rows)]
+    missing = [n for n, rows in sizes.items() if not is_whole(folder / part_name(n), part_identity(identity, n), rows)]
     done = total - sum(sizes[n] for n in missing)
     resumed = done
     parts = _evaluated(inputs, identity, missing, workers, cluster)
@@ -68,28 +69,6 @@ def run_sweep(
         done += sizes[number]
         on_rows(done, total)
     return Done(total, resumed)
-
-
-def evaluate_part(inputs: Inputs, identity: str, number: int, threads: int | None = 1) -> bytes:
-    """A part as the bytes of its file: what a worker does."""
-    evaluator = _evaluator(inputs, identity, threads)
-    return encode_part(evaluator.part(number), _part_identity(identity, number))
-
-
-_evaluators: dict[tuple[str, int | None], Evaluator] = {}
-
-
-def _evaluator(inputs: Inputs, identity: str, threads: int | None) -> Evaluator:
-    """That of this process: what it worked out serves its next part."""
-    key = identity, threads
-    if key not in _evaluators:
-        _evaluators.clear()
-        _evaluators[key] = Evaluator(inputs, threads)
-    return _evaluators[key]
-
-
-def _part_identity(identity: str, number: int) -> str:
-    return f"{identity}/{number}"
 
 
 def _sizes(sweep: Sweep) -> dict[int, int]:

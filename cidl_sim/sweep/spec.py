@@ -23,11 +23,11 @@ from cidl_sim.pipelines.catalog import (
     axis_values,
     canonical_name,
     find_workload,
-    merged_settings,
     parse_name,
     pipeline_of,
     setting_axes,
 )
+from cidl_sim.pipelines.named import merged_settings
 from cidl_sim.policies.build import repeated_positions, repeating_groups
 from cidl_sim.policies.catalog import POLICIES
 from cidl_sim.policies.retained import KEEPS

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cidl_sim.blocks.cuts import Dtype
 from cidl_sim.pipelines.open_sora.pretrained import pretrained_folders
 from cidl_sim.pipelines.open_sora.settings import (
+    FRAMES_PER_SECOND,
     GRAMMAR,
     OPENSORA_SHAPES,
     OPENSORA_SMALL,
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cidl_sim.blocks.definition import StageDefinition
-
-FRAMES_PER_SECOND = 24
 
 
 class VideoOptions(RunOptions):

@@ -15,7 +15,8 @@ from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import PublishedError
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.devices.published import Rows, row_of
-from cidl_sim.pipelines.catalog import find_workload
+from cidl_sim.pipelines.named import named_in
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.policies.on_device_sora import repeated_body, retained_blocks
 
 FITTED_ROWS = ("t5.sequential", "t5.ci", "lpl15.256.stdit", "ci_dl.256.stdit", "components.vae")
@@ -44,7 +45,7 @@ def fit_iphone_15_pro(rows: Rows, base: DeviceProfile) -> DeviceProfile:
     Of `base` the memory limit, the baseline and `flops_per_s` count. PublishedError if a row is missing or the
     rows contradict the assumption about which operation hides the other.
     """
-    workload = find_workload(FITTED_WORKLOAD)
+    workload = named_in(OPEN_SORA, FITTED_WORKLOAD)
     text_encoder, denoiser = workload.stages[0], workload.stages[1]
     first_block, block = text_encoder.blocks[1:3]
     pair = denoiser.blocks[1]

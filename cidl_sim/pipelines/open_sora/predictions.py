@@ -17,7 +17,8 @@ from cidl_sim.core.errors import PublishedError
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Stage, Workload
 from cidl_sim.devices.published import PublishedRow, Rows, row_of
-from cidl_sim.pipelines.catalog import find_workload
+from cidl_sim.pipelines.named import named_in
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
@@ -89,13 +90,13 @@ def _simulated(workload: Workload, policy: str, device: DeviceProfile) -> Trace:
 
 
 def _pipeline_s(name: str, policy: str, groups: Sequence[str], device: DeviceProfile) -> float:
-    trace = _simulated(find_workload(name), policy, device)
+    trace = _simulated(named_in(OPEN_SORA, name), policy, device)
     return sum(trace.groups[group]["elapsed_s"] for group in groups)
 
 
 def denoiser_alone(resolution: str, *, merged: int = 0, plain: int = 0) -> Workload:
     """The denoiser's stages of Open-Sora v1.2 at 68 frames with so many merged and plain steps."""
-    source = find_workload(f"{_MODEL}-256x256-68f-lpl15-tdtm10" if merged else f"{_MODEL}-{resolution}-68f")
+    source = named_in(OPEN_SORA, f"{_MODEL}-256x256-68f-lpl15-tdtm10" if merged else f"{_MODEL}-{resolution}-68f")
     if merged and resolution != "256x256":
         raise PublishedError(f"no workload with merged tokens at {resolution}")
     steps = {"denoiser.merged": merged, "denoiser": plain}

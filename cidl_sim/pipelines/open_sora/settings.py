@@ -18,6 +18,7 @@ from cidl_sim.models.sizes import (
 )
 from cidl_sim.pipelines.pipeline import ModelSizes, RunSettings
 
+FRAMES_PER_SECOND = 24
 GRAMMAR = CutGrammar({"t": "text_encoder", "d": "denoiser", "v": "decoder"}, halved="td")
 Partition = Annotated[str, AfterValidator(GRAMMAR.canonical)]
 

@@ -20,9 +20,8 @@ from cidl_sim.models.stdit3 import Geometry, STDiT3
 from cidl_sim.models.t5 import library_config
 from cidl_sim.models.vae import VideoVAE
 from cidl_sim.pipelines.checkpoint import Checkpoint
-from cidl_sim.pipelines.open_sora.family import FRAMES_PER_SECOND
 from cidl_sim.pipelines.open_sora.prompt import encode_prompt
-from cidl_sim.pipelines.open_sora.settings import OpenSoraSizes, VideoSettings
+from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OpenSoraSizes, VideoSettings
 from cidl_sim.sampling import rectified_flow as flow
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3)

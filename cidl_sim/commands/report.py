@@ -13,6 +13,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError, InputError, PlanError, TraceError
 from cidl_sim.core.files import read_json, validated
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import timed
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.workload import Workload, describe_difference
 from cidl_sim.devices.catalog import find_device
@@ -201,11 +202,12 @@ def _comparison(workload: Workload, device: DeviceProfile, plan: Plan | None, st
     from cidl_sim.report.run_page import Comparison
 
     step("bounds", 0, 1, "")
-    least_s = least_loading_s(workload, device)
+    priced = timed(workload, device)
+    least_s = least_loading_s(priced)
     bounds = {
-        "first load, then execution": first_load_bound_s(workload, device),
-        "loading": loading_bound_s(workload, device, least_s),
-        "loading, then the rest": loading_then_executing_bound_s(workload, device, least_s),
+        "first load, then execution": first_load_bound_s(priced),
+        "loading": loading_bound_s(priced, least_s),
+        "loading, then the rest": loading_then_executing_bound_s(priced, least_s),
     }
     if plan is not None and plan.lower_bound is not None and plan.device_sha256 == device.sha256:
         bounds["found by the planner"] = plan.lower_bound

@@ -17,8 +17,8 @@ from cidl_sim.simulator import quick
 
 # Rounds on which the number of retained blocks is chosen: one with first loads, three after it.
 CHOSEN_ON_ROUNDS = 4
-# Visits that may be simulated for one answer, at some 15 microseconds each (about 40 where loads and executions slow
-# each other down). Beyond that there is none: `cidl plan` should not take seconds longer for a remark, and
+# Visits that may be simulated for one answer, at some 3 microseconds each (more where loads and executions slow each
+# other down). Beyond that there is none: `cidl plan` should not take seconds longer for a remark, and
 # `--memory-curve` answers it for who can wait.
 MOST_VISITS = 80_000
 

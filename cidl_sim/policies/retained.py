@@ -133,7 +133,10 @@ def _best(name: str, keeps: Keeps, workload: Workload, device: DeviceProfile) ->
         for candidate, seconds in zip(tried, found_s, strict=True):
             if seconds < best_s * (1 - SAME):
                 numbers, best_s = candidate, seconds
-    return _plan(f"{name}:{_label(numbers)}", keeps, workload, device, numbers)
+    plan = _plan(f"{name}:{_label(numbers)}", keeps, workload, device, numbers)
+    if best_s == math.inf:
+        plan.check(workload, device)  # says at which visit it cannot go on
+    return plan
 
 
 def _makespans_s(priced: Timed, keeps: Sequence[set[int]]) -> list[float]:

@@ -33,9 +33,11 @@ from numpy.typing import NDArray
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise, ThermalStep
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import timed
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.build import deep_prefetch
-from cidl_sim.simulator.batch import compile_case, keep_matrix, makespan_s, pattern_makespans
+from cidl_sim.simulator.arrays import arrays_of
+from cidl_sim.simulator.batch import keep_matrix, makespan_s, pattern_makespans
 from cidl_sim.simulator.engine import makespan_s as engine_makespan_s
 
 RESULTS = Path(__file__).parent / "results"
@@ -103,7 +105,7 @@ class Contest:
     def __init__(self, setting: Setting, number: int) -> None:
         self.setting = setting
         self.workload, self.device = made(setting)
-        self.case = compile_case(self.workload, self.device)
+        self.case = arrays_of(timed(self.workload, self.device))
         self.chance = np.random.default_rng(number)
         self.policies = self._timed_for_long_enough()
         self.patterns = self._patterns(self.policies)
@@ -257,8 +259,10 @@ def first_call_s(cache: Path) -> float:
     code = (
         "import time, numpy as np\n"
         "from bench_batch import SETTINGS, made\n"
-        "from cidl_sim.simulator.batch import compile_case, makespans, evaluate\n"
-        "cases = [compile_case(*made(s)) for s in (SETTINGS[0], SETTINGS[-1])]\n"
+        "from cidl_sim.core.timed import timed\n"
+        "from cidl_sim.simulator.arrays import arrays_of\n"
+        "from cidl_sim.simulator.batch import makespans, evaluate\n"
+        "cases = [arrays_of(timed(*made(s))) for s in (SETTINGS[0], SETTINGS[-1])]\n"
         "began = time.perf_counter()\n"
         "for case in cases: makespans(case, np.zeros((1, len(case.stays)), bool))\n"
         "print(time.perf_counter() - began)"

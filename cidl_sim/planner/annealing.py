@@ -7,27 +7,18 @@ engine. Import this module only where something is searched: it brings numba alo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.workload import Workload
-from cidl_sim.planner.bounds import execution_s, loading_s
+from cidl_sim.core.timed import Bools, Floats, Ints, Timed
 from cidl_sim.simulator import compiled
-from cidl_sim.simulator.batch import compile_case
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
+from cidl_sim.simulator.arrays import LOAD, Records, arrays_of
 
 
-class Visits(NamedTuple):
-    """A workload on a device: arrays by visit, seconds and bytes. -1 stands for no visit of the same weights.
+class Walked(NamedTuple):
+    """What a walk reads of `Timed`, with durations as short as they can be; numba takes tuples, but no objects.
 
     The last three are what the compiled engine reads.
     """
@@ -40,36 +31,28 @@ class Visits(NamedTuple):
     following: Ints
     room_bytes: int
     is_plain: bool
-    devices: NDArray[np.void]
-    records: NDArray[np.void]
-    thermal: NDArray[np.void]
+    devices: Records
+    records: Records
+    thermal: Records
 
 
-def visits_of(workload: Workload, device: DeviceProfile) -> Visits:
-    """The arrays of a workload on a device, with durations as short as they can be."""
-    case = compile_case(workload, device)
-    loader, executor = device.loader, device.executor
-    return Visits(
-        is_plain=(
-            loader.slowdown_while_executing == executor.slowdown_while_loading == loader.channels == 1
-            and loader.first_touch_bytes_per_s is None
-            and not device.thermal
-        ),
-        execute_s=execution_s(workload, device),
-        load_s=loading_s(workload, device),
-        weight_bytes=np.array([visit.block.weight_bytes for visit in workload.visits]),
-        workspace_bytes=np.array([visit.block.workspace_bytes for visit in workload.visits]),
-        previous=np.array([-1 if v is None else v for v in workload.previous_same_weights]),
-        following=np.array([-1 if v is None else v for v in workload.next_same_weights]),
-        room_bytes=device.memory_limit_bytes - device.baseline_bytes,
-        devices=case.arrays.device,
-        records=case.arrays.visits,
-        thermal=case.arrays.thermal,
+def walked(priced: Timed) -> Walked:
+    """The arrays for `anneal` and `makespan_s`. DeviceError where a cost is unknown."""
+    return Walked(
+        priced.least_execute_s,
+        priced.least_load_s,
+        priced.weight_bytes,
+        priced.workspace_bytes,
+        priced.previous,
+        priced.following,
+        priced.room_bytes,
+        priced.is_plain,
+        *arrays_of(priced).compiled,
     )
 
 
 @njit(cache=True)
-def makespan_s(visits: Visits, keep: Bools, order: Ints) -> float:
+def makespan_s(visits: Walked, keep: Bools, order: Ints) -> float:
     """The makespan in s if the visits in `keep` keep their weights and the others' are loaded in `order`.
 
     `order` has every visit; those whose weights are kept for them are passed over. Infinite where the plan does not
@@ -77,7 +60,7 @@ def makespan_s(visits: Visits, keep: Bools, order: Ints) -> float:
     """
     if visits.is_plain:
         return _recurrence_s(visits, keep, order)
-    loads, nothing = np.zeros(len(order), compiled.LOAD), np.ones(len(order))
+    loads, nothing = np.zeros(len(order), LOAD), np.ones(len(order))
     count = 0
     for v in order:
         if visits.previous[v] < 0 or not keep[visits.previous[v]]:
@@ -87,7 +70,7 @@ def makespan_s(visits: Visits, keep: Bools, order: Ints) -> float:
 
 
 @njit(cache=True)
-def _recurrence_s(visits: Visits, keep: Bools, order: Ints) -> float:
+def _recurrence_s(visits: Walked, keep: Bools, order: Ints) -> float:
     count = len(keep)
     ready = np.full(count, np.inf)  # when the weights of a visit are there; those that are kept are at once
     for v in range(count):
@@ -126,7 +109,7 @@ def _recurrence_s(visits: Visits, keep: Bools, order: Ints) -> float:
 
 @njit(cache=True)
 def anneal(
-    visits: Visits, keep: Bools, order: Ints, steps: int, hot_s: float, cold_s: float, reorders: bool, seed: int
+    visits: Walked, keep: Bools, order: Ints, steps: int, hot_s: float, cold_s: float, reorders: bool, seed: int
 ) -> tuple[float, Bools, Ints]:
     """The best makespan met on a random walk of so many `steps` from a plan, with its `keep` and `order`.
 
@@ -173,7 +156,7 @@ def _move_load(order: Ints) -> None:
 
 
 @njit(cache=True)
-def _change_keeps(visits: Visits, keep: Bools, revisited: Ints) -> None:
+def _change_keeps(visits: Walked, keep: Bools, revisited: Ints) -> None:
     """Flip a visit's keep, or exchange it with a neighbour's, along the visits of the same weights that follow."""
     v = revisited[np.random.randint(len(revisited))]
     rounds = 1 if np.random.random() < 0.5 else np.random.randint(1, len(keep))

@@ -10,56 +10,62 @@ least time that the loader spends on loads that have to end before visit p start
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
 
-from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.timed import Floats, Timed, timed
 from cidl_sim.core.workload import Workload
 
-Seconds = NDArray[np.float64]
+if TYPE_CHECKING:
+    from scipy.sparse import coo_array
 
 
-def first_load_bound_s(workload: Workload, device: DeviceProfile) -> float:
+def first_load_bound_s(priced: Timed) -> float:
     """l_0 + sum of all e_p: the executor runs one visit at a time, and none before the first load."""
-    first = load_cost(workload.visits[0].block, device, cold=True).seconds
-    return first + float(execution_s(workload, device).sum())
+    return priced.load_cost(0).seconds + float(priced.least_execute_s.sum())
 
 
-def loading_bound_s(workload: Workload, device: DeviceProfile, least_s: Seconds) -> float:
+def loading_bound_s(priced: Timed, least_s: Floats) -> float:
     """L_last + e_last: all loads have to end before the last visit starts."""
-    return float(least_s[-1] + execution_s(workload, device)[-1])
+    return float(least_s[-1] + priced.least_execute_s[-1])
 
 
-def loading_then_executing_bound_s(workload: Workload, device: DeviceProfile, least_s: Seconds) -> float:
+def loading_then_executing_bound_s(priced: Timed, least_s: Floats) -> float:
     """Max over p of L_p + sum of e_q for q >= p: what is loaded for the visits up to p comes before p starts."""
-    remaining = np.cumsum(execution_s(workload, device)[::-1])[::-1]
+    remaining = np.cumsum(priced.least_execute_s[::-1])[::-1]
     return float(np.max(least_s + remaining))
 
 
 def lower_bound_s(workload: Workload, device: DeviceProfile) -> float:
-    """The best of the bounds above."""
-    return _best_bound_s(workload, device, least_loading_s(workload, device))
+    """The best of the bounds above. DeviceError where a cost is unknown."""
+    return best_bound_s(timed(workload, device))
+
+
+def best_bound_s(priced: Timed) -> float:
+    """`lower_bound_s` of what is priced already."""
+    return _best_bound_s(priced, least_loading_s(priced))
 
 
 def quick_bound_s(workload: Workload, device: DeviceProfile) -> float:
     """The same if memory retained everything after its first load: no linear program, and lower where it does not."""
-    cold = [previous is None for previous in workload.previous_same_weights]
-    return _best_bound_s(workload, device, np.cumsum(np.where(cold, loading_s(workload, device), 0.0)))
+    priced = timed(workload, device)
+    return _best_bound_s(priced, np.cumsum(_cold_loads_s(priced)))
 
 
-def _best_bound_s(workload: Workload, device: DeviceProfile, least_s: Seconds) -> float:
+def _best_bound_s(priced: Timed, least_s: Floats) -> float:
     return max(
-        first_load_bound_s(workload, device),
-        loading_bound_s(workload, device, least_s),
-        loading_then_executing_bound_s(workload, device, least_s),
+        first_load_bound_s(priced), loading_bound_s(priced, least_s), loading_then_executing_bound_s(priced, least_s)
     )
 
 
-def least_loading_s(workload: Workload, device: DeviceProfile) -> Seconds:
+def _cold_loads_s(priced: Timed) -> Floats:
+    """The load of every visit whose weights were never loaded before; 0 for the others."""
+    return np.where(priced.previous < 0, priced.least_load_s, 0.0)
+
+
+def least_loading_s(priced: Timed) -> Floats:
     """L_p for every visit p, from the linear relaxation of what memory can retain.
 
     r_v says whether visit v finds its weights kept since the visit before of the same weights. While visit p executes,
@@ -74,76 +80,67 @@ def least_loading_s(workload: Workload, device: DeviceProfile) -> Seconds:
 
     so one program, whose prices are taken, bounds every p, and an inexact solver cannot make the bound wrong.
     """
-    visits, previous = workload.visits, workload.previous_same_weights
-    loads = loading_s(workload, device)
-    reloads = [v for v in range(len(visits)) if previous[v] is not None]
-    if not reloads:
+    loads, previous = priced.least_load_s, priced.previous
+    reloads = np.flatnonzero(previous >= 0)
+    if not len(reloads):
         return np.cumsum(loads)
-    room = max(1, device.memory_limit_bytes - device.baseline_bytes)  # no block has weights where there is none
+    room = max(1, priced.room_bytes)  # no block has weights where there is none
     # What is kept is a multiple of the sizes' common divisor: room for 2.3 blocks keeps 2.
-    unit = math.gcd(*(visits[v].block.weight_bytes for v in reloads)) or 1
-    beside = [room - visit.block.weight_bytes - visit.block.workspace_bytes for visit in visits]
-    sizes = np.array([visit.block.weight_bytes / room for visit in visits])
+    unit = math.gcd(*priced.weight_bytes[reloads].tolist()) or 1
+    sizes = priced.weight_bytes / room
+    # As Python's integers, which no size overflows.
+    beside = [room - w - s for w, s in zip(priced.weight_bytes.tolist(), priced.workspace_bytes.tolist(), strict=True)]
     capacity = np.array([left // unit * unit / room for left in beside])
-    prices = _prices(workload, loads, sizes, capacity)
+    prices = _prices(priced, sizes, capacity)
     # Sum of the prices strictly between a visit and the one before of the same weights.
     before = np.concatenate([[0.0], np.cumsum(prices)])
-    gains = np.zeros(len(visits))
-    for v in reloads:
-        gains[v] = max(0.0, loads[v] - sizes[v] * (before[v] - before[(previous[v] or 0) + 1]))
+    gains = np.zeros(len(loads))
+    across = before[reloads] - before[previous[reloads] + 1]
+    gains[reloads] = np.maximum(0.0, loads[reloads] - sizes[reloads] * across)
     saved = np.concatenate([[0.0], np.cumsum(prices * capacity)[:-1]]) + np.cumsum(gains)
-    cold = np.where([previous[v] is None for v in range(len(visits))], loads, 0.0)
-    return np.maximum.accumulate(np.maximum(np.cumsum(loads) - saved, np.cumsum(cold)))
+    return np.maximum.accumulate(np.maximum(np.cumsum(loads) - saved, np.cumsum(_cold_loads_s(priced))))
 
 
-def _prices(workload: Workload, loads: Seconds, sizes: Seconds, capacity: Seconds) -> Seconds:
+def _prices(priced: Timed, sizes: Floats, capacity: Floats) -> Floats:
     """The dual prices of memory at every visit, in seconds for all of it."""
+    from scipy.optimize import linprog  # takes longer to import than most plans to make
+
+    loads = priced.least_load_s
     count = len(loads)
-    balance = retention_balance(workload, sizes)
-    can_be_kept = [float(previous is not None) for previous in workload.previous_same_weights]
-    bounds = [(0.0, upper) for upper in [*can_be_kept, *np.maximum(capacity, 0.0)]]
-    objective = np.concatenate([-loads, np.zeros(count)])
-    found = linprog(objective, A_eq=balance.tocsc(), b_eq=np.zeros(count), bounds=bounds, method="highs")
+    balance = retention_balance(priced, sizes)
+    lowest, highest = np.zeros(2 * count), np.concatenate([priced.previous >= 0, np.maximum(capacity, 0.0)])
+    found = linprog(
+        np.concatenate([-loads, np.zeros(count)]),
+        A_eq=balance.tocsc(),
+        b_eq=np.zeros(count),
+        bounds=np.stack([lowest, highest], axis=1),
+        method="highs",
+    )
     if found.status != 0:
         return np.zeros(count)
-    prices: Seconds = np.maximum(0.0, -found.upper.marginals[count:])
+    prices: Floats = np.maximum(0.0, -found.upper.marginals[count:])
     return prices
 
 
-def retention_balance(workload: Workload, sizes: Seconds) -> coo_array:
+def retention_balance(priced: Timed, sizes: Floats) -> coo_array:
     """g_p - g_{p-1} + s_p r_p - s_{p-1} r_v = 0 for every visit p, where v is the next visit of p-1's weights.
 
     Columns are the r, then the g: what is kept across p is what was kept across p-1, and what that visit keeps, less
     what p finds kept.
     """
+    from scipy.sparse import coo_array
+
     count = len(sizes)
-    rows, columns, values = [], [], []
-    for p in range(count):
-        entries = [(count + p, 1.0), (p, sizes[p])]
-        if p > 0:
-            entries.append((count + p - 1, -1.0))
-            following = workload.next_same_weights[p - 1]
-            if following is not None:
-                entries.append((following, -sizes[following]))
-        for column, value in entries:
-            rows.append(p)
-            columns.append(column)
-            values.append(value)
-    return coo_array((values, (rows, columns)), shape=(count, 2 * count))
-
-
-def execution_s(workload: Workload, device: DeviceProfile) -> Seconds:
-    """e_p of every visit, as fast as the device ever gets."""
-    speedup = max([1.0, *(step.factor for step in device.thermal)])
-    seconds = [execute_cost(visit.block, device).seconds / speedup for visit in workload.visits]
-    return np.array(seconds)
-
-
-def loading_s(workload: Workload, device: DeviceProfile) -> Seconds:
-    """l_p of every visit that is loaded. With several channels only transfers queue up; latencies may overlap."""
-    alone = device.loader.channels == 1
-    costs = [
-        load_cost(visit.block, device, cold=workload.previous_same_weights[visit.number] is None)
-        for visit in workload.visits
-    ]
-    return np.array([cost.work_s + (cost.fixed_s if alone else 0.0) for cost in costs])
+    rows = np.arange(count)
+    left = 1 + np.flatnonzero(priced.following[:-1] >= 0)
+    following = priced.following[left - 1]
+    return coo_array(
+        (
+            np.concatenate([np.ones(count), sizes, -np.ones(count - 1), -sizes[following]]),
+            (
+                np.concatenate([rows, rows, rows[1:], left]),
+                np.concatenate([count + rows, rows, count + rows[:-1], following]),
+            ),
+        ),
+        shape=(count, 2 * count),
+    )

@@ -96,7 +96,7 @@ def _enough_memory(reruns: Reruns) -> BreakPoint:
 
     limit = smallest_limit(is_enough, floor, everything)
     outcome = reruns.on(with_value(reruns.device, "memory_limit_bytes", limit))
-    retained, wait_s = reruns.retained_blocks(outcome), _wait_s(reruns, outcome)
+    retained, wait_s = reruns.retained_blocks(outcome), outcome.run.stalls_s
     waits = "the executor then waits for the first load alone"
     if wait_s > PAYS * outcome.makespan_s:
         waits = f"the executor then still waits {_seconds(wait_s)} for loads that no memory hides"
@@ -114,7 +114,7 @@ def _zero_stall(reruns: Reruns) -> BreakPoint:
 
     def is_hidden(limit: int) -> bool:
         outcome = _under(reruns, limit)
-        return outcome is not None and _wait_s(reruns, outcome) <= PAYS * outcome.makespan_s
+        return outcome is not None and outcome.run.stalls_s <= PAYS * outcome.makespan_s
 
     floor, everything = _floor(reruns), _everything(reruns)
     if not is_hidden(everything):
@@ -129,7 +129,7 @@ def _hidden_loading(reruns: Reruns) -> BreakPoint:
     """The bandwidth above which the executor waits for the first load alone."""
 
     def is_hidden(outcome: Replanned) -> bool:
-        return _wait_s(reruns, outcome) <= PAYS * outcome.makespan_s
+        return outcome.run.stalls_s <= PAYS * outcome.makespan_s
 
     return _at_rate(
         "hidden_loading",
@@ -146,8 +146,7 @@ def _binding_loader(reruns: Reruns) -> BreakPoint:
     """The executor's rate above which the loader is busy for longer than the executor."""
 
     def binds(outcome: Replanned) -> bool:
-        trace = reruns.trace_of(outcome)
-        return trace.loader_busy_s > trace.executor_busy_s
+        return outcome.run.loader_busy_s > outcome.run.executor_busy_s
 
     return _at_rate(
         "binding_loader",
@@ -212,11 +211,6 @@ def _under(reruns: Reruns, limit: int) -> Replanned | None:
         return reruns.on(with_value(reruns.device, "memory_limit_bytes", limit))
     except InfeasibleError:
         return None
-
-
-def _wait_s(reruns: Reruns, outcome: Replanned) -> float:
-    """Seconds in which the executor waits after its first visit began."""
-    return reruns.trace_of(outcome).stalls_s
 
 
 def _seconds(seconds: float) -> str:

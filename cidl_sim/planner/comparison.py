@@ -5,6 +5,7 @@ from __future__ import annotations
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.progress import StepProgress, silent
+from cidl_sim.core.timed import timed
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import (
     first_load_bound_s,
@@ -24,11 +25,12 @@ def comparison_of(
     Raises InfeasibleError if no plan fits, DeviceError where a cost is unknown.
     """
     on_step("bounds", 0, 1, "")
-    least_s = least_loading_s(workload, device)
+    priced = timed(workload, device)
+    least_s = least_loading_s(priced)
     bounds = {
-        "first load, then execution": first_load_bound_s(workload, device),
-        "loading": loading_bound_s(workload, device, least_s),
-        "loading, then the rest": loading_then_executing_bound_s(workload, device, least_s),
+        "first load, then execution": first_load_bound_s(priced),
+        "loading": loading_bound_s(priced, least_s),
+        "loading, then the rest": loading_then_executing_bound_s(priced, least_s),
     }
     if plan is not None and plan.lower_bound_s is not None and plan.device_sha256 == device.sha256:
         bounds["found by the planner"] = plan.lower_bound_s

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import Timed, timed
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bounds import lower_bound_s
 from cidl_sim.policies.catalog import POLICIES, make_plan
-from cidl_sim.simulator.engine import makespan_s as simulated_s
 from cidl_sim.simulator.engine import simulate
+from cidl_sim.simulator.quick import makespan_s
 
 # Equal up to rounding in the sums of durations.
 TOLERANCE = 1e-9
-# Simulating so many takes the engine a second.
-MANY_VISITS = 5_000
 
 
 def evaluated_plan(policy: str, workload: Workload, device: DeviceProfile) -> tuple[Plan, Trace]:
@@ -50,17 +49,19 @@ def baseline_makespans(
     workload: Workload, device: DeviceProfile, policies: Sequence[str] = tuple(POLICIES)
 ) -> dict[str, float | None]:
     """The simulated makespan in seconds of each policy; None where it does not fit the memory."""
-    timed: Callable[[Plan], float] = partial(simulated_s, workload, device)
-    if len(workload.visits) > MANY_VISITS:
-        # Imported here: numba takes a while, which small workloads need not wait for.
-        from cidl_sim.simulator.batch import compile_case
-        from cidl_sim.simulator.batch import makespan_s as compiled_makespan_s
-
-        timed = partial(compiled_makespan_s, compile_case(workload, device))
+    priced = timed(workload, device)
     makespans: dict[str, float | None] = {}
     for policy in policies:
-        try:
-            makespans[policy] = timed(make_plan(policy, workload, device))
-        except InfeasibleError:
-            makespans[policy] = None
+        found = baseline(priced, policy)
+        makespans[policy] = None if found is None else found[0]
     return makespans
+
+
+def baseline(priced: Timed, policy: str) -> tuple[float, Plan] | None:
+    """The simulated makespan in seconds of a policy, and its plan; None where it does not fit the memory."""
+    try:
+        plan = make_plan(policy, priced.workload, priced.device)
+    except InfeasibleError:
+        return None
+    seconds = makespan_s(priced, plan)
+    return None if seconds == math.inf else (seconds, plan)

@@ -13,19 +13,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
 
-from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Load, Plan
-from cidl_sim.core.workload import Workload
-from cidl_sim.planner.bounds import execution_s, loading_s
+from cidl_sim.core.timed import Timed
 from cidl_sim.planner.rows import Rows
 from cidl_sim.policies.build import build_plan
-from cidl_sim.simulator.engine import makespan_s, simulate
+from cidl_sim.simulator.engine import simulate
+from cidl_sim.simulator.quick import makespan_s
+
+if TYPE_CHECKING:
+    from scipy.optimize import LinearConstraint
 
 # Units of progress in the interval model, the finest first; fewer make it smaller and its bound weaker.
 UNITS_TRIED = (2000, 1000, 500, 250, 125)
@@ -38,16 +40,33 @@ _FINEST = 10**7
 
 @dataclass(frozen=True)
 class Instance:
-    """A workload on a device in whole units of time: what the models see of it, by visit."""
+    """What is priced in whole units of time, by visit: what the models see of it."""
 
+    priced: Timed
     unit_s: float
     is_exact: bool  # no duration was rounded
     executions: tuple[int, ...]
     loads: tuple[int, ...]
-    sizes: tuple[int, ...]
-    workspaces: tuple[int, ...]
-    previous: tuple[int | None, ...]
-    room: int  # for weights and workspace, in bytes
+
+    @property
+    def previous(self) -> tuple[int | None, ...]:
+        """The visit of the same weights before each visit."""
+        return self.priced.workload.previous_same_weights
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The bytes of each visit's weights."""
+        return tuple(self.priced.weight_bytes.tolist())
+
+    @cached_property
+    def workspaces(self) -> tuple[int, ...]:
+        """The bytes of each visit's workspace."""
+        return tuple(self.priced.workspace_bytes.tolist())
+
+    @property
+    def room(self) -> int:
+        """For weights and workspace, in bytes; no block has weights where there is none."""
+        return max(1, self.priced.room_bytes)
 
     @property
     def has_equal_loads(self) -> bool:
@@ -79,9 +98,9 @@ class Solved:
     model_s: float | None = None
 
 
-def instance_of(workload: Workload, device: DeviceProfile, most_units: int = UNITS_TRIED[0]) -> Instance:
+def instance_of(priced: Timed, most_units: int = UNITS_TRIED[0]) -> Instance:
     """The instance in the largest unit that divides all durations; rounded down beyond `most_units` of execution."""
-    executions, loads = execution_s(workload, device), loading_s(workload, device)
+    executions, loads = priced.least_execute_s, priced.least_load_s
     unit = _common_unit([*executions, *loads])
     total = float(executions.sum())
     is_exact = unit > 0 and total <= most_units * unit
@@ -89,20 +108,10 @@ def instance_of(workload: Workload, device: DeviceProfile, most_units: int = UNI
         unit = total / most_units or float(loads.max()) / most_units or 1.0
     to_units = round if is_exact else math.floor
     whole = [[to_units(seconds / unit) for seconds in kind] for kind in (executions, loads)]
-    blocks = [visit.block for visit in workload.visits]
-    return Instance(
-        unit_s=unit,
-        is_exact=is_exact,
-        executions=tuple(whole[0]),
-        loads=tuple(whole[1]),
-        sizes=tuple(block.weight_bytes for block in blocks),
-        workspaces=tuple(block.workspace_bytes for block in blocks),
-        previous=tuple(workload.previous_same_weights),
-        room=max(1, device.memory_limit_bytes - device.baseline_bytes),  # no block has weights where there is none
-    )
+    return Instance(priced, unit, is_exact, executions=tuple(whole[0]), loads=tuple(whole[1]))
 
 
-def solve_by_intervals(workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0) -> Solved | None:
+def solve_by_intervals(priced: Timed, *, time_limit_s: float = 10.0) -> Solved | None:
     """The progress-indexed interval model, by HiGHS; None if it is too large even in coarse units.
 
     Time is the executor's progress u, in units of work done, so nothing needs a big constant and the relaxation is
@@ -116,7 +125,9 @@ def solve_by_intervals(workload: Workload, device: DeviceProfile, *, time_limit_
     and no load spans the point of progress at which another one is loaded while the executor stands still. A visit that
     takes no time has one unit of progress in which nothing is loaded, so that its memory counts too.
     """
-    model = _model_of(workload, device)
+    from scipy.optimize import Bounds, milp
+
+    model = _model_of(priced)
     if model is None:
         return None
     instance, executions = model.instance, sum(model.instance.executions)
@@ -131,19 +142,19 @@ def solve_by_intervals(workload: Workload, device: DeviceProfile, *, time_limit_
     if found.x is None:
         return Solved(bound_s)
     kept, order = model.decisions(found.x)
-    return _evaluated(workload, device, kept, order, bound_s, (executions + round(found.fun)) * instance.unit_s)
+    return _evaluated(priced, kept, order, bound_s, (executions + round(found.fun)) * instance.unit_s)
 
 
-def interval_columns(workload: Workload, device: DeviceProfile) -> int | None:
+def interval_columns(priced: Timed) -> int | None:
     """About how many columns the interval model has; None if it is too large."""
-    model = _model_of(workload, device)
+    model = _model_of(priced)
     return None if model is None else len(model.costs)
 
 
-def _model_of(workload: Workload, device: DeviceProfile) -> _IntervalModel | None:
+def _model_of(priced: Timed) -> _IntervalModel | None:
     """The model in the finest units in which it is not too large."""
     for most_units in UNITS_TRIED:
-        model = _IntervalModel(instance_of(workload, device, most_units))
+        model = _IntervalModel(instance_of(priced, most_units))
         if not model.is_too_large:
             return model
     return None
@@ -161,9 +172,7 @@ def _whole(bound: float | None) -> int:
     return max(0, math.ceil(bound - max(1e-3, 1e-5 * abs(bound))))
 
 
-def solve_by_constraints(
-    workload: Workload, device: DeviceProfile, *, time_limit_s: float = 10.0, known: Plan | None = None
-) -> Solved:
+def solve_by_constraints(priced: Timed, *, time_limit_s: float = 10.0, known: Plan | None = None) -> Solved:
     """The same decisions over wall time, by CP-SAT: good up to some 40 visits, and however fine the units are.
 
     Executions in order, optional intervals for loads that must not overlap, intervals for what is in memory, whose
@@ -172,7 +181,7 @@ def solve_by_constraints(
     """
     from ortools.sat.python import cp_model
 
-    instance = instance_of(workload, device, CONSTRAINT_UNITS)
+    instance = instance_of(priced, CONSTRAINT_UNITS)
     count = len(instance.loads)
     model = cp_model.CpModel()
     # Where visits take no time, they take one tick of so many that all of them together are less than a unit.
@@ -215,7 +224,7 @@ def solve_by_constraints(
     if known is not None:
         for v, before in enumerate(instance.previous):
             model.add_hint(kept[v], int(before in known.keep))
-        for span in simulate(workload, device, known).spans:
+        for span in simulate(priced.workload, priced.device, known).spans:
             if span.operation in ("load", "execute"):
                 variables = begins if span.operation == "load" else starts
                 model.add_hint(variables[span.visit], math.ceil(span.start_s / instance.unit_s * ticks))
@@ -228,7 +237,7 @@ def solve_by_constraints(
     chosen = [v for v in range(count) if solver.value(kept[v])]
     loaded_visits = [v for v in range(count) if v not in set(chosen)]
     order = sorted(loaded_visits, key=lambda v: (solver.value(begins[v]), v))
-    return _evaluated(workload, device, chosen, order, bound_s, solver.value(ends[-1]) // ticks * instance.unit_s)
+    return _evaluated(priced, chosen, order, bound_s, solver.value(ends[-1]) // ticks * instance.unit_s)
 
 
 def _kept_across(instance: Instance, p: int) -> list[int]:
@@ -236,16 +245,12 @@ def _kept_across(instance: Instance, p: int) -> list[int]:
     return [v for v, before in enumerate(instance.previous) if before is not None and before < p < v]
 
 
-def _evaluated(
-    workload: Workload, device: DeviceProfile, kept: Sequence[int], order: Sequence[int], bound_s: float, model_s: float
-) -> Solved:
+def _evaluated(priced: Timed, kept: Sequence[int], order: Sequence[int], bound_s: float, model_s: float) -> Solved:
     """What the engine makes of a model's decisions; without a plan where the engine's rules are stricter."""
-    keep = {before for v in kept if (before := workload.previous_same_weights[v]) is not None}
-    plan = build_plan("planned", workload, device, [Load(visit=v) for v in order], keep)
-    try:
-        return Solved(bound_s, plan, makespan_s(workload, device, plan), model_s)
-    except InfeasibleError:
-        return Solved(bound_s)
+    keep = {before for v in kept if (before := priced.workload.previous_same_weights[v]) is not None}
+    plan = build_plan("planned", priced.workload, priced.device, [Load(visit=v) for v in order], keep)
+    seconds = makespan_s(priced, plan)
+    return Solved(bound_s) if seconds == math.inf else Solved(bound_s, plan, seconds, model_s)
 
 
 class _IntervalModel:
@@ -307,6 +312,8 @@ class _IntervalModel:
 
     def follow(self) -> LinearConstraint:
         """Each visit is kept or loaded once, and memory and the loader follow from that."""
+        from scipy.optimize import LinearConstraint
+
         count, units, z = self._count, self._units, self._count + np.arange(len(self._from))
         sizes = np.array(self.instance.sizes) / self.instance.room
         memory, loader = count + len(z) + np.arange(units), count + len(z) + units + np.arange(units)
@@ -334,6 +341,8 @@ class _IntervalModel:
 
     def pass_not(self) -> list[LinearConstraint]:
         """No load spans a point at which another load passes entirely while the executor stands still."""
+        from scipy.optimize import LinearConstraint
+
         z = self._count + np.arange(len(self._from))
         rows, number = Rows(len(self.costs)), 0
         if not self.instance.has_equal_loads:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import Timed, timed
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text
@@ -27,7 +29,7 @@ BINDS = 0.9
 MINOR_GROUP = 0.01
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Explained:
     """A plan with its simulation, and what both are about."""
 
@@ -35,6 +37,11 @@ class _Explained:
     device: DeviceProfile
     plan: Plan
     trace: Trace
+
+    @cached_property
+    def priced(self) -> Timed:
+        """The workload priced on the device."""
+        return timed(self.workload, self.device)
 
     @property
     def group(self) -> str | None:
@@ -234,7 +241,7 @@ def _other_choices(explained: _Explained, baselines: Mapping[str, float | None])
     retained = positions_of(explained.plan, explained.workload)
     chosen, seconds = retained[group], explained.trace.makespan_s
     if not explained.is_deep:
-        early_s = deep_makespan_s(explained.workload, explained.device, retained)
+        early_s = deep_makespan_s(explained.priced, retained)
         if early_s * (1 + PAYS) >= seconds:
             return []
         return [f"loading as early as memory allows would be {_percent(seconds / early_s - 1)} faster"]
@@ -247,7 +254,7 @@ def _other_choices(explained: _Explained, baselines: Mapping[str, float | None])
         if not others or others == chosen:
             continue
         named = name.format(len(others))
-        other_s = deep_makespan_s(explained.workload, explained.device, {**retained, group: others})
+        other_s = deep_makespan_s(explained.priced, {**retained, group: others})
         if other_s == math.inf:
             rest.append(f"keeping {named} instead does not fit")
         elif other_s > seconds * (1 + PAYS):

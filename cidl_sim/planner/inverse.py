@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import InfeasibleError, InputError
+from cidl_sim.core.errors import InputError
 from cidl_sim.core.feasibility import largest_need, resident_need
 from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.reports import Least
+from cidl_sim.core.timed import timed
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.policies.catalog import POLICIES, make_plan
-from cidl_sim.simulator.engine import makespan_s
+from cidl_sim.planner.evaluate import baseline
+from cidl_sim.policies.catalog import POLICIES
 
 # The best ones first: the others are tried only where these miss the target.
 POLICIES_TRIED = ("spread", *(name for name in POLICIES if name != "spread"))
@@ -80,13 +81,10 @@ class _Question:
         """Whether a policy's plan meets the target; the bound, which costs far less, is asked first."""
         if not self._may_be_met(value):
             return False
-        device = self._with(value)
+        priced = timed(self._workload, self._with(value))
         for policy in POLICIES_TRIED:
-            try:
-                seconds = makespan_s(self._workload, device, make_plan(policy, self._workload, device))
-            except InfeasibleError:
-                continue
-            if seconds <= self._target_s:
+            found = baseline(priced, policy)
+            if found is not None and (seconds := found[0]) <= self._target_s:
                 self._met[value] = policy, seconds
                 return True
         return False

@@ -15,16 +15,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.refit import go_on_with, settled_copy
 from cidl_sim.core.schedule import Schedule
+from cidl_sim.core.timed import timed
 from cidl_sim.core.workload import Stage, Visit, Workload
 from cidl_sim.policies.build import repeated_positions, repeating_groups
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.simulator.engine import Engine, makespan_s
+from cidl_sim.simulator.engine import Engine
+from cidl_sim.simulator.quick import makespan_s
 
 # By so much a rate has to differ from what the plan was made for before another one is sought.
 MOVED = 1.2
@@ -51,6 +52,7 @@ class Replanning:
     def __init__(self, workload: Workload, device: DeviceProfile, plan: Plan) -> None:
         self._workload = workload
         self._device = device
+        self._priced = timed(workload, device)
         self._plan = plan
         self._planned_for = (plan.memory_limit_bytes, 1.0, 1.0)
         # Each with its span of time and its seconds by the profile.
@@ -64,11 +66,11 @@ class Replanning:
         """Note a load. Memory may have to be touched for a cold one, which says nothing of the loader."""
         loader = self._device.loader
         if loader.channels == 1 and not (cold and loader.first_touch_bytes_per_s):
-            self._loads.append(((start_s, end_s), load_cost(visit.block, self._device, cold=cold).seconds))
+            self._loads.append(((start_s, end_s), self._priced.load_cost(visit.number).seconds))
 
     def visit_finished(self, visit: Visit, start_s: float, end_s: float) -> None:
         """Note an execution."""
-        self._executions.append(((start_s, end_s), execute_cost(visit.block, self._device).seconds))
+        self._executions.append(((start_s, end_s), self._priced.execute_cost(visit.number).seconds))
 
     def replanned(self, schedule: Schedule) -> Plan | None:
         """A better plan for the rest, if something moved and there is one."""
@@ -178,7 +180,7 @@ def _factor(timed: Sequence[tuple[Span, float]], others: Sequence[Span], slowdow
 def _candidates(rest: Workload, device: DeviceProfile) -> list[str]:
     """Each policy that retains, with the numbers of blocks by group with which what is left takes least."""
     found = ["lru"]
-    groups = repeating_groups(rest)
+    groups, priced = repeating_groups(rest), timed(rest, device)
     for policy in NUMBERED if groups else ():
         numbers = dict.fromkeys(groups, 0)
         best = (math.inf, f"{policy}:0")
@@ -186,15 +188,12 @@ def _candidates(rest: Workload, device: DeviceProfile) -> list[str]:
             for d in _numbers(rest, device, group):
                 tried = {**numbers, group: d}
                 with suppress(InfeasibleError):
-                    timed = _timed(f"{policy}:" + ",".join(f"{g}={n}" for g, n in tried.items()), rest, device)
-                    if timed[0] < best[0]:
-                        best, numbers = timed, tried
+                    name = f"{policy}:" + ",".join(f"{g}={n}" for g, n in tried.items())
+                    seconds = makespan_s(priced, make_plan(name, rest, device))
+                    if seconds < best[0]:
+                        best, numbers = (seconds, name), tried
         found.append(best[1])
     return found
-
-
-def _timed(policy: str, rest: Workload, device: DeviceProfile) -> tuple[float, str]:
-    return makespan_s(rest, device, make_plan(policy, rest, device)), policy
 
 
 def _numbers(rest: Workload, device: DeviceProfile, group: str) -> Iterator[int]:

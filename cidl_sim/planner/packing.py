@@ -19,39 +19,37 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_array, diags_array, eye_array, hstack
 
-from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.workload import Workload
-from cidl_sim.planner.bounds import execution_s, loading_s, retention_balance
+from cidl_sim.core.timed import Timed
+from cidl_sim.planner.bounds import retention_balance
 
 # How much more a load counts that the plan at hand saves too: enough to choose among equals.
 NEARNESS = 1e-3
 
 
-def packed_keeps(
-    workload: Workload, device: DeviceProfile, at_hand: Collection[int], rest: float = 1.0
-) -> set[int] | None:
+def packed_keeps(priced: Timed, at_hand: Collection[int], rest: float = 1.0) -> set[int] | None:
     """The visits that keep their weights, near to those `at_hand`; None where the program cannot be solved.
 
     `rest`: what a second of the loader's rest counts; above 1 fewer visits go without room for a load.
     """
-    visits, previous = workload.visits, workload.previous_same_weights
-    room = max(1, device.memory_limit_bytes - device.baseline_bytes)  # no block has weights where there is none
-    count = len(visits)
-    sizes = np.array([visit.block.weight_bytes for visit in visits], float)
-    stages = np.array([visit.stage for visit in visits])
-    ahead = np.array([max(block.weight_bytes for block in stage.blocks) for stage in workload.stages], float)[stages]
-    beside = room - sizes - np.array([visit.block.workspace_bytes for visit in visits]) - ahead
-    may = [number is not None and _in_one_group(workload, number, v) for v, number in enumerate(previous)]
+    from scipy.optimize import linprog
+    from scipy.sparse import coo_array, diags_array, eye_array, hstack
+
+    workload, previous = priced.workload, priced.workload.previous_same_weights
+    room = max(1, priced.room_bytes)  # no block has weights where there is none
+    count = len(previous)
+    sizes = priced.weight_bytes.astype(float)
+    largest = np.array([max(block.weight_bytes for block in stage.blocks) for stage in workload.stages], float)
+    ahead = np.repeat(largest, np.diff(workload.first_visit_of_stage))
+    beside = room - sizes - priced.workspace_bytes - ahead
+    may = (priced.previous >= 0) & priced.stays[priced.previous]
     near = np.array([1 + NEARNESS * (number in at_hand) for number in previous])
     # In shares of the room; columns are r, g and z.
     nothing = coo_array((count, count))
-    balance = hstack([retention_balance(workload, sizes / room), nothing])
+    balance = hstack([retention_balance(priced, sizes / room), nothing])
     limits = hstack([nothing, eye_array(count), diags_array(-ahead / room)])
     found = linprog(
-        np.concatenate([-loading_s(workload, device) * near, np.zeros(count), rest * execution_s(workload, device)]),
+        np.concatenate([-priced.least_load_s * near, np.zeros(count), rest * priced.least_execute_s]),
         A_ub=limits.tocsc(),
         b_ub=beside / room,
         A_eq=balance.tocsc(),
@@ -63,8 +61,3 @@ def packed_keeps(
         return None
     shares = found.x[:count]
     return {number for number, share in zip(previous, shares, strict=True) if number is not None and share > 0.5}
-
-
-def _in_one_group(workload: Workload, earlier: int, later: int) -> bool:
-    groups = (workload.stages[workload.visits[number].stage].group for number in (earlier, later))
-    return len(set(groups)) == 1

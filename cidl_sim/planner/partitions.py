@@ -18,12 +18,11 @@ from cidl_sim.core.errors import DeviceError, InfeasibleError
 from cidl_sim.core.feasibility import check_any_plan_fits, largest_need
 from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.reports import PartitionRow
+from cidl_sim.core.timed import Timed, timed
 from cidl_sim.core.workload import Block, Workload
-from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, evaluated_plan
+from cidl_sim.planner.bounds import best_bound_s
+from cidl_sim.planner.evaluate import TOLERANCE, baseline, baseline_makespans, evaluated_plan
 from cidl_sim.planner.planner import Planned, best_plan
-from cidl_sim.policies.catalog import make_plan
-from cidl_sim.simulator.engine import makespan_s
 
 # Policies that need no search of their own.
 QUICK_POLICIES = ("sequential", "next_block", "on_device_sora", "lru")
@@ -178,7 +177,7 @@ class _Tried:
             best_s = self.ranked()[0].makespan_s
             if cut is self.own or (time.monotonic() < deadline_s and _bound(cut) < (best_s or 0.0)):
                 self._on_step(len(self.cuts), _count(self._choices), f"{SLOW_POLICY} for partition {cut.partition}")
-                found = (cut.makespan_s, _policy_s(SLOW_POLICY, cut.workload, self.device))
+                found = (cut.makespan_s, _policy_s(SLOW_POLICY, timed(cut.workload, self.device)))
                 cut.makespan_s = min((s for s in found if s is not None), default=None)
 
     def ranked(self) -> list[Cut]:
@@ -198,8 +197,9 @@ class _Tried:
         workload, device = cut.workload, self.device
         try:
             check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
-            makespans = [_policy_s(policy, workload, device) for policy in self._policies]
-            cut.lower_bound_s = lower_bound_s(workload, device)
+            priced = timed(workload, device)
+            makespans = [_policy_s(policy, priced) for policy in self._policies]
+            cut.lower_bound_s = best_bound_s(priced)
         except InfeasibleError:
             need, visit = largest_need(workload)
             least = need + device.baseline_bytes
@@ -229,12 +229,10 @@ class _Tried:
         return base[group]
 
 
-def _policy_s(policy: str, workload: Workload, device: DeviceProfile) -> float | None:
+def _policy_s(policy: str, priced: Timed) -> float | None:
     """The makespan of a policy's plan in seconds; None where it does not fit."""
-    try:
-        return makespan_s(workload, device, make_plan(policy, workload, device))
-    except InfeasibleError:
-        return None
+    found = baseline(priced, policy)
+    return None if found is None else found[0]
 
 
 def _count(choices: CutChoices) -> int:

@@ -14,10 +14,11 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.feasibility import check_any_plan_fits
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.progress import Progress, silent
+from cidl_sim.core.timed import Timed, timed
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.evaluate import TOLERANCE, baseline_makespans, with_predictions
+from cidl_sim.planner.bounds import best_bound_s
+from cidl_sim.planner.evaluate import TOLERANCE, baseline, with_predictions
 from cidl_sim.planner.exact import (
     Solved,
     instance_of,
@@ -28,7 +29,7 @@ from cidl_sim.planner.exact import (
 )
 from cidl_sim.planner.relaxation import SOLVED_ROUNDS, columns_with, relaxed_bound_s, shortened, steady_bound_s
 from cidl_sim.planner.search import search
-from cidl_sim.policies.catalog import make_plan
+from cidl_sim.policies.catalog import POLICIES
 
 # Up to so many columns the interval model is solved within seconds; up to so many visits the constraint model.
 INTERVAL_COLUMNS = 30_000
@@ -42,6 +43,8 @@ RELAXATION_COLUMNS = 120_000
 # Of the time that is left: for bounds from a few rounds, and for the first search.
 RELAXATION_SHARE = 0.6
 SEARCH_SHARE = 0.6
+# Policies from whose plans a search starts as well.
+SPREADS = ("spread", "rotating")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def best_plan(
     InfeasibleError if no plan fits the device's memory.
     """
     on_step(0, 4, "policies")
-    planning = _Planning(workload, device, time.monotonic() + time_limit_s)
+    planning = _Planning(timed(workload, device), time.monotonic() + time_limit_s)
     on_step(1, 4, "relaxation")
     planning.relax(RELAXATION_SHARE * planning.left_s())
     on_step(2, 4, "exact model")
@@ -87,20 +90,28 @@ def best_plan(
 class _Planning:
     """What is known so far: a plan, its makespan, a bound, and until when there is time."""
 
-    def __init__(self, workload: Workload, device: DeviceProfile, deadline_s: float) -> None:
-        self._workload = workload
-        self._device = device
+    def __init__(self, priced: Timed, deadline_s: float) -> None:
+        self._priced = priced
         self._deadline_s = deadline_s
         self._searches = 0
         self.notes: list[str] = []
-        check_any_plan_fits(workload, device.memory_limit_bytes, device.baseline_bytes)
-        self.baselines = baseline_makespans(workload, device)
-        best = min((s, policy) for policy, s in self.baselines.items() if s is not None)
-        self.best_s, self.plan = best[0], make_plan(best[1], workload, device)
-        self.bound_s = lower_bound_s(workload, device)
-        self._instance = instance = instance_of(workload, device)
+        check_any_plan_fits(priced.workload, priced.device.memory_limit_bytes, priced.device.baseline_bytes)
+        self.baselines: dict[str, float | None] = {}
+        self._spreads: list[Plan] = []
+        best: tuple[float, str, Plan] | None = None
+        for policy in POLICIES:
+            found = baseline(priced, policy)
+            self.baselines[policy] = None if found is None else found[0]
+            if found is not None:
+                row = found[0], policy, found[1]
+                best = row if best is None or row[:2] < best[:2] else best
+                self._spreads += [found[1]] if policy in SPREADS else []
+        assert best is not None  # without a look ahead and keeps every workload fits whose blocks do
+        self.best_s, _, self.plan = best
+        self.bound_s = best_bound_s(priced)
+        self._instance = instance = instance_of(priced)
         # The models load one block after another; with several channels a small block could pass a large one.
-        self._in_one_line = device.loader.channels == 1 or instance.has_equal_loads
+        self._in_one_line = priced.device.loader.channels == 1 or instance.has_equal_loads
 
     def left_s(self) -> float:
         """Seconds left; none once the plan is proven optimal."""
@@ -118,37 +129,36 @@ class _Planning:
         if not self._in_one_line:
             self.notes = ["several channels and blocks that differ: only the simple bounds hold"]
             return
-        whole = whole or columns_with(self._workload, self._device, 2) <= RELAXATION_COLUMNS
-        solved = self._workload if whole else shortened(self._workload, SOLVED_ROUNDS)
-        if not whole and columns_with(solved, self._device, 1) > RELAXATION_COLUMNS:
-            self.notes = [f"{len(solved.visits)} visits in {SOLVED_ROUNDS} rounds: too many for the better bounds"]
+        whole = whole or columns_with(self._priced, 2) <= RELAXATION_COLUMNS
+        solved = self._priced if whole else shortened(self._priced, SOLVED_ROUNDS)
+        if not whole and columns_with(solved, 1) > RELAXATION_COLUMNS:
+            visits = len(solved.workload.visits)
+            self.notes = [f"{visits} visits in {SOLVED_ROUNDS} rounds: too many for the better bounds"]
         for bound_s, pieces in BOUNDS_OF_ALL if whole else BOUNDS_OF_FEW:
             # Of a repeating round the ends are solved in two pieces at most.
-            columns = columns_with(solved, self._device, min(2, pieces) if bound_s is steady_bound_s else pieces)
+            columns = columns_with(solved, min(2, pieces) if bound_s is steady_bound_s else pieces)
             if self.left_s() > 0 and time.monotonic() < deadline_s and columns <= RELAXATION_COLUMNS:
-                self._note(Solved(bound_s(self._workload, self._device, pieces=pieces, deadline_s=deadline_s)))
+                self._note(Solved(bound_s(self._priced, pieces=pieces, deadline_s=deadline_s)))
 
     def solve(self, seconds: float) -> None:
         """The exact model that suits the case, if one does."""
         if seconds <= 0 or not self._in_one_line:
             return
         if self._instance.is_exact:
-            columns = interval_columns(self._workload, self._device)
+            columns = interval_columns(self._priced)
             if columns is not None and columns <= INTERVAL_COLUMNS:
-                self._note(solve_by_intervals(self._workload, self._device, time_limit_s=seconds))
+                self._note(solve_by_intervals(self._priced, time_limit_s=seconds))
                 return
-        if len(self._workload.visits) <= CONSTRAINT_VISITS:
-            self._note(solve_by_constraints(self._workload, self._device, time_limit_s=seconds, known=self.plan))
+        if len(self._priced.workload.visits) <= CONSTRAINT_VISITS:
+            self._note(solve_by_constraints(self._priced, time_limit_s=seconds, known=self.plan))
 
     def search(self, seconds: float) -> None:
         """Annealing from the plan known, an even spread, and one that rotates; each time with other chances."""
         if seconds <= 0:
             return
-        spreads = [make_plan(policy, self._workload, self._device) for policy in ("spread", "rotating")]
         found, found_s = search(
-            self._workload,
-            self._device,
-            [self.plan, *spreads],
+            self._priced,
+            [self.plan, *self._spreads],
             known_s=self.best_s,
             deadline_s=time.monotonic() + seconds,
             bound_s=self.bound_s,

@@ -21,14 +21,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.workload import Workload
-from cidl_sim.planner.bounds import execution_s, loading_s
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from cidl_sim.core.timed import Floats, Timed
 
 
 @dataclass(frozen=True)
@@ -39,10 +33,10 @@ class Prices:
     loader: Floats
 
 
-def price_bound_s(workload: Workload, device: DeviceProfile, prices: Prices) -> float:
+def price_bound_s(priced: Timed, prices: Prices) -> float:
     """The lower bound on any plan's makespan in seconds that `prices` give."""
-    executions, loads = execution_s(workload, device), loading_s(workload, device)
-    shares, capacity = shares_of(workload, device)
+    executions, loads = priced.least_execute_s, priced.least_load_s
+    shares, capacity = shares_of(priced)
     pieces = prices.memory.shape[1]
     lengths = np.repeat(executions / pieces, pieces)
     memory, loader = prices.memory.ravel(), prices.loader.ravel()
@@ -50,7 +44,7 @@ def price_bound_s(workload: Workload, device: DeviceProfile, prices: Prices) -> 
     ends = np.cumsum(executions)
     starts = ends - executions
     stalls = 0.0
-    for v, previous in enumerate(workload.previous_same_weights):
+    for v, previous in enumerate(priced.workload.previous_same_weights):
         # Of visits that follow one another the difference may be off by rounding.
         begin = 0.0 if previous is None else min(float(ends[previous]), float(starts[v]))
         least = line.least_of_load(begin, float(starts[v]), float(loads[v]), float(shares[v]))
@@ -61,13 +55,13 @@ def price_bound_s(workload: Workload, device: DeviceProfile, prices: Prices) -> 
     return float(ends[-1]) + max(0.0, stalls - taken)
 
 
-def shares_of(workload: Workload, device: DeviceProfile) -> tuple[Floats, Floats]:
+def shares_of(priced: Timed) -> tuple[Floats, Floats]:
     """Of each visit, its weights in shares of the room, and what can lie beside it."""
-    room = max(1, device.memory_limit_bytes - device.baseline_bytes)  # no block has weights where there is none
-    sizes = np.array([visit.block.weight_bytes for visit in workload.visits])
-    beside = room - sizes - np.array([visit.block.workspace_bytes for visit in workload.visits])
+    room = max(1, priced.room_bytes)  # no block has weights where there is none
+    sizes = priced.weight_bytes
+    beside = room - sizes - priced.workspace_bytes
     # What lies beside a visit is a multiple of the sizes' common divisor.
-    unit = math.gcd(*(int(size) for size in sizes)) or 1
+    unit = math.gcd(*sizes.tolist()) or 1
     return sizes / room, np.maximum(0, beside // unit * unit) / room
 
 

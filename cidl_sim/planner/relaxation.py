@@ -9,70 +9,69 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, linprog
-from scipy.sparse import csc_array, hstack, identity, vstack
 
-from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.timed import Floats, Ints, Timed, timed
 from cidl_sim.core.workload import Stage, Workload
-from cidl_sim.planner.bounds import execution_s, loading_s
 from cidl_sim.planner.prices import Prices, price_bound_s, shares_of
 from cidl_sim.planner.rows import Rows
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult
+    from scipy.sparse import csc_array
+
 # Of a stage with more rounds so many are solved; the middle one stands for all that are left out.
 SOLVED_ROUNDS = 5
 
 
-def relaxed_bound_s(
-    workload: Workload, device: DeviceProfile, *, pieces: int, deadline_s: float, most_rounds: int | None = None
-) -> float:
+def relaxed_bound_s(priced: Timed, *, pieces: int, deadline_s: float, most_rounds: int | None = None) -> float:
     """The lower bound in s from the relaxation's prices; 0 if it is not solved before `deadline_s`.
 
     `pieces`: in how many each visit is cut. `deadline_s`: of `time.monotonic`. With `most_rounds` (odd) only so many
     rounds of a stage are solved, and the prices of the middle one stand for those that are left out.
     """
-    short = workload if most_rounds is None else shortened(workload, most_rounds)
-    prices = _Program(short, device, pieces).solved(deadline_s)
-    return 0.0 if prices is None else price_bound_s(workload, device, _extended(prices, short, workload))
+    short = priced if most_rounds is None else shortened(priced, most_rounds)
+    prices = _Program(short, pieces).solved(deadline_s)
+    return 0.0 if prices is None else price_bound_s(priced, _extended(prices, short.workload, priced.workload))
 
 
-def steady_bound_s(workload: Workload, device: DeviceProfile, *, pieces: int, deadline_s: float) -> float:
+def steady_bound_s(priced: Timed, *, pieces: int, deadline_s: float) -> float:
     """The lower bound in s from prices of repeating rounds and of ends that suit them; see `relaxed_bound_s`.
 
     One round is cheap, so its visits are cut into `pieces`, those of the ends in two at most.
     """
-    short, at_ends = shortened(workload, SOLVED_ROUNDS), 1 if pieces % 2 else 2
+    workload = priced.workload
+    short, at_ends = shortened(priced, SOLVED_ROUNDS), 1 if pieces % 2 else 2
     known: list[Prices | None] = []
     for stage in workload.stages:
         is_long = stage.rounds > SOLVED_ROUNDS
-        known.append(_repeating_prices(stage, workload, device, pieces, deadline_s) if is_long else None)
-    middle = _in_the_middle(short, known, pieces)
-    ends = _Program(short, device, at_ends, _coarser(middle, at_ends)).solved(deadline_s)
+        known.append(_repeating_prices(stage, priced, pieces, deadline_s) if is_long else None)
+    middle = _in_the_middle(short.workload, known, pieces)
+    ends = _Program(short, at_ends, _coarser(middle, at_ends)).solved(deadline_s)
     if ends is None:
         return 0.0
     finer = Prices(*(np.repeat(prices, pieces // at_ends, axis=1) for prices in (ends.memory, ends.loader)))
     is_known = ~np.isnan(middle.memory)
     prices = Prices(np.where(is_known, middle.memory, finer.memory), np.where(is_known, middle.loader, finer.loader))
-    return price_bound_s(workload, device, _extended(prices, short, workload))
+    return price_bound_s(priced, _extended(prices, short.workload, workload))
 
 
-def columns_with(workload: Workload, device: DeviceProfile, pieces: int) -> int:
+def columns_with(priced: Timed, pieces: int) -> int:
     """About how many columns the relaxation has if each visit is cut into so many pieces."""
-    executions, loads = execution_s(workload, device), loading_s(workload, device)
+    executions, loads = priced.least_execute_s, priced.least_load_s
     mean_s = float(executions.mean()) or 1.0
-    gaps = np.array([v - (before or 0) for v, before in enumerate(workload.previous_same_weights)]) * pieces
+    gaps = (np.arange(len(loads)) - np.maximum(0, priced.previous)) * pieces
     steps = np.minimum(gaps, loads * pieces / mean_s)
     return int(np.sum((gaps + 1) * (np.minimum(steps, 8 + 1.7 * np.log2(np.maximum(1, steps / 8))) + 3)))
 
 
-def shortened(workload: Workload, most_rounds: int) -> Workload:
-    """The workload with at most so many rounds of every stage."""
+def shortened(priced: Timed, most_rounds: int) -> Timed:
+    """The workload with at most so many rounds of every stage, on the same device."""
+    workload = priced.workload
     stages = [stage.model_copy(update={"rounds": min(stage.rounds, most_rounds)}) for stage in workload.stages]
-    return workload.model_copy(update={"stages": tuple(stages)})
+    return timed(workload.model_copy(update={"stages": tuple(stages)}), priced.device)
 
 
 def _steps(most: int) -> list[int]:
@@ -83,13 +82,11 @@ def _steps(most: int) -> list[int]:
     return steps
 
 
-def _repeating_prices(
-    stage: Stage, workload: Workload, device: DeviceProfile, pieces: int, deadline_s: float
-) -> Prices | None:
+def _repeating_prices(stage: Stage, priced: Timed, pieces: int, deadline_s: float) -> Prices | None:
     """Prices of one round of a stage that is followed and preceded by the same round."""
     twice = stage.model_copy(update={"rounds": 2})
-    program = _Program(workload.model_copy(update={"stages": (twice,)}), device, pieces, repeats=True)
-    return program.solved(deadline_s)
+    alone = timed(priced.workload.model_copy(update={"stages": (twice,)}), priced.device)
+    return _Program(alone, pieces, repeats=True).solved(deadline_s)
 
 
 def _in_the_middle(short: Workload, known: list[Prices | None], pieces: int) -> Prices:
@@ -141,8 +138,7 @@ class _Program:
 
     def __init__(
         self,
-        workload: Workload,
-        device: DeviceProfile,
+        priced: Timed,
         pieces: int,
         fixed: Prices | None = None,
         *,
@@ -150,13 +146,13 @@ class _Program:
     ) -> None:
         self._pieces = pieces
         self._repeats = repeats
-        self._executions, self._loads = execution_s(workload, device), loading_s(workload, device)
-        self._sizes, capacity = shares_of(workload, device)
+        self._executions, self._loads = priced.least_execute_s, priced.least_load_s
+        self._sizes, capacity = shares_of(priced)
         self._cut = np.flatnonzero(self._executions > 0)  # a visit without length has no pieces
         self._lengths = np.repeat(self._executions[self._cut] / pieces, pieces)
         self._points = np.concatenate([[0.0], np.cumsum(self._lengths)])
         places = np.concatenate([[0], np.cumsum(np.where(self._executions > 0, pieces, 0))])
-        previous = workload.previous_same_weights
+        previous = priced.workload.previous_same_weights
         self._gap_begins = np.array([0 if before is None else places[before + 1] for before in previous])
         self._gap_ends = places[:-1]
         self._can_keep = np.array([before is not None for before in previous])
@@ -168,6 +164,8 @@ class _Program:
 
     def solved(self, deadline_s: float) -> Prices | None:
         """The best prices; None if the program is not solved before `deadline_s` of `time.monotonic`."""
+        from scipy.optimize import linprog
+
         left_s = deadline_s - time.monotonic()
         if left_s <= 0 or not len(self._lengths):
             return None
@@ -253,6 +251,8 @@ class _Program:
 
     def _folded(self, before: int) -> csc_array:
         """Rows that add up both rounds' levels, after `before` columns."""
+        from scipy.sparse import csc_array, hstack, identity, vstack
+
         half = identity(len(self._lengths) // 2)
         nothing = 0 * half
         levels = hstack([half, half, nothing, nothing]), hstack([nothing, nothing, half, half])

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import timed
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.catalog import POLICIES, make_plan
-from cidl_sim.simulator.engine import makespan_s, simulate
+from cidl_sim.simulator import quick
+from cidl_sim.simulator.arrays import Evaluation
+from cidl_sim.simulator.engine import simulate
 
 
 @dataclass(frozen=True, slots=True)
 class Replanned:
-    """A changed profile, the plan made for it, and the simulated makespan in seconds."""
+    """A changed profile, the plan made for it, and what a simulation of that plan finds."""
 
     device: DeviceProfile
     plan: Plan
-    makespan_s: float
+    run: Evaluation
+
+    @property
+    def makespan_s(self) -> float:
+        """The makespan in seconds."""
+        return self.run.makespan_s
 
 
 class Reruns:
@@ -31,24 +40,21 @@ class Reruns:
         self.policy = policy
         self._outcomes: dict[str, Replanned | InfeasibleError] = {}
         self.here = self.on(device)
-        self.trace = self.trace_of(self.here)
+        self.trace: Trace = simulate(workload, device, self.here.plan)
 
     def on(self, device: DeviceProfile) -> Replanned:
         """The policy's own plan for `device` and its makespan. InfeasibleError where nothing fits."""
         if device.sha256 not in self._outcomes:
             try:
                 plan = make_plan(self.policy, self.workload, device)
-                self._outcomes[device.sha256] = Replanned(device, plan, makespan_s(self.workload, device, plan))
+                run = quick.evaluate(timed(self.workload, device), plan)
+                self._outcomes[device.sha256] = Replanned(device, plan, run)
             except InfeasibleError as problem:
                 self._outcomes[device.sha256] = problem
         outcome = self._outcomes[device.sha256]
         if isinstance(outcome, InfeasibleError):
             raise outcome
         return outcome
-
-    def trace_of(self, outcome: Replanned) -> Trace:
-        """The simulation behind an outcome."""
-        return simulate(self.workload, outcome.device, outcome.plan)
 
     def retained_blocks(self, outcome: Replanned) -> int:
         """How many different sets of weights an outcome's plan keeps from one visit to the next."""
@@ -63,10 +69,8 @@ class Reruns:
 
     def held_s(self, device: DeviceProfile) -> float | None:
         """The makespan on `device` of the plan made for the unchanged profile; None where it does not fit."""
-        try:
-            return makespan_s(self.workload, device, self.here.plan)
-        except InfeasibleError:
-            return None
+        seconds = quick.makespan_s(timed(self.workload, device), self.here.plan)
+        return None if seconds == math.inf else seconds
 
 
 def best_policy(workload: Workload, device: DeviceProfile) -> str:
@@ -74,11 +78,12 @@ def best_policy(workload: Workload, device: DeviceProfile) -> str:
 
     Among equals spread wins: it chooses its retained set anew on every profile, so it shows what a change buys.
     """
+    priced = timed(workload, device)
     makespans: dict[str, float] = {}
     problem: InfeasibleError | None = None
     for policy in POLICIES:
         try:
-            makespans[policy] = makespan_s(workload, device, make_plan(policy, workload, device))
+            makespans[policy] = quick.makespan_s(priced, make_plan(policy, workload, device))
         except InfeasibleError as error:
             problem = problem or error
     if not makespans:

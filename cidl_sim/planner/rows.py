@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csc_array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_array
 
 
 class Rows:
@@ -20,6 +24,8 @@ class Rows:
 
     def matrix(self, rows: int) -> csc_array:
         """Of so many rows, column by column."""
+        from scipy.sparse import coo_array
+
         nothing = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
         row, column, value = (np.concatenate(part) for part in zip(nothing, *self._entries, strict=True))
         return coo_array((value, (row, column)), shape=(rows, self._columns)).tocsc()

@@ -13,13 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Gate, Load, Plan
-from cidl_sim.core.workload import Workload
+from cidl_sim.core.timed import Timed
 from cidl_sim.planner.packing import packed_keeps
 from cidl_sim.policies.build import build_plan, deep_prefetch
-from cidl_sim.simulator.engine import makespan_s
+from cidl_sim.simulator.quick import makespan_s
 
 LOOKAHEADS = (1, 2, 3, 5, 8)
 # Changes that cost such a share of the makespan are still made, at a walk's beginning and at its end.
@@ -43,8 +41,7 @@ class _Point(NamedTuple):
 
 
 def search(
-    workload: Workload,
-    device: DeviceProfile,
+    priced: Timed,
     starts: Sequence[Plan],
     *,
     known_s: float,
@@ -56,7 +53,7 @@ def search(
 
     Walks begin at the plans in `starts` in turn, and go on where they were best. Stops early at `bound_s`.
     """
-    found = _Search(workload, device, known_s, bound_s, deadline_s)
+    found = _Search(priced, known_s, bound_s, deadline_s)
     if found.goes_on():
         found.try_lookaheads(starts[0])
         found.walk([*starts, *found.packed(starts)], seed)
@@ -64,11 +61,10 @@ def search(
 
 
 class _Search:
-    def __init__(
-        self, workload: Workload, device: DeviceProfile, known_s: float, bound_s: float, deadline_s: float
-    ) -> None:
-        self._workload = workload
-        self._device = device
+    def __init__(self, priced: Timed, known_s: float, bound_s: float, deadline_s: float) -> None:
+        self._priced = priced
+        self._workload = priced.workload
+        self._device = priced.device
         self._bound_s = bound_s
         self._deadline_s = deadline_s
         self.plan: Plan | None = None
@@ -85,7 +81,7 @@ class _Search:
         for plan in plans:
             timed = []
             for rest in RESTS if len(plan.loads) <= MOST_PACKED else ():
-                keep = packed_keeps(self._workload, self._device, set(plan.keep), rest) if self.goes_on() else None
+                keep = packed_keeps(self._priced, set(plan.keep), rest) if self.goes_on() else None
                 if keep is not None:
                     packed = deep_prefetch("planned", self._workload, self._device, keep)
                     timed.append((self._timed_s(packed), rest, packed))
@@ -97,7 +93,7 @@ class _Search:
         """Walk after walk, until nothing is left to be found or no time."""
         from cidl_sim.planner import annealing  # numba takes a while to import
 
-        visits = annealing.visits_of(self._workload, self._device)
+        visits = annealing.walked(self._priced)
         points = []
         for plan in starts:
             keep, order = self._decisions(plan)
@@ -145,10 +141,7 @@ class _Search:
 
     def _timed_s(self, plan: Plan) -> float:
         """The makespan of a plan, inf if it cannot finish; it is kept if it is the best so far."""
-        try:
-            seconds = makespan_s(self._workload, self._device, plan)
-        except InfeasibleError:
-            return np.inf
+        seconds = makespan_s(self._priced, plan)
         if seconds < self.makespan_s:
             self.plan, self.makespan_s = plan, seconds
         return seconds

@@ -6,20 +6,19 @@ import math
 from dataclasses import dataclass
 
 from cidl_sim.core.device import DeviceProfile
-from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.feasibility import resident_need
-from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import Timed, timed
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.bisection import smallest_limit
 from cidl_sim.planner.break_points import PAYS
 from cidl_sim.policies.build import Positions, deep_prefetch, keep_positions, repeated_positions, repeating_groups
 from cidl_sim.policies.retained import even_positions
-from cidl_sim.simulator.engine import makespan_s, simulate
+from cidl_sim.simulator import quick
 
 # Rounds on which the number of retained blocks is chosen: one with first loads, three after it.
 CHOSEN_ON_ROUNDS = 4
-# Visits that may be simulated for one answer, at some 15 microseconds each (about 40 where loads and executions slow
-# each other down). Beyond that there is none: `cidl plan` should not take seconds longer for a remark, and
+# Visits that may be simulated for one answer, at some 3 microseconds each (more where loads and executions slow each
+# other down). Beyond that there is none: `cidl plan` should not take seconds longer for a remark, and
 # `--memory-curve` answers it for who can wait.
 MOST_VISITS = 80_000
 
@@ -68,16 +67,14 @@ def fewest_slots(workload: Workload, device: DeviceProfile, own: Positions, grou
     slots = smallest_limit(is_enough, 0, blocks if blocks < most and is_enough(blocks) else most)
     seconds, retained = tried.best(slots)
     larger = _with_slots(device, slots, slot)
-    trace = simulate(workload, larger, _deep_plan(workload, larger, retained))
-    return Slots(slots, slot, larger.memory_limit_bytes, seconds, trace.stalls_s, trace.executor_busy_s, retained)
+    plan = deep_prefetch("planned", workload, larger, _kept(workload, retained))
+    run = quick.evaluate(timed(workload, larger), plan)
+    return Slots(slots, slot, larger.memory_limit_bytes, seconds, run.stalls_s, run.executor_busy_s, retained)
 
 
-def deep_makespan_s(workload: Workload, device: DeviceProfile, retained: Positions) -> float:
+def deep_makespan_s(priced: Timed, retained: Positions) -> float:
     """The makespan with these blocks retained and loads as early as memory allows; infinite where that does not fit."""
-    try:
-        return makespan_s(workload, device, _deep_plan(workload, device, retained))
-    except InfeasibleError:
-        return math.inf
+    return quick.deep_makespan_s(priced, _kept(priced.workload, retained))
 
 
 class _TriedSlots:
@@ -107,17 +104,19 @@ class _TriedSlots:
             candidates = [self._own, {**self._own, self._group: spread}]
             if len(self._all) > 1:
                 candidates.append({**self._all, self._group: spread})
-            timed = [(deep_makespan_s(self._workload, device, retained), retained) for retained in candidates]
-            self._known[slots] = min(timed, key=lambda row: row[0])
+            priced = timed(self._workload, device)
+            found = [(deep_makespan_s(priced, retained), retained) for retained in candidates]
+            self._known[slots] = min(found, key=lambda row: row[0])
         return self._known[slots]
 
     def _spread(self, device: DeviceProfile) -> frozenset[int]:
         """The best number of evenly spread blocks, by a few rounds of the group."""
         blocks = repeated_positions(self._cut, self._group)
+        priced = timed(self._cut, device)
         best, best_s = frozenset[int](), math.inf
         for count in range(blocks + 1):
             chosen = frozenset(even_positions(count, blocks)) if count else frozenset()
-            seconds = deep_makespan_s(self._cut, device, {self._group: chosen})
+            seconds = deep_makespan_s(priced, {self._group: chosen})
             if seconds == math.inf:
                 break  # a larger set needs more memory still
             if seconds < best_s:
@@ -129,6 +128,5 @@ def _with_slots(device: DeviceProfile, slots: int, slot_bytes: int) -> DevicePro
     return device.model_copy(update={"memory_limit_bytes": device.memory_limit_bytes + slots * slot_bytes})
 
 
-def _deep_plan(workload: Workload, device: DeviceProfile, retained: Positions) -> Plan:
-    keep = keep_positions(workload, {group: set(chosen) for group, chosen in retained.items()})
-    return deep_prefetch("planned", workload, device, keep)
+def _kept(workload: Workload, retained: Positions) -> set[int]:
+    return keep_positions(workload, {group: set(chosen) for group, chosen in retained.items()})

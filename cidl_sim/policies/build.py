@@ -78,14 +78,19 @@ def keep_positions(workload: Workload, positions_of_group: dict[str, set[int]]) 
     Weights stay from round to round and from stage to stage of one group (a keep crosses from merged to
     plain blocks that share weights), never from one group to another.
     """
-    keep = set()
-    for visit in workload.visits:
-        group = workload.stages[visit.stage].group
-        following = workload.next_same_weights[visit.number]
-        if following is None or visit.position not in positions_of_group.get(group, ()):
-            continue
-        if workload.stages[workload.visits[following].stage].group == group:
-            keep.add(visit.number)
+    group_of = [stage.group for stage in workload.stages]
+    following, visits = workload.next_same_weights, workload.visits
+    keep: set[int] = set()
+    for stage, first in zip(workload.stages, workload.first_visit_of_stage, strict=False):
+        blocks = len(stage.blocks)
+        last = first + (stage.rounds - 1) * blocks
+        for position in positions_of_group.get(stage.group, ()):
+            if position < blocks:
+                # The next round visits the same weights again; only after the last one another group might.
+                keep.update(range(first + position, last + position, blocks))
+                then = following[last + position]
+                if then is not None and group_of[visits[then].stage] == stage.group:
+                    keep.add(last + position)
     return keep
 
 

@@ -11,16 +11,17 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import Timed, timed
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
-from cidl_sim.simulator.engine import makespan_s
+from cidl_sim.simulator.quick import deep_makespan_s, deep_makespans_s
 
 Positions = Callable[[int, int], set[int]]
 Keeps = Callable[[Workload, dict[str, int]], set[int]]  # visits that keep their weights, for numbers by group
 
 # Of a group with more blocks so many numbers are tried, evenly spaced.
 MOST_TRIED = 128
-# More simulated visits than these, a second's worth, are left to compiled code.
+# More simulated visits than these are evaluated together.
 ONE_BY_ONE_VISITS = 15_000
 # Makespans that differ by less are equal but for rounding.
 SAME = 1e-12
@@ -123,34 +124,32 @@ def _plan(label: str, keeps: Keeps, workload: Workload, device: DeviceProfile, n
 
 def _best(name: str, keeps: Keeps, workload: Workload, device: DeviceProfile) -> Plan:
     """Try every number (or `MOST_TRIED`) in one group after the other; they hardly influence each other."""
+    priced = timed(workload, device)
     numbers = dict.fromkeys(repeating_groups(workload), 0)
-    (best_s,) = _makespans_s(workload, device, [keeps(workload, numbers)])
+    (best_s,) = _makespans_s(priced, [keeps(workload, numbers)])
     for group in tuple(numbers):
         count = repeated_positions(workload, group)
         tried = [{**numbers, group: int(d)} for d in np.unique(np.linspace(1, count, min(count, MOST_TRIED)).round())]
-        found_s = _makespans_s(workload, device, [keeps(workload, candidate) for candidate in tried])
+        found_s = _makespans_s(priced, [keeps(workload, candidate) for candidate in tried])
         for candidate, seconds in zip(tried, found_s, strict=True):
             if seconds < best_s * (1 - SAME):
                 numbers, best_s = candidate, seconds
-    return _plan(f"{name}:{_label(numbers)}", keeps, workload, device, numbers)
+    plan = _plan(f"{name}:{_label(numbers)}", keeps, workload, device, numbers)
+    if best_s == math.inf:
+        check_plan(workload, device, plan)  # says at which visit it cannot go on
+    return plan
 
 
-def _makespans_s(workload: Workload, device: DeviceProfile, keeps: Sequence[set[int]]) -> list[float]:
+def _makespans_s(priced: Timed, keeps: Sequence[set[int]]) -> list[float]:
     """With deep prefetch, by what is kept, ever more; infinite where that does not fit."""
-    if len(keeps) * len(workload.visits) > ONE_BY_ONE_VISITS:
-        # Imported here: numba takes a while, which small workloads need not wait for.
-        from cidl_sim.simulator.batch import compile_case, makespans
-
-        rows = np.zeros((len(keeps), len(workload.visits)), np.bool_)
-        for row, keep in zip(rows, keeps, strict=True):
-            row[list(keep)] = True
-        return [float(seconds) for seconds in makespans(compile_case(workload, device), rows)]
+    if len(keeps) * len(priced.workload.visits) > ONE_BY_ONE_VISITS:
+        return deep_makespans_s(priced, keeps)
     found: list[float] = []
     for keep in keeps:
-        try:
-            found.append(makespan_s(workload, device, deep_prefetch("tried", workload, device, keep)))
-        except InfeasibleError:
+        seconds = deep_makespan_s(priced, keep)
+        if seconds == math.inf:
             break  # a larger set needs more memory still
+        found.append(seconds)
     return found + [math.inf] * (len(keeps) - len(found))
 
 

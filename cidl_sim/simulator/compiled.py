@@ -9,16 +9,10 @@ State is in records, which compiled code passes as pointers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numba import njit
 
-if TYPE_CHECKING:
-    from cidl_sim.simulator.batch import Bools, Floats, Ints
-
-    Record = Any  # one element of an array of one of the types below
-    Records = Any
+from cidl_sim.simulator.arrays import LOAD, Bools, Floats, Ints, Record, Records
 
 # What an activity is doing. Its fixed part passes at its own pace, its work at a rate.
 _IDLE, _FIXED, _WORKING = 0, 1, 2
@@ -29,7 +23,7 @@ _RUN = np.dtype(
         (name, np.int64)
         for name in ("current", "running", "next_load", "in_flight", "held", "touched", "peak", "widest", "looked_at")
     ]
-    + [(name, np.float64) for name in ("heat", "loader_busy_s", "executor_busy_s")]
+    + [(name, np.float64) for name in ("heat", "loader_busy_s", "executor_busy_s", "first_start_s")]
 )
 # One for each channel, and the executor's at the end.
 _ACTIVITY = np.dtype(
@@ -42,7 +36,6 @@ _WEIGHTS = np.dtype([("resident_for", np.int64), ("loaded", np.int64)])
 # Counting references to arrays at every call would take ten times as long as the calls: what allocates nothing does
 # without. The callers hold the arrays. Quotients may be inf as in numpy, not an exception.
 _kernel = njit(cache=True, error_model="numpy", _nrt=False)
-LOAD = np.dtype([("visit", np.int64), ("gate", np.int64)])
 _inlined = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 
 
@@ -55,8 +48,11 @@ def evaluate(
     keep: Bools,
     load_factors: Floats,
     execute_factors: Floats,
-) -> tuple[float, int, float, float]:
-    """Run a plan: makespan in s (inf where nothing can go on), peak in bytes beyond the baseline, busy times in s."""
+) -> tuple[float, int, float, float, float]:
+    """Run a plan and return the figures of an `Evaluation`.
+
+    The makespan is inf where nothing can go on, the peak that beyond the baseline.
+    """
     device, runs = devices[0], np.zeros(1, _RUN)
     weights = np.zeros(device.weights_count, _WEIGHTS)
     activities = np.zeros(device.channels + 1, _ACTIVITY)
@@ -64,7 +60,8 @@ def evaluate(
         device, visits, thermal, loads, keep, load_factors, execute_factors, runs[0], weights, activities
     )
     # A record does not hold its array, so the array is what is kept until here.
-    return makespan_s, runs[0].peak, runs[0].loader_busy_s, runs[0].executor_busy_s
+    run = runs[0]
+    return makespan_s, run.peak, run.loader_busy_s, run.executor_busy_s, run.first_start_s
 
 
 @njit(cache=True, nogil=True)
@@ -107,6 +104,7 @@ def evaluate_many(
             result[policy, number].peak_resident_bytes = runs[0].peak
             result[policy, number].loader_busy_s = runs[0].loader_busy_s
             result[policy, number].executor_busy_s = runs[0].executor_busy_s
+            result[policy, number].first_start_s = runs[0].first_start_s
 
 
 @_kernel
@@ -266,6 +264,8 @@ def _start_visit(
         return
     _trim(device, visits, current, run)
     run.running = 1
+    if current == 0:
+        run.first_start_s = now
     run.peak = max(run.peak, run.held + visits[current].workspace_bytes)
     activity = activities[device.channels]
     activity.visit, activity.phase = current, _WORKING

@@ -8,19 +8,13 @@ ago, only later, and the policy does the same from there on, what follows is the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from cidl_sim.simulator.arrays import Floats, Ints, Record, Records
 
-    from cidl_sim.simulator.batch import Floats, Ints
-
-    Bytes = NDArray[np.uint8]
-    Record = Any
-    Records = Any
+Bytes = NDArray[np.uint8]
 
 # As in `compiled`: without references, quotients as in numpy.
 _kernel = njit(cache=True, error_model="numpy", _nrt=False)

@@ -13,30 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, cast
 
-import numpy as np
-import simpy
-from numpy.typing import NDArray
-from simpy.events import EventPriority
-
-from cidl_sim.core.costs import Cost, execute_cost, load_cost
-from cidl_sim.core.device import DeviceProfile, Noise
+from cidl_sim.core.costs import Cost
+from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.feasibility import explain_deadlock
 from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.recorder import TraceRecorder
 from cidl_sim.core.refit import change_limit, go_on_with
 from cidl_sim.core.schedule import Schedule
+from cidl_sim.core.timed import timed
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit, Workload
-from cidl_sim.simulator.noise import noise_factors, run_factor
+from cidl_sim.simulator.noise import Factors, cost_factors
+
+if TYPE_CHECKING:
+    import simpy
+    from simpy.events import EventPriority
 
 # After SimPy's own URGENT (0) and NORMAL (1).
-_DISPATCH_PRIORITY = cast(EventPriority, 2)
-_Process = Generator[simpy.Event, Any, None]
+_DISPATCH_PRIORITY = cast("EventPriority", 2)
+_Process = Generator["simpy.Event", Any, None]
 LimitChange = tuple[float, int]  # seconds from the start, bytes from then on
-Factors = tuple[NDArray[np.float64], NDArray[np.float64]]  # of loads and of executions, by visit number
 
 
 class OnlinePolicy(Protocol):
@@ -117,12 +116,14 @@ class Engine:
     def __init__(
         self, workload: Workload, device: DeviceProfile, plan: Plan, **circumstances: Unpack[Circumstances]
     ) -> None:
-        seed, factors = circumstances.get("seed"), circumstances.get("factors")
+        import simpy  # what only plans and prices need not wait for it
+
         self.schedule = Schedule.for_device(workload, plan, device)
         self.recorder: TraceRecorder | None = None
         self.finished_s = 0.0
         self._workload = workload
         self._device = device
+        self._timed = timed(workload, device)
         self._env = simpy.Environment()
         self._early_ends = _last_visits(workload, circumstances.get("stage_rounds") or {})
         self._limit_changes = circumstances.get("limit_changes", ())
@@ -130,26 +131,13 @@ class Engine:
         self._idle_channels = list(range(device.loader.channels - 1, -1, -1))
         self._active: list[_Activity] = []
         self._heat_factor = 1.0
-        self._is_fluid = (
-            device.loader.slowdown_while_executing != 1
-            or device.executor.slowdown_while_loading != 1
-            or device.loader.channels > 1
-            or bool(device.thermal)
-        )
+        self._is_fluid = self._timed.is_fluid
         self._rates_changed = self._env.event()
         self._dispatch_pending = False
         self._done = self._env.event()
-        count = len(workload.visits)
-        noise = device.noise if seed is not None else Noise()
-        self._load_noise = noise_factors(seed or 0, count, "load", noise.load)
-        self._load_noise *= run_factor(seed or 0, "load_drift", noise.load_drift)
-        self._execute_noise = noise_factors(seed or 0, count, "execute", noise.execute)
-        self._execute_noise *= run_factor(seed or 0, "execute_drift", noise.execute_drift)
-        if factors is not None:
-            self._load_noise *= factors[0]
-            self._execute_noise *= factors[1]
+        seed, factors = circumstances.get("seed"), circumstances.get("factors")
+        self._load_noise, self._execute_noise = cost_factors(device.noise, seed, len(workload.visits), factors)
         self._touched_bytes = 0
-        self._cost_cache: dict[tuple[str, int, float, float, bool], Cost] = {}
         self.unmeasured_kinds: list[str] = []
 
     def run(self) -> None:
@@ -172,7 +160,7 @@ class Engine:
     def _request_dispatch(self) -> None:
         if not self._dispatch_pending:
             self._dispatch_pending = True
-            event = simpy.Event(self._env)
+            event = self._env.event()
             event._ok, event._value = True, None
             event.callbacks.append(self._dispatch)
             self._env.schedule(event, priority=_DISPATCH_PRIORITY)
@@ -204,7 +192,7 @@ class Engine:
 
     def _load(self, load: Load, channel: int, cold: bool, touch_s: float) -> _Process:
         visit, began_s = self._workload.visits[load.visit], self._env.now
-        cost = self._load_cost(visit, cold)
+        cost = self._noted(visit, self._timed.load_cost(visit.number))
         if touch_s:
             cost = replace(cost, fixed_s=cost.fixed_s + touch_s)
         yield from self._perform(_Activity(is_load=True), cost, float(self._load_noise[load.visit]))
@@ -217,7 +205,7 @@ class Engine:
         self._request_dispatch()
 
     def _execute(self, visit: Visit) -> _Process:
-        cost, began_s = self._execute_cost(visit), self._env.now
+        cost, began_s = self._noted(visit, self._timed.execute_cost(visit.number)), self._env.now
         yield from self._perform(_Activity(is_load=False), cost, float(self._execute_noise[visit.number]))
         released = self.schedule.finish_visit(visit)
         if self.recorder:
@@ -311,24 +299,11 @@ class Engine:
             room = self.schedule.room_for_weights(visit)
             self._touched_bytes = min(self._touched_bytes, max(room, self.schedule.weights_held))
 
-    def _load_cost(self, visit: Visit, cold: bool) -> Cost:
-        block = visit.block
-        key = (block.kind, block.weight_bytes, 0.0, 0.0, cold)
-        if key not in self._cost_cache:
-            self._note_cost(key, load_cost(block, self._device, cold=cold))
-        return self._cost_cache[key]
-
-    def _execute_cost(self, visit: Visit) -> Cost:
-        block = visit.block
-        key = (block.kind, -1, block.flops, block.bytes_moved, False)
-        if key not in self._cost_cache:
-            self._note_cost(key, execute_cost(block, self._device))
-        return self._cost_cache[key]
-
-    def _note_cost(self, key: tuple[str, int, float, float, bool], cost: Cost) -> None:
-        self._cost_cache[key] = cost
-        if not cost.measured and key[0] not in self.unmeasured_kinds:
-            self.unmeasured_kinds.append(key[0])
+    def _noted(self, visit: Visit, cost: Cost) -> Cost:
+        """The cost, after a note if nothing was measured that it comes from."""
+        if not cost.measured and visit.block.kind not in self.unmeasured_kinds:
+            self.unmeasured_kinds.append(visit.block.kind)
+        return cost
 
 
 def _last_visits(workload: Workload, stage_rounds: Mapping[int, int]) -> dict[int, int]:

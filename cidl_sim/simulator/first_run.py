@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from cidl_sim.core.costs import knows_cold_load, measured_kind
 from cidl_sim.core.device import DeviceProfile, Mark, Measured
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.timed import timed
 from cidl_sim.core.workload import Block, Workload
-from cidl_sim.simulator.engine import makespan_s
+from cidl_sim.simulator.quick import checked_makespan_s
 
 _WEAKER: tuple[Mark, ...] = ("measured", "published", "derived", "assumed")
 
@@ -34,14 +35,14 @@ class RunTimes:
 def run_times(workload: Workload, device: DeviceProfile, plan: Plan) -> RunTimes:
     """Simulate the first run and a later one under `plan`. Errors as of `simulate`."""
     plan.check_workload(workload)
-    first_s = makespan_s(workload, device, plan)
+    first_s = checked_makespan_s(timed(workload, device), plan)
     blocks = [block for stage in workload.stages for block in stage.blocks]
     unknown = [block for block in blocks if not knows_cold_load(block, device)]
     unknown_bytes = sum({block.weights: block.weight_bytes for block in unknown}.values())
     return RunTimes(
         first_s=None if unknown else first_s,
         first_at_least_s=first_s,
-        later_s=makespan_s(workload, device.without_cold_loads(), plan),
+        later_s=checked_makespan_s(timed(workload, device.without_cold_loads()), plan),
         unknown_kinds=tuple(dict.fromkeys(block.kind for block in unknown)),
         unknown_share=unknown_bytes / workload.weights_bytes if unknown_bytes else 0.0,
         mark=_weakest_mark(blocks, device),

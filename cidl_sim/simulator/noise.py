@@ -11,6 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cidl_sim.core.device import Noise
+
+Factors = tuple[NDArray[np.float64], NDArray[np.float64]]  # of loads and of executions, by visit number
 Shared = Literal["load_drift", "execute_drift"]
 _OPERATION_CODES = {"execute_drift": 0, "load": 1, "execute": 2, "load_drift": 3}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -38,6 +41,16 @@ def noise_factors(
 def run_factor(seed: int, operation: Shared, relative_std: float) -> float:
     """The factor that all loads, or all executions, of a run share."""
     return float(noise_factors(seed, 1, operation, relative_std)[0])
+
+
+def cost_factors(noise: Noise, seed: int | None, visits: int, given: Factors | None = None) -> Factors:
+    """What multiplies the costs of a run: noise under a seed (None: no noise), times the factors that were `given`."""
+    noise = noise if seed is not None else Noise()
+    load = noise_factors(seed or 0, visits, "load", noise.load)
+    load *= run_factor(seed or 0, "load_drift", noise.load_drift)
+    execute = noise_factors(seed or 0, visits, "execute", noise.execute)
+    execute *= run_factor(seed or 0, "execute_drift", noise.execute_drift)
+    return (load, execute) if given is None else (load * given[0], execute * given[1])
 
 
 def _mix(x: np.uint64 | NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
+from cidl_sim.core.timed import timed
 from cidl_sim.core.workload import Workload
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.pipelines.catalog import find_workload, pipeline_of_workload, settings_in
 from cidl_sim.planner.bounds import lower_bound_s, quick_bound_s
-from cidl_sim.simulator.batch import EVALUATION, Case, compile_case, evaluate, evaluate_many
+from cidl_sim.simulator import batch
+from cidl_sim.simulator.arrays import EVALUATION, Arrays, Evaluation, arrays_of, evaluation_of
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.sweep.patterns import keep_rows, plan_of
 from cidl_sim.sweep.points import NONE, Ints, Points, count_points, points
@@ -94,10 +96,10 @@ def count_parts(sweep: Sweep) -> int:
 
 @dataclass
 class _Setup:
-    """One device with values set, and a workload on it; `case` None: too few rows for compiled code."""
+    """One device with values set, and a workload on it; `arrays` None: too few rows for compiled code."""
 
     device: DeviceProfile
-    case: Case | None
+    arrays: Arrays | None
     bound_s: float | None
 
 
@@ -209,7 +211,7 @@ class Evaluator:
             bound = quick_bound_s if self.inputs.sweep.sample is not None else lower_bound_s
             bound_s = bound(workload, device) if self.inputs.sweep.bound else None
             few = count_points(self.inputs.sweep) * len(workload.visits) <= FEW_VISITS
-            self._setups[key] = _Setup(device, None if few else compile_case(workload, device), bound_s)
+            self._setups[key] = _Setup(device, None if few else arrays_of(timed(workload, device)), bound_s)
             if len(self._setups) > CASES:
                 self._setups.popitem(last=False)
         return self._setups[key]
@@ -218,32 +220,30 @@ class Evaluator:
         policies = self.inputs.sweep.policies
         result = np.zeros(len(rows), EVALUATION)
         at_once = np.zeros(len(rows), np.bool_)
-        if setup.case is not None:
+        if setup.arrays is not None:
             at_once = np.array([name in PATTERNS for name in policies])[chosen.policy[rows]]
             several = rows[at_once]
             names = [policies[p] for p in chosen.policy[several]]
             keep = keep_rows(workload, names, chosen.retained[several], chosen.pattern_seed[several])
             ahead = np.where(chosen.lookahead[several] == NONE, len(workload.visits), chosen.lookahead[several])
-            result[at_once] = evaluate_many(setup.case, keep, ahead, self.threads)
+            result[at_once] = batch.evaluate_many(setup.arrays, keep, ahead, self.threads)
         for place in np.flatnonzero(~at_once):
             row = rows[place]
             numbers = (_none_or(column[row]) for column in (chosen.retained, chosen.lookahead, chosen.pattern_seed))
-            result[place] = _evaluated_alone(workload, setup, policies[chosen.policy[row]], *numbers)
+            result[place] = astuple(_evaluated_alone(workload, setup, policies[chosen.policy[row]], *numbers))
         return result
 
 
 def _evaluated_alone(
     workload: Workload, setup: _Setup, policy: str, retained: int | None, lookahead: int | None, seed: int | None
-) -> tuple[float, int, float, float]:
+) -> Evaluation:
     try:
         plan = plan_of(workload, setup.device, policy, retained, lookahead, seed)
     except InfeasibleError:
-        return np.inf, 0, 0.0, 0.0
-    if setup.case is not None:
-        one = evaluate(setup.case, plan)
-        return one.makespan_s, one.peak_resident_bytes, one.loader_busy_s, one.executor_busy_s
-    trace = simulate(workload, setup.device, plan)
-    return trace.makespan_s, trace.peak_resident_bytes, trace.loader_busy_s, trace.executor_busy_s
+        return Evaluation(np.inf, 0, 0.0, 0.0, 0.0)
+    if setup.arrays is not None:
+        return batch.evaluate(setup.arrays, plan)
+    return evaluation_of(simulate(workload, setup.device, plan))
 
 
 def policy_name(policy: str, retained: int) -> str:

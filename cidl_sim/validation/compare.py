@@ -31,7 +31,8 @@ from cidl_sim.core.reports import (
 from cidl_sim.core.samples import Conditions, CostSample, by_kind, samples_of
 from cidl_sim.core.trace import Operation, Trace
 from cidl_sim.core.workload import Workload
-from cidl_sim.simulator.engine import Factors, makespan_s, simulate
+from cidl_sim.simulator.engine import makespan_s, simulate
+from cidl_sim.simulator.noise import Factors
 from cidl_sim.simulator.quantiles import has_noise, makespan_quantiles
 from cidl_sim.validation.memory import memory_of
 

@@ -25,9 +25,11 @@ from conformance_cases.records import (
 )
 
 from cidl_sim.core.errors import CidlError, DeviceError
+from cidl_sim.core.timed import timed
 from cidl_sim.core.trace import Trace, covered_s
 from cidl_sim.policies.build import deep_prefetch
-from cidl_sim.simulator.batch import compile_case, evaluate, makespans
+from cidl_sim.simulator.arrays import arrays_of
+from cidl_sim.simulator.batch import evaluate, makespans
 from cidl_sim.simulator.engine import Engine, simulate
 from tests.conformance.stepped_run import stepped_run
 
@@ -215,13 +217,13 @@ COMPILED = [name for name in asked("batch") if name != "a_kind_without_a_cost"]
 def test_the_compiled_evaluator_refuses_a_kind_without_a_cost():
     case = COMMITTED["a_kind_without_a_cost"]
     with pytest.raises(DeviceError, match="kind 'b'"):
-        compile_case(case.workload, case.device)
+        arrays_of(timed(case.workload, case.device))
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_the_compiled_evaluator_gives_makespan_peak_and_busy_times(name):
     case = COMMITTED[name]
-    evaluation = evaluate(compile_case(case.workload, case.device), case.plan)
+    evaluation = evaluate(arrays_of(timed(case.workload, case.device)), case.plan)
     if isinstance(case.expect, Refusal):
         assert evaluation.makespan_s == float("inf")
         return
@@ -240,7 +242,7 @@ def is_deep_prefetch(case: Case) -> bool:
 @pytest.mark.parametrize("name", [name for name in COMPILED if is_deep_prefetch(COMMITTED[name])])
 def test_the_compiled_matrix_of_policies_gives_the_makespan(name):
     case = COMMITTED[name]
-    compiled = compile_case(case.workload, case.device)
+    compiled = arrays_of(timed(case.workload, case.device))
     keep = compiled.stays[None] & False
     keep[0, list(case.plan.keep)] = True
     expected = case.expect.makespan_s if isinstance(case.expect, Completion) else float("inf")

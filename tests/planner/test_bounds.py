@@ -3,6 +3,7 @@ from hypothesis import given
 
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import read_plan
+from cidl_sim.core.timed import timed
 from cidl_sim.planner.bounds import (
     first_load_bound_s,
     least_loading_s,
@@ -19,15 +20,15 @@ from tests.core.strategies import cases
 
 def test_the_bounds_of_a_uniform_sweep():
     workload, device = uniform_workload(8, 4), uniform_device(4, 10, 5)
-    assert first_load_bound_s(workload, device) == 10 + 8 * 4 * 5
-    least = least_loading_s(workload, device)
+    assert first_load_bound_s(timed(workload, device)) == 10 + 8 * 4 * 5
+    least = least_loading_s(timed(workload, device))
     assert list(least[:8]) == [10 * p for p in range(1, 9)]  # the first round is cold
-    assert loading_bound_s(workload, device, least) == pytest.approx(least[-1] + 5)
+    assert loading_bound_s(timed(workload, device), least) == pytest.approx(least[-1] + 5)
 
 
 def test_what_fits_is_loaded_once():
     workload, device = uniform_workload(4, 3), uniform_device(4, 10, 1)
-    assert list(least_loading_s(workload, device)) == pytest.approx([10, 20, 30] + [40] * 9)
+    assert list(least_loading_s(timed(workload, device))) == pytest.approx([10, 20, 30] + [40] * 9)
     # The last block of the first round comes at 40; it and everything after it is still to be executed.
     assert lower_bound_s(workload, device) == pytest.approx(40 + 9)
 
@@ -44,7 +45,7 @@ def test_what_fits_is_bounded_without_a_program():
 
 def test_nothing_can_be_kept_where_a_block_fills_the_memory():
     workload, device = uniform_workload(3, 4), uniform_device(1, 10, 1)
-    assert least_loading_s(workload, device)[-1] == pytest.approx(3 * 4 * 10)
+    assert least_loading_s(timed(workload, device))[-1] == pytest.approx(3 * 4 * 10)
 
 
 @pytest.mark.parametrize(("blocks", "rounds", "slots"), [(5, 4, 3), (8, 6, 4), (6, 3, 5), (4, 5, 2)])
@@ -59,7 +60,7 @@ def test_with_equal_sizes_the_least_number_of_loads_is_that_of_the_best_packing(
             in_use[max(free, key=lambda i: in_use[i])] = end
             kept += 1
     workload, device = uniform_workload(blocks, rounds), uniform_device(slots, 1, 0)
-    assert least_loading_s(workload, device)[-1] == pytest.approx(visits - kept)
+    assert least_loading_s(timed(workload, device))[-1] == pytest.approx(visits - kept)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_what_is_loaded_before_a_visit_is_never_less_than_the_bound_says(case):
         trace = simulate(workload, device, plan)
     except InfeasibleError:
         return
-    least = least_loading_s(workload, device)
+    least = least_loading_s(timed(workload, device))
     starts = {span.visit: span.start_s for span in trace.of("execute")}
     for visit, least_s in enumerate(least):
         assert starts[visit] >= least_s * (1 - 1e-9) - 1e-9

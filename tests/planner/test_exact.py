@@ -13,6 +13,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.feasibility import check_plan, largest_need
 from cidl_sim.core.plan import Load
+from cidl_sim.core.timed import timed
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.planner.bounds import lower_bound_s
@@ -24,7 +25,7 @@ from tests.conftest import analytic_device, uniform_device, uniform_workload
 
 def solved_by_all(workload, device):
     """By the interval model, and by the constraint model."""
-    return [solve_by_intervals(workload, device), solve_by_constraints(workload, device)]
+    return [solve_by_intervals(timed(workload, device)), solve_by_constraints(timed(workload, device))]
 
 
 # n, K, C, l, e, and the optimum.
@@ -34,13 +35,13 @@ PUBLISHED = [(8, 4, 4, 10, 5, 250), (8, 4, 4, 10, 10, 330), (10, 4, 5, 12, 8, 38
 @pytest.mark.parametrize(("n", "rounds", "slots", "load_s", "exec_s", "optimum"), PUBLISHED)
 def test_published_optima_are_found_and_proven(n, rounds, slots, load_s, exec_s, optimum):
     workload, device = uniform_workload(n, rounds), uniform_device(slots, load_s, exec_s)
-    found = solve_by_intervals(workload, device)
+    found = solve_by_intervals(timed(workload, device))
     assert found.bound_s == found.makespan_s == found.model_s == optimum
     check_plan(workload, device, found.plan)
 
 
 def test_the_constraint_model_finds_a_published_optimum():
-    found = solve_by_constraints(uniform_workload(8, 4), uniform_device(4, 10, 5), time_limit_s=60)
+    found = solve_by_constraints(timed(uniform_workload(8, 4), uniform_device(4, 10, 5)), time_limit_s=60)
     assert found.bound_s == found.makespan_s == found.model_s == 250
 
 
@@ -114,7 +115,7 @@ def test_with_mixed_workspaces_the_bounds_hold_and_the_engine_has_the_last_word(
 def test_more_of_anything_never_worsens_the_optimum(case, key):
     workload, device = case
     better = with_value(device, key, 2 * device.memory_limit_bytes if key == "memory_limit_bytes" else 2.0)
-    least, here = (solve_by_intervals(workload, d).makespan_s for d in (better, device))
+    least, here = (solve_by_intervals(timed(workload, d)).makespan_s for d in (better, device))
     assert least <= here + 1e-9
 
 
@@ -122,23 +123,23 @@ def test_rounded_durations_give_a_bound_that_holds_and_a_plan_that_the_engine_ti
     # No unit divides these: the bound is that of shorter durations.
     workload = uniform_workload(6, 3)
     device = uniform_device(3, math.pi, math.sqrt(2))
-    instance = instance_of(workload, device, most_units=500)
+    instance = instance_of(timed(workload, device), most_units=500)
     assert not instance.is_exact
     assert instance.unit_s * max(instance.loads) <= math.pi
-    found = solve_by_intervals(workload, device)
+    found = solve_by_intervals(timed(workload, device))
     assert found.bound_s <= found.makespan_s <= found.bound_s * 1.02
     assert found.makespan_s == makespan_s(workload, device, found.plan)
 
 
 def test_decimal_durations_are_exact():
-    instance = instance_of(uniform_workload(3, 2), uniform_device(2, 0.35, 0.1))
+    instance = instance_of(timed(uniform_workload(3, 2), uniform_device(2, 0.35, 0.1)))
     assert instance.is_exact
     assert instance.unit_s == pytest.approx(0.05)
     assert (instance.loads[0], instance.executions[0]) == (7, 2)
 
 
 def test_an_instance_that_is_too_large_is_left_to_others():
-    assert solve_by_intervals(uniform_workload(300, 30), uniform_device(100, 0.0123, 0.0077)) is None
+    assert solve_by_intervals(timed(uniform_workload(300, 30), uniform_device(100, 0.0123, 0.0077))) is None
 
 
 @pytest.mark.parametrize("durations", [(0, 0), (0, 1), (1, 0)])
@@ -149,5 +150,5 @@ def test_durations_of_zero_are_solved(durations):
 
 
 def test_a_time_limit_of_nothing_still_gives_a_bound():
-    found = solve_by_intervals(uniform_workload(8, 4), uniform_device(4, 10, 5), time_limit_s=0)
+    found = solve_by_intervals(timed(uniform_workload(8, 4), uniform_device(4, 10, 5)), time_limit_s=0)
     assert 160 <= found.bound_s <= 250

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Measured
+from cidl_sim.core.timed import Timed
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.planner import slots
@@ -18,6 +19,7 @@ from cidl_sim.planner.evaluate import baseline_makespans, evaluated_plan, with_p
 from cidl_sim.planner.explain import explain
 from cidl_sim.policies.build import deep_prefetch
 from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.simulator import quick
 from cidl_sim.simulator.engine import makespan_s
 from tests.conftest import uniform_device, uniform_workload
 
@@ -146,11 +148,13 @@ def test_no_more_visits_are_simulated_than_the_limit_says(blocks, rounds, monkey
     plan, trace = evaluated_plan("next_block", workload, device)
     visits = []
 
-    def counting(simulated: Workload, *rest: object) -> float:
-        visits.append(len(simulated.visits))
-        return makespan_s(simulated, *rest)
+    deep_makespan_s = quick.deep_makespan_s
 
-    monkeypatch.setattr(slots, "makespan_s", counting)
+    def counting(priced: Timed, keep: set[int]) -> float:
+        visits.append(len(priced.workload.visits))
+        return deep_makespan_s(priced, keep)
+
+    monkeypatch.setattr(quick, "deep_makespan_s", counting)
     explain(workload, device, plan, trace, {})
     # One rerun is the plan's own blocks, loaded earlier.
     assert sum(visits) <= slots.MOST_VISITS + len(workload.visits)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cidl_sim.core.timed import timed
 from cidl_sim.planner.packing import packed_keeps
 from cidl_sim.policies.build import deep_prefetch
 from cidl_sim.policies.catalog import make_plan
@@ -18,7 +19,7 @@ from tests.core.strategies import cases
 def test_a_packing_beats_the_pattern_where_the_loader_is_the_bottleneck(slots, expected):
     workload, device = uniform_workload(28, 30), uniform_device(slots, 96, 8)
     pattern = make_plan("rotating", workload, device)
-    keep = packed_keeps(workload, device, set(pattern.keep))
+    keep = packed_keeps(timed(workload, device), set(pattern.keep))
     packed_s = makespan_s(workload, device, deep_prefetch("packed", workload, device, keep))
     assert packed_s <= expected < makespan_s(workload, device, pattern)
 
@@ -26,7 +27,7 @@ def test_a_packing_beats_the_pattern_where_the_loader_is_the_bottleneck(slots, e
 @pytest.mark.parametrize("slots", [2, 4, 6])
 def test_what_is_kept_leaves_room_for_the_running_visit_and_one_load(slots):
     workload, device = uniform_workload(6, 5), uniform_device(slots, 10, 1)
-    keep = packed_keeps(workload, device, set(), rest=1e6)
+    keep = packed_keeps(timed(workload, device), set(), rest=1e6)
     across = [sum(1 for v in keep if v < p < workload.next_same_weights[v]) for p in range(len(workload.visits))]
     assert max(across) == slots - 2
 
@@ -34,5 +35,5 @@ def test_what_is_kept_leaves_room_for_the_running_visit_and_one_load(slots):
 @given(cases(), st.sampled_from([1.0, 3.0]))
 def test_any_case_has_a_packing_or_none(case, rest):
     workload, device, plan = case
-    keep = packed_keeps(workload, device, set(plan.keep), rest)
+    keep = packed_keeps(timed(workload, device), set(plan.keep), rest)
     assert keep is None or all(workload.next_same_weights[number] is not None for number in keep)

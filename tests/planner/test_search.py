@@ -13,6 +13,7 @@ from cidl_sim.core.device import Executor, Loader
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.feasibility import check_plan
 from cidl_sim.core.plan import Load
+from cidl_sim.core.timed import timed
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.planner import annealing
 from cidl_sim.planner.search import search
@@ -37,7 +38,7 @@ def test_blocks_of_mixed_sizes_are_retained_better_than_by_any_policy():
     workload, device = mixed_workload(), analytic_device(40)
     plans = [make_plan(policy, workload, device) for policy in ("spread", "rotating")]
     known_s = min(makespan_s(workload, device, make_plan(p, workload, device)) for p in ("spread", "prefix", "lru"))
-    plan, found_s = search(workload, device, plans, known_s=known_s, deadline_s=soon())
+    plan, found_s = search(timed(workload, device), plans, known_s=known_s, deadline_s=soon())
     assert found_s < known_s
     assert makespan_s(workload, device, plan) == found_s
     check_plan(workload, device, plan)
@@ -46,14 +47,14 @@ def test_blocks_of_mixed_sizes_are_retained_better_than_by_any_policy():
 def test_without_time_nothing_is_found():
     workload, device = mixed_workload(), analytic_device(40)
     plans = [make_plan("spread", workload, device)]
-    assert search(workload, device, plans, known_s=100.0, deadline_s=0.0) == (None, 100.0)
+    assert search(timed(workload, device), plans, known_s=100.0, deadline_s=0.0) == (None, 100.0)
 
 
 def test_what_cannot_be_retained_leaves_nothing_to_search():
     workload, device = uniform_workload(4, 1), uniform_device(2, 1, 1)
     began = time.monotonic()
     plans = [make_plan("sequential", workload, device)]
-    assert search(workload, device, plans, known_s=1.0, deadline_s=began + 60) == (None, 1.0)
+    assert search(timed(workload, device), plans, known_s=1.0, deadline_s=began + 60) == (None, 1.0)
     assert time.monotonic() - began < 30
 
 
@@ -73,7 +74,7 @@ def test_strong_contention_can_call_for_a_shorter_lookahead():
     workload = uniform_workload(6, 3, weight_bytes=4, flops=4)
     deep = make_plan("prefix:0", workload, device)
     deep_s = makespan_s(workload, device, deep)
-    _, found_s = search(workload, device, [deep], known_s=deep_s, deadline_s=soon())
+    _, found_s = search(timed(workload, device), [deep], known_s=deep_s, deadline_s=soon())
     assert found_s < deep_s
 
 
@@ -82,7 +83,7 @@ def test_strong_contention_can_call_for_a_shorter_lookahead():
 def test_the_walk_judges_plans_as_the_engine_does(case, seed):
     workload, device = case
     chance = np.random.default_rng(seed)
-    visits = annealing.visits_of(workload, device)
+    visits = annealing.walked(timed(workload, device))
     keep = chance.integers(0, 2, len(visits.following)).astype(bool)
     order = np.argsort(np.arange(len(keep)) + chance.uniform(0, 1.5, len(keep)))
     previous, following = workload.previous_same_weights, workload.next_same_weights
@@ -98,7 +99,7 @@ def test_the_walk_judges_plans_as_the_engine_does(case, seed):
 
 def test_a_walk_is_repeatable_and_never_ends_worse_than_it_began():
     workload, device = mixed_workload(), analytic_device(40)
-    visits = annealing.visits_of(workload, device)
+    visits = annealing.walked(timed(workload, device))
     keep, order = np.zeros(len(visits.following), bool), np.arange(len(visits.following))
     began_s = annealing.makespan_s(visits, keep, order)
     first, again = (annealing.anneal(visits, keep, order, 500, 1.0, 0.1, True, 7) for _ in range(2))

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise
 from cidl_sim.core.errors import DeviceError, InfeasibleError, PlanError
 from cidl_sim.core.plan import Gate, Load, Plan
+from cidl_sim.core.timed import timed
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.policies.build import build_plan, deep_prefetch, keep_positions
 from cidl_sim.simulator import engine
-from cidl_sim.simulator.batch import compile_case, evaluate, keep_matrix, makespan_s, makespans, pattern_makespans
+from cidl_sim.simulator.arrays import arrays_of
+from cidl_sim.simulator.batch import evaluate, keep_matrix, makespan_s, makespans, pattern_makespans
 from cidl_sim.simulator.engine import simulate
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
@@ -38,7 +40,7 @@ def without_contention(device: DeviceProfile) -> DeviceProfile:
 
 def assert_equals_engine(workload: Workload, device: DeviceProfile, plan: Plan, **circumstances: object) -> float:
     """Every figure of the evaluator is the engine's; the makespan, inf where the engine finds the plan infeasible."""
-    ours = evaluate(compile_case(workload, device), plan, **circumstances)
+    ours = evaluate(arrays_of(timed(workload, device)), plan, **circumstances)
     try:
         trace = simulate(workload, device, plan, **circumstances)
     except InfeasibleError:
@@ -119,7 +121,7 @@ def test_every_row_of_a_batch_equals_the_engine(case, plain, lookahead, chance):
         device = without_contention(device)
     random = np.random.default_rng(chance)
     keep = random.random((5, len(workload.visits))) < random.random((5, 1))
-    found = makespans(compile_case(workload, device), keep, lookahead)
+    found = makespans(arrays_of(timed(workload, device)), keep, lookahead)
     expected = [engine_makespan_s(workload, device, plan_of(workload, device, row, lookahead)) for row in keep]
     assert found == pytest.approx(expected, rel=EXACT, abs=0)
 
@@ -130,7 +132,7 @@ def test_runs_of_a_batch_equal_the_engines_seeds(case, plain, chance):
     if plain:
         device = without_contention(device)
     keep = np.random.default_rng(chance).random((3, len(workload.visits))) < 0.2
-    found = makespans(compile_case(workload, device), keep, seeds=[4, 5])
+    found = makespans(arrays_of(timed(workload, device)), keep, seeds=[4, 5])
     plans = [plan_of(workload, device, row, None) for row in keep]
     expected = [[engine_makespan_s(workload, device, plan, seed) for seed in (4, 5)] for plan in plans]
     assert found == pytest.approx(np.array(expected), rel=EXACT, abs=0)
@@ -167,7 +169,7 @@ def many_rounds(draw: st.DrawFn) -> tuple[Workload, DeviceProfile]:
 def test_rounds_that_come_back_are_skipped_without_a_difference(case, period, lookahead, chance):
     workload, device = case
     random = np.random.default_rng(chance)
-    compiled = compile_case(workload, device)
+    compiled = arrays_of(timed(workload, device))
     keep = keep_matrix(compiled, random.random((4, period, 6)) < random.random((4, 1, 1)) / 2)
     # A change of policy in the middle must be noticed.
     keep[3, int(random.integers(keep.shape[1])) :] = False
@@ -181,13 +183,13 @@ def test_a_pattern_of_one_round_retains_what_the_policies_retain(case, positions
     workload, device, _ = case
     pattern = np.array([[[p in positions for p in range(width)]]])
     groups = {stage.group: {p for p in positions if p < width} for stage in workload.stages}
-    keep = keep_matrix(compile_case(workload, device), pattern)
+    keep = keep_matrix(arrays_of(timed(workload, device)), pattern)
     assert set(np.flatnonzero(keep[0])) == keep_positions(workload, groups)
 
 
 def test_rotating_patterns_take_turns():
     workload = uniform_workload(2, 4)
-    case = compile_case(workload, uniform_device(3, 2.0, 1.0))
+    case = arrays_of(timed(workload, uniform_device(3, 2.0, 1.0)))
     patterns = np.array([[[True, False], [False, True]]])
     keep = keep_matrix(case, patterns)
     # The last round has nothing to keep for.
@@ -197,7 +199,7 @@ def test_rotating_patterns_take_turns():
 
 def test_more_policies_than_a_core_takes_at_a_time_and_one_lookahead_for_each():
     workload, device = uniform_workload(4, 3), uniform_device(3, 2.0, 1.5)
-    case = compile_case(workload, device)
+    case = arrays_of(timed(workload, device))
     keep = np.random.default_rng(0).random((600, 12)) < 0.2
     lookahead = np.arange(600) % 4
     found = makespans(case, keep, lookahead)
@@ -302,17 +304,17 @@ def test_only_a_plan_that_needs_a_load_of_unknown_cost_is_refused():
     device = DeviceProfile(name="d", memory_limit_bytes=2, measured=measured)
     assert assert_equals_engine(workload, device, deep_prefetch("x", workload, device, {0})) == 3.0
     with pytest.raises(DeviceError, match="no load cost for kind 'b'"):
-        makespan_s(compile_case(workload, device), deep_prefetch("x", workload, device, set()))
-    assert makespans(compile_case(workload, device), np.array([[True, False]])).tolist() == [3.0]
+        makespan_s(arrays_of(timed(workload, device)), deep_prefetch("x", workload, device, set()))
+    assert makespans(arrays_of(timed(workload, device)), np.array([[True, False]])).tolist() == [3.0]
     with pytest.raises(DeviceError, match="no load cost for kind 'b'"):
-        makespans(compile_case(workload, device), np.array([[True, False], [False, False]]))
+        makespans(arrays_of(timed(workload, device)), np.array([[True, False], [False, False]]))
 
 
 def test_an_unknown_visit_is_named():
     workload, device = uniform_workload(2, 1), uniform_device(2, 1.0, 1.0)
     plan = build_plan("x", workload, device, [Load(visit=0), Load(visit=7)], ())
     with pytest.raises(PlanError, match="visit 7: the workload has only 2 visits"):
-        makespan_s(compile_case(workload, device), plan)
+        makespan_s(arrays_of(timed(workload, device)), plan)
 
 
 def test_numba_is_only_imported_to_evaluate():
@@ -324,6 +326,6 @@ def test_noise_without_a_seed_is_off():
     workload = uniform_workload(2, 2)
     device = uniform_device(2, 1.0, 1.0, noise=Noise(load=0.5), executor=Executor())
     plan = deep_prefetch("x", workload, device, set())
-    case = compile_case(workload, device)
+    case = arrays_of(timed(workload, device))
     assert makespan_s(case, plan) == 5.0
     assert makespan_s(case, plan, seed=1) != 5.0

@@ -13,7 +13,7 @@ from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import largest_need, resident_need
 from cidl_sim.planner.bisection import bytes_text, rate_text, smallest_limit, smallest_rate
 from cidl_sim.planner.bounds import lower_bound_s
-from cidl_sim.planner.reruns import Observer, Outcome, Reruns
+from cidl_sim.planner.reruns import Observer, Rerun, Reruns
 
 # What shortens the makespan by less than this share does not pay; waits below it count as none.
 PAYS = 1e-3
@@ -145,7 +145,7 @@ def _zero_stall(reruns: Reruns) -> BreakPoint:
 def _hidden_loading(reruns: Reruns) -> BreakPoint:
     """The bandwidth above which the executor waits for the first load alone."""
 
-    def is_hidden(outcome: Outcome) -> bool:
+    def is_hidden(outcome: Rerun) -> bool:
         return outcome.run.stalls_s <= PAYS * outcome.makespan_s
 
     return _at_rate(
@@ -162,7 +162,7 @@ def _hidden_loading(reruns: Reruns) -> BreakPoint:
 def _binding_loader(reruns: Reruns) -> BreakPoint:
     """The executor's rate above which the loader is busy for longer than the executor."""
 
-    def binds(outcome: Outcome) -> bool:
+    def binds(outcome: Rerun) -> bool:
         return outcome.run.loader_busy_s > outcome.run.executor_busy_s
 
     return _at_rate(
@@ -177,13 +177,13 @@ def _binding_loader(reruns: Reruns) -> BreakPoint:
 
 
 def _at_rate(
-    name: str, reruns: Reruns, parameter: str, holds: Callable[[Outcome], bool], at: str, always: str, never: str
+    name: str, reruns: Reruns, parameter: str, holds: Callable[[Rerun], bool], at: str, always: str, never: str
 ) -> BreakPoint:
     section, _, field = parameter.partition(".")
     now = getattr(getattr(reruns.device, section), field)
     if now is None:
         return BreakPoint(name, parameter, None, None, None, f"{parameter} is not given: {name} is unknown")
-    outcomes: dict[float, Outcome] = {}
+    outcomes: dict[float, Rerun] = {}
 
     def holds_at(rate: float) -> bool:
         outcomes[rate] = reruns.on(reruns.device.with_value(parameter, rate))
@@ -212,7 +212,7 @@ def _everything(reruns: Reruns) -> int:
     return max(_floor(reruns), reruns.device.baseline_bytes + resident_need(reruns.workload))
 
 
-def _under(reruns: Reruns, limit: int) -> Outcome | None:
+def _under(reruns: Reruns, limit: int) -> Rerun | None:
     try:
         return reruns.on(reruns.device.with_value("memory_limit_bytes", limit))
     except InfeasibleError:

@@ -21,7 +21,7 @@ Observer = Callable[[str, int, int, str], None]  # step, done, total, detail
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Rerun:
     """A changed profile, the plan made for it, and what a simulation of that plan finds."""
 
     device: DeviceProfile
@@ -41,17 +41,17 @@ class Reruns:
         self.workload = workload
         self.device = device
         self.policy = policy
-        self._outcomes: dict[str, Outcome | InfeasibleError] = {}
+        self._outcomes: dict[str, Rerun | InfeasibleError] = {}
         self.here = self.on(device)
         self.trace: Trace = simulate(workload, device, self.here.plan)
 
-    def on(self, device: DeviceProfile) -> Outcome:
+    def on(self, device: DeviceProfile) -> Rerun:
         """The policy's own plan for `device` and its makespan. InfeasibleError where nothing fits."""
         if device.sha256 not in self._outcomes:
             try:
                 plan = make_plan(self.policy, self.workload, device)
                 run = quick.evaluate(timed(self.workload, device), plan)
-                self._outcomes[device.sha256] = Outcome(device, plan, run)
+                self._outcomes[device.sha256] = Rerun(device, plan, run)
             except InfeasibleError as problem:
                 self._outcomes[device.sha256] = problem
         outcome = self._outcomes[device.sha256]
@@ -59,7 +59,7 @@ class Reruns:
             raise outcome
         return outcome
 
-    def retained_blocks(self, outcome: Outcome) -> int:
+    def retained_blocks(self, outcome: Rerun) -> int:
         """How many different sets of weights an outcome's plan keeps from one visit to the next."""
         return len({self.workload.visits[number].block.weights for number in outcome.plan.keep})
 

@@ -57,7 +57,7 @@ def fewest_slots(workload: Workload, device: DeviceProfile, own: Positions, grou
     blocks = repeated_positions(workload, group)
     if (most.bit_length() + 2) * (3 * len(workload.visits) + blocks * len(cut.visits)) > MOST_VISITS:
         return None
-    tried = _Tried(workload, device, own, group, slot, cut)
+    tried = _Choices(workload, device, own, group, slot, cut)
     target_s = tried.best(most)[0] * (1 + PAYS)
 
     def is_enough(slots: int) -> bool:
@@ -77,7 +77,7 @@ def deep_makespan_s(priced: Timed, retained: Positions) -> float:
     return quick.deep_makespan_s(priced, _kept(priced.workload, retained))
 
 
-class _Tried:
+class _Choices:
     """The best plan found with so many slots more, each timed on the whole workload."""
 
     def __init__(

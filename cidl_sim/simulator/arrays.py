@@ -21,7 +21,7 @@ from cidl_sim.core.trace import Trace
 
 __all__ = ["Bools", "Floats", "Ints"]
 
-Record = Any  # one element of an array of one of the types below, as compiled code sees it
+Element = Any  # one element of an array of one of the types below, as compiled code sees it
 Records = NDArray[np.void]
 
 # In seconds and bytes. Weights are numbered; `previous` and `following` are the visits of the same weights before and

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from cidl_sim.simulator.arrays import LOAD, Bools, Floats, Ints, Record, Records
+from cidl_sim.simulator.arrays import LOAD, Bools, Element, Floats, Ints, Records
 
 # What an activity is doing. Its fixed part passes at its own pace, its work at a rate.
 _IDLE, _FIXED, _WORKING = 0, 1, 2
@@ -127,14 +127,14 @@ def _gate(number: int, lookahead: int) -> int:
 
 @_kernel
 def _makespan_s(
-    device: Record,
+    device: Element,
     visits: Records,
     thermal: Records,
     loads: Records,
     keep: Bools,
     load_factors: Floats,
     execute_factors: Floats,
-    run: Record,
+    run: Element,
     weights: Records,
     activities: Records,
 ) -> float:
@@ -178,7 +178,7 @@ def _next_end(activities: Records) -> float:
 
 
 @_inlined
-def _set_rates(device: Record, now: float, run: Record, activities: Records) -> None:
+def _set_rates(device: Element, now: float, run: Element, activities: Records) -> None:
     """Work done until now went at the old rates; what remains goes on as who is active now allows."""
     executor = device.channels
     sharing = 0
@@ -200,19 +200,19 @@ def _set_rates(device: Record, now: float, run: Record, activities: Records) -> 
 
 
 @_inlined
-def _begin_work(now: float, work_s: float, activity: Record) -> None:
+def _begin_work(now: float, work_s: float, activity: Element) -> None:
     # Under contention the rates are set before anything else happens, and with them another end.
     activity.remaining_s, activity.began_s, activity.rate, activity.end_s = work_s, now, 1.0, now + work_s
 
 
 @_inlined
 def _end(
-    device: Record,
+    device: Element,
     visits: Records,
     keep: Bools,
     factors: Floats,
     now: float,
-    run: Record,
+    run: Element,
     weights: Records,
     activities: Records,
 ) -> bool:
@@ -241,7 +241,7 @@ def _end(
 
 
 @_inlined
-def _end_visit(visit: Record, number: int, keeps: bool, run: Record, weights: Records) -> None:
+def _end_visit(visit: Element, number: int, keeps: bool, run: Element, weights: Records) -> None:
     run.running = 0
     run.current = number + 1
     if keeps and visit.following >= 0:
@@ -254,7 +254,7 @@ def _end_visit(visit: Record, number: int, keeps: bool, run: Record, weights: Re
 
 @_inlined
 def _start_visit(
-    device: Record, visits: Records, factors: Floats, now: float, run: Record, weights: Records, activities: Records
+    device: Element, visits: Records, factors: Floats, now: float, run: Element, weights: Records, activities: Records
 ) -> None:
     current = run.current
     entry = weights[visits[current].weights]
@@ -274,12 +274,12 @@ def _start_visit(
 
 @_inlined
 def _start_loads(
-    device: Record,
+    device: Element,
     visits: Records,
     loads: Records,
     factors: Floats,
     now: float,
-    run: Record,
+    run: Element,
     weights: Records,
     activities: Records,
 ) -> None:
@@ -298,7 +298,7 @@ def _start_loads(
 
 
 @_inlined
-def _has_room(device: Record, visits: Records, visit: int, run: Record) -> bool:
+def _has_room(device: Element, visits: Records, visit: int, run: Element) -> bool:
     # In an order of differences that no size can overflow.
     free = device.available_bytes - run.held
     weight_bytes = visits[visit].weight_bytes
@@ -307,7 +307,7 @@ def _has_room(device: Record, visits: Records, visit: int, run: Record) -> bool:
 
 @_inlined
 def _start_load(
-    device: Record, visits: Records, visit: int, now: float, factor: float, run: Record, activities: Records
+    device: Element, visits: Records, visit: int, now: float, factor: float, run: Element, activities: Records
 ) -> None:
     run.next_load += 1
     run.in_flight += 1
@@ -331,7 +331,7 @@ def _start_load(
 
 
 @_inlined
-def _first_touch_s(device: Record, visits: Records, visit: int, run: Record) -> float:
+def _first_touch_s(device: Element, visits: Records, visit: int, run: Element) -> float:
     _trim(device, visits, visit, run)
     fresh = max(0, run.held - run.touched)
     run.touched += fresh
@@ -339,14 +339,14 @@ def _first_touch_s(device: Record, visits: Records, visit: int, run: Record) -> 
 
 
 @_inlined
-def _trim(device: Record, visits: Records, visit: int, run: Record) -> None:
+def _trim(device: Element, visits: Records, visit: int, run: Element) -> None:
     if run.touched and run.current <= visit:
         room = device.available_bytes - _largest_workspace(visits, visit, run)
         run.touched = min(run.touched, max(room, run.held))
 
 
 @_inlined
-def _largest_workspace(visits: Records, until: int, run: Record) -> int:
+def _largest_workspace(visits: Records, until: int, run: Element) -> int:
     """From the current visit to `until`; both mostly grow, so what was looked at is not looked at again."""
     if until < run.current:
         return 0

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from cidl_sim.simulator.arrays import Floats, Ints, Record, Records
+from cidl_sim.simulator.arrays import Element, Floats, Ints, Records
 
 Bytes = NDArray[np.uint8]
 
@@ -55,7 +55,7 @@ def fill_keep(stages: Records, stays: Bytes, patterns: Bytes, keep: Bytes) -> No
 
 
 @_kernel
-def _fill_stage(stage: Record, stays: Bytes, pattern: Bytes, keep: Bytes) -> None:
+def _fill_stage(stage: Element, stays: Bytes, pattern: Bytes, keep: Bytes) -> None:
     period, positions = pattern.shape
     for turn in range((stage.end - stage.first) // stage.blocks):
         retained = pattern[turn % period]
@@ -74,7 +74,7 @@ def _makespan_s(
     leaving: Records,
     starts_s: Floats,
     ends_s: Floats,
-    state: Record,
+    state: Element,
     history: Records,
 ) -> float:
     """The makespan of one policy; a lookahead of -1 is none."""
@@ -101,7 +101,7 @@ def _run_round(
     leaving: Records,
     starts_s: Floats,
     ends_s: Floats,
-    state: Record,
+    state: Element,
     blocks: int,
 ) -> bool:
     """The next `blocks` visits; False where memory lets one of them never run.
@@ -171,13 +171,13 @@ def _narrowest(visits: Records, first: int, last: int) -> int:
 
 @_inlined
 def _skip(
-    stage: Record,
+    stage: Element,
     keep: Bytes,
     lookahead: int,
     leaving: Records,
     starts_s: Floats,
     ends_s: Floats,
-    state: Record,
+    state: Element,
     history: Records,
     recorded: int,
 ) -> int:
@@ -200,7 +200,7 @@ def _skip(
 
 
 @_inlined
-def _is_same(lookahead: int, starts_s: Floats, ends_s: Floats, before: Record, state: Record) -> bool:
+def _is_same(lookahead: int, starts_s: Floats, ends_s: Floats, before: Element, state: Element) -> bool:
     """Whether everything that what follows depends on is as it was, only later."""
     shift = state.visit - before.visit
     if lookahead > before.visit or state.ended - before.ended != shift:
@@ -221,7 +221,7 @@ def _is_same(lookahead: int, starts_s: Floats, ends_s: Floats, before: Record, s
 
 
 @_inlined
-def _repeats(stage: Record, keep: Bytes, before: Record, state: Record) -> int:
+def _repeats(stage: Element, keep: Bytes, before: Element, state: Element) -> int:
     """How often what happened since `before` happens again, as far as costs and the policy say."""
     shift = state.visit - before.visit
     first = min(state.ended, state.visit - stage.blocks)
@@ -250,7 +250,7 @@ def _differ(keep: Bytes, first: int, end: int, shift: int) -> bool:
 
 @_inlined
 def _advance(
-    times: int, lookahead: int, leaving: Records, starts_s: Floats, ends_s: Floats, before: Record, state: Record
+    times: int, lookahead: int, leaving: Records, starts_s: Floats, ends_s: Floats, before: Element, state: Element
 ) -> None:
     shift = times * (state.visit - before.visit)
     later_s = times * (state.executor_s - before.executor_s)

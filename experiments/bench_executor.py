@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from bench_systems import COMPETITORS, Model, blocks_of, prepare_copies, workload_for
-from quick_rates import quick_device, read_rate
+from shared.bench_systems import COMPETITORS, Model, blocks_of, prepare_copies, workload_for
+from shared.quick_rates import quick_device, read_rate
 
 from cidl_sim.blocks.definition import TORCH_DTYPES
 from cidl_sim.core.device import DeviceProfile, Measured
@@ -207,7 +207,7 @@ class Bench:
 
     def run(self, system: str, folder: Path) -> dict[str, Any]:
         """One process under the limit; what it said, with the kernel's peak."""
-        script = str(Path(__file__).parent / "bench_systems.py")
+        script = str(Path(__file__).parent / "shared" / "bench_systems.py")
         with MemoryGroup(self.limit_bytes) as group:
             arguments = [system, self.model, self.store.root, folder, self.passes, self.threads]
             command = [sys.executable, script, *map(str, arguments)]
@@ -236,7 +236,7 @@ class Bench:
             "",
             f"{weights / 1e9:.2f} GB of weights, every process under {self.limit_bytes / 1e9:.1f} GB held by the "
             f"kernel, {rounds} interleaved rounds of {self.passes} passes. Settings of the others: "
-            "`experiments/bench_systems.py`; all compute the same (mean magnitude of the result within 2 %). "
+            "`experiments/shared/bench_systems.py`; all compute the same (mean magnitude of the result within 2 %). "
             "accelerate reads what it keeps in memory before the clock starts. `best` is the policy with the best "
             f"simulated makespan (of equal ones, the one that bears slower loads best): `{self.best}`. "
             f"Disk past the page cache in between: median {disk / 1e9:.2f} GB/s "

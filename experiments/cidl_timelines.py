@@ -18,7 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cidl_cases import (
+from plan_vs_baselines import middle, spread_of
+from shared.cidl_cases import (
     CI,
     CI_DL,
     NEXT,
@@ -31,8 +32,7 @@ from cidl_cases import (
     retention_lines,
     share,
 )
-from plan_vs_baselines import middle, spread_of
-from small_runs import SmallJob, others_load, provenance, run_in_turns, small_jobs
+from shared.small_runs import SmallJob, others_load, provenance, run_in_turns, small_jobs
 
 from cidl_sim.core.costs import load_cost
 from cidl_sim.core.files import write_text

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from component_costs import COMPONENTS, STEPS, Column, elapsed, floors, full_size_lines, on_the_phone, published
 from headline import RatioPoint, draw_headline, headline_lines, ratio_points
-from small_runs import others_load, provenance, round_seconds, run_in_turns, small_jobs
+from shared.component_costs import COMPONENTS, STEPS, Column, elapsed, floors, full_size_lines, on_the_phone, published
+from shared.small_runs import others_load, provenance, round_seconds, run_in_turns, small_jobs
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.files import replacing, write_text

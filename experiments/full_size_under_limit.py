@@ -18,7 +18,7 @@ from typing import Any
 import av
 import matplotlib.pyplot as plt
 import numpy as np
-from quick_rates import quick_device
+from shared.quick_rates import quick_device
 
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.trace import Trace, read_trace

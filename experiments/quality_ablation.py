@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 from plan_vs_baselines import middle, run, spread_of, threads
 from quality_lpl import stopping_step
-from quality_runs import (
+from shared.quality_runs import (
     FRAMES,
     RESULTS,
     SEEDS,
@@ -34,7 +34,7 @@ from quality_runs import (
     trajectories,
     video_settings,
 )
-from small_runs import others_load, provenance
+from shared.small_runs import others_load, provenance
 
 from cidl_sim.calibration.this_machine import measure_this_machine
 from cidl_sim.core.device import DeviceProfile

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 from quality_lpl import DYNAMIC, FULL, ends_of
-from quality_runs import (
+from shared.quality_runs import (
     FRAMES,
     RESULTS,
     SEEDS,

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Mapping
 import matplotlib.pyplot as plt
 import torch
 from quality_lpl import PUBLISHED_RATIO, stopping_step
-from quality_runs import (
+from shared.quality_runs import (
     FRAMES,
     RESULTS,
     SEEDS,

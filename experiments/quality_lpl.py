@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from quality_runs import (
+from shared.quality_runs import (
     FRAMES,
     RESULTS,
     SEEDS,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 from quality_beyond import COLUMNS, FULL, MERGING, merged
 from quality_lpl import PUBLISHED_RATIO
-from quality_runs import (
+from shared.quality_runs import (
     FRAMES,
     RESULTS,
     SEEDS,

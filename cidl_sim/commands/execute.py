@@ -85,6 +85,7 @@ def run(
     workload = open_source(chosen, store, verify=verify).prepare(plan).workload
     limit = memory_limit or plan.memory_limit_bytes
     check_plan_within(workload, plan, memory_limit_bytes=limit, baseline_bytes=plan.baseline_bytes)
+    pictures = _numbered(pictures_folder, len(prompts)) if pictures_folder else []
     job = Job(
         plan=plan,
         workload=workload,
@@ -93,10 +94,8 @@ def run(
         seed=seed,
         memory_limit_bytes=limit,
         options=options,
-        outputs=tuple(str(output.absolute()) for output in outputs),
-        picture_folders=tuple(str(f.absolute()) for f in _numbered(pictures_folder, len(prompts)))
-        if pictures_folder
-        else (),
+        outputs=_absolute(outputs),
+        picture_folders=_absolute(pictures),
         trace=str(trace_file.absolute()) if trace_file else None,
         saved_run=str(saved_run.absolute()),
         resume=resume,
@@ -108,11 +107,7 @@ def run(
         # On an accelerator the limit is about its memory, which PyTorch is told to stay within.
         kernel_limit = limit if device == "cpu" else None
         result = run_job(job, kernel_limit_bytes=kernel_limit, on_progress=lambda *state: step("run", *state))
-    named, files = str(out), tuple(str(output) for output in outputs)
-    videos = {"video": named, "videos": files} if pipeline.output == "video" else {}
-    summary = RunSummary.model_validate(
-        {**dict(result), **videos, "output": named, "outputs": files, "memory_limit_bytes": limit}
-    )
+    summary = _summary(pipeline, out, outputs, limit, result)
     show(summary, as_json, lambda: _told(outputs, result, limit))
 
 
@@ -188,6 +183,18 @@ def _prompts(plan: Plan, prompt: str | None, file: Path | None) -> tuple[str, ..
             f"'...-{len(prompts)}p'"
         )
     return tuple(prompts)
+
+
+def _summary(pipeline: Pipeline, out: Path, outputs: list[Path], limit_bytes: int, result: JobResult) -> RunSummary:
+    named, files = str(out), tuple(map(str, outputs))
+    videos = {"video": named, "videos": files} if pipeline.output == "video" else {}
+    return RunSummary.model_validate(
+        {**dict(result), **videos, "output": named, "outputs": files, "memory_limit_bytes": limit_bytes}
+    )
+
+
+def _absolute(paths: list[Path]) -> tuple[str, ...]:
+    return tuple(str(path.absolute()) for path in paths)
 
 
 def _numbered(path: Path, count: int) -> list[Path]:

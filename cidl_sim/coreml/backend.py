@@ -31,7 +31,7 @@ from cidl_sim.executor.backend import Call
 from cidl_sim.executor.job import BackendName, ComputeUnits
 from cidl_sim.executor.memory_limit import Heap
 from cidl_sim.executor.reading import BUFFERED, read_file
-from cidl_sim.mil.interpreter import Program, load_package
+from cidl_sim.mil.interpreter import MilProgram, load_package
 from cidl_sim.mil.program import Bytes
 
 COMPILED = "compiled"  # beside the packages
@@ -153,7 +153,7 @@ def as_declared(tensor: Tensor, spec: TensorSpec) -> Tensor:
 
 @dataclass(frozen=True)
 class _Held:
-    program: Program
+    program: MilProgram
     bytes: int
 
 

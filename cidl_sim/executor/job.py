@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +20,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from cidl_sim.core.errors import CidlError, InfeasibleError, InputError, MachineError
 from cidl_sim.core.files import Record
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.core.workload import Workload
 from cidl_sim.executor.memory_limit import MemoryGroup
 
-OnProgress = Callable[[int, int, str], None]
 ComputeDevice = Literal["cpu", "cuda", "mps"]
 BackendName = Literal["torch", "mil", "coreml"]
 ComputeUnits = Literal["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]
@@ -117,7 +116,7 @@ def run_job(
     job: Job,
     *,
     kernel_limit_bytes: int | None,
-    on_progress: OnProgress = lambda done, total, stage: None,
+    on_progress: Progress = silent,
     tolerate_kill: bool = False,
 ) -> JobResult:
     """Run `job` in a child under a limit that the kernel enforces (None: only measured).
@@ -167,7 +166,7 @@ def run_job(
     raise CidlError(f"the worker failed with exit code {code}: {message}")
 
 
-def _follow(child: subprocess.Popen[str], on_progress: OnProgress) -> dict[str, Any]:
+def _follow(child: subprocess.Popen[str], on_progress: Progress) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for line in child.stdout or ():
         message = json.loads(line)

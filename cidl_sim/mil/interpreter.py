@@ -40,7 +40,7 @@ Observer = Callable[[Operation, tuple[Tensor, ...]], None]
 
 
 @dataclass(frozen=True)
-class Program:
+class MilProgram:
     """The functions of a package that can be run."""
 
     path: Path
@@ -135,13 +135,13 @@ class Program:
         return {value.name: _kept(inputs[value.name], value, mode) for value in function.inputs}
 
 
-def load_package(path: Path, bytes_of: Callable[[Path], Bytes] = mapped) -> Program:
+def load_package(path: Path, bytes_of: Callable[[Path], Bytes] = mapped) -> MilProgram:
     """The package in the folder `path`, ready to run. PackageError if it cannot be read.
 
     `bytes_of` gives what its files of weights hold; by default they are mapped.
     """
     saved = read_package(path, bytes_of)
-    return Program(saved.path, saved.functions, saved.default)
+    return MilProgram(saved.path, saved.functions, saved.default)
 
 
 def _kept(result: Tensor, output: Output, mode: Mode) -> Tensor:

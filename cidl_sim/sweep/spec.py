@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.quantities import is_size, parse_size
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
@@ -44,7 +45,6 @@ DEEP = "deep"
 _RANGE = re.compile(r"(?P<first>[^.,]\S*?)\.\.(?P<last>[^/]+?)(/(?P<count>\d+)(?P<log>log)?)?")
 
 Scalar = int | float | str
-OnWorkload = Callable[[int, int, str], None]  # found, of so many, the next one's name
 
 
 class SweepError(InputError):
@@ -104,7 +104,7 @@ def make_sweep(
     *,
     sample: Sample | None = None,
     bound: bool = True,
-    on_workload: OnWorkload = lambda done, total, name: None,
+    on_workload: Progress = silent,
 ) -> Sweep:
     """A sweep over `axes`: values by name, as lists or as text ("1,2,4", "0..28", "1e9..4e9/8log", "2GB..6GB").
 

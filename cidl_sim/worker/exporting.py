@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from cidl_sim.blocks.variants import Variants
 from cidl_sim.core.errors import PackageError
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.coreml.check_export import FunctionCheck, check_functions
 from cidl_sim.coreml.export import Exported, export_blocks
 from cidl_sim.coreml.manifest import Compression, Manifest, Precision, read_manifest
@@ -27,7 +28,7 @@ def export_store(
     compression: Compression = "none",
     blocks: Sequence[str] = (),
     workers: int = 1,
-    on_package: Callable[[int, int, str], None] = lambda done, total, weights: None,
+    on_package: Progress = silent,
 ) -> Manifest:
     """Export the blocks of a store for the shapes of some named workloads; without any, for the model's default.
 
@@ -67,7 +68,7 @@ def check_export(
     folder: Path,
     store: BlockStore,
     blocks: Sequence[str] = (),
-    on_function: Callable[[int, int, str], None] = lambda done, total, name: None,
+    on_function: Progress = silent,
 ) -> list[FunctionCheck]:
     """Compare the functions of an export with PyTorch: see `check_functions`."""
     return check_functions(folder, store, variants_in(folder, read_manifest(folder)), blocks, on_function)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 
+from cidl_sim.core.progress import Progress
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Backend
 from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process
 
 # Of what a trace names the versions, as far as it is installed.
 _LIBRARIES = ("cidl-sim", "torch", "transformers", "diffusers", "coremltools")
-OnRound = Callable[[int, int, str], None]
 
 
 class Watch:
@@ -30,7 +29,7 @@ class Watch:
     """
 
     def __init__(
-        self, workload: Workload, backend: Backend, peak: PeakMemory, on_round: OnRound, *, sample: bool
+        self, workload: Workload, backend: Backend, peak: PeakMemory, on_round: Progress, *, sample: bool
     ) -> None:
         self._workload = workload
         self._backend = backend

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from small_runs import round_seconds
-
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Workload
@@ -15,6 +13,7 @@ from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
+from shared.small_runs import round_seconds
 
 COMPONENTS = {"text_encoder": "T5", "denoiser": "STDiT", "decoder": "VAE"}
 STEPS = (30, 50)

@@ -63,5 +63,5 @@ def quick_device(store: BlockStore, memory_limit_bytes: int, baseline_bytes: int
         baseline_bytes=baseline_bytes,
         loader=Loader(bandwidth_bytes_per_s=bandwidth),
         executor=Executor(flops_per_s=flops),
-        provenance=Provenance(source="experiments/quick_rates.py: one read, one product", mark="measured"),
+        provenance=Provenance(source="experiments/shared/quick_rates.py: one read, one product", mark="measured"),
     )

@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from small_runs import round_seconds
-
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import Plan
@@ -20,6 +18,7 @@ from cidl_sim.policies.build import build_plan
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.policies.on_device_sora import REFERENCE, repeated_body, retained_blocks
 from cidl_sim.simulator.engine import simulate
+from shared.small_runs import round_seconds
 
 NONE, CI, CI_DL, NEXT, PLANNED = "no technique", "CI", "CI-DL", "next_block", "planned"
 PLANNING_LIMIT_S = 5.0

@@ -23,7 +23,7 @@ from tests.coreml.by_hand import (
 )
 from tests.test_cli import answer_of, assert_refused, call_cidl
 
-PAIR = "stdit.pair.fp16.5x4"
+PAIR = "stdit.pair.fp16.5x4.w48x4x32x64"
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from cidl_sim.executor.backend import Call, Outcome
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.policies.build import build_plan, deep_prefetch
 from cidl_sim.policies.catalog import POLICIES, make_plan
-from cidl_sim.sampling.linear_proportional_leap import StoppingRule
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 from tests.executor.tiny_runs import (
@@ -127,10 +126,7 @@ def test_several_channels_give_the_same_frames(tiny_store, control):
     assert {span.worker for span in trace.of("load")} <= {"loader.0", "loader.1", "loader.2"}
 
 
-def test_a_stage_that_ends_early_gives_the_frames_of_the_static_leap(tiny_store, monkeypatch):
-    # A tolerance that nothing satisfies: the leap comes at the first step that may be judged.
-    eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr("cidl_sim.pipelines.open_sora.program.stopping_rule", lambda name, steps: eager)
+def test_a_stage_that_ends_early_gives_the_frames_of_the_static_leap(tiny_store):
     dynamic, static = (SETTINGS.model_copy(update={"steps": 6, "lpl": lpl}) for lpl in ("dynamic", "2"))
     program, trace = run_policy(tiny_store, "lru", dynamic)
     control = run_control(tiny_store, static)
@@ -146,9 +142,7 @@ def test_a_stage_that_ends_early_gives_the_frames_of_the_static_leap(tiny_store,
     assert trace.memory_curve[-1][1] == 0
 
 
-def test_the_all_resident_control_ends_a_stage_early_too(tiny_store, monkeypatch):
-    eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr("cidl_sim.pipelines.open_sora.program.stopping_rule", lambda name, steps: eager)
+def test_the_all_resident_control_ends_a_stage_early_too(tiny_store):
     dynamic, static = (SETTINGS.model_copy(update={"steps": 6, "lpl": lpl}) for lpl in ("dynamic", "2"))
     assert torch.equal(run_control(tiny_store, dynamic).frames, run_control(tiny_store, static).frames)
 

@@ -23,9 +23,12 @@ from cidl_sim.pipelines.open_sora.prompt import encode_prompt
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
 from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from cidl_sim.policies.catalog import make_plan
+from cidl_sim.sampling.linear_proportional_leap import StoppingRule
 
 SETTINGS = VideoSettings(height=32, width=32, frames=17, steps=3, tdtm=1)
 PROMPT = "a fox in the snow"
+# A tolerance that nothing satisfies: a dynamic leap comes at the first step that may be judged.
+EAGER = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
 
 
 class RecordingProgram(TextToVideo):
@@ -51,7 +54,7 @@ def tiny_workload(settings: VideoSettings = SETTINGS) -> Workload:
 
 def tiny_program(settings: VideoSettings = SETTINGS, seed: int = 1) -> RecordingProgram:
     tokens = encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)
-    return RecordingProgram(tiny_workload(settings), OPENSORA_TINY, settings, tokens, seed)
+    return RecordingProgram(tiny_workload(settings), OPENSORA_TINY, settings, tokens, seed, rule=EAGER)
 
 
 def tiny_backend(

@@ -20,7 +20,6 @@ from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import write_text
 from cidl_sim.devices.catalog import this_machine_file
 from cidl_sim.pipelines.catalog import merged_settings, parse_name, pipeline_named
-from cidl_sim.pipelines.matching import store_sizes
 from cidl_sim.report.tables import calibration_table, comparison_table, validation_lines
 
 if TYPE_CHECKING:
@@ -132,6 +131,8 @@ def _validation_runs(
 
 
 def _settings_for(store: Any, workload_name: str | None) -> Any:
+    from cidl_sim.pipelines.matching import store_sizes
+
     index = store.index
     if workload_name is not None:
         sizes, settings = parse_name(workload_name)

@@ -8,7 +8,6 @@ from cidl_sim.core.errors import MachineError
 EXTRAS = {
     **dict.fromkeys(
         (
-            "PIL",
             "av",
             "bs4",
             "diffusers",

@@ -6,36 +6,41 @@
     trace = simulate(workload, device, make_plan("spread", workload, device))
     print(trace.makespan_s, trace.peak_resident_bytes)
 
-The verbs of the command line are functions here; the package's folders hold the rest (docs/reference.md).
+The verbs of the command line are functions here; the package's folders hold the rest (docs/reference.md). A name is
+imported when it is first asked for; `__init__.pyi` gives the names and their types to type checkers and editors.
 """
 
-from cidl_sim.core.device import DeviceProfile, read_device
-from cidl_sim.core.plan import Plan, read_plan
-from cidl_sim.core.trace import Trace, read_trace
-from cidl_sim.core.workload import Block, Stage, Workload, read_workload
-from cidl_sim.devices.catalog import find_device
-from cidl_sim.pipelines.catalog import find_workload
-from cidl_sim.planner.evaluate import evaluated_plan
-from cidl_sim.planner.planner import best_plan
-from cidl_sim.policies.catalog import POLICIES, make_plan
-from cidl_sim.simulator.engine import simulate
+from importlib import import_module
 
-__all__ = [
-    "POLICIES",
-    "Block",
-    "DeviceProfile",
-    "Plan",
-    "Stage",
-    "Trace",
-    "Workload",
-    "best_plan",
-    "evaluated_plan",
-    "find_device",
-    "find_workload",
-    "make_plan",
-    "read_device",
-    "read_plan",
-    "read_trace",
-    "read_workload",
-    "simulate",
-]
+# Where each name is at home.
+_HOMES = {
+    "POLICIES": "policies.catalog",
+    "Block": "core.workload",
+    "DeviceProfile": "core.device",
+    "Plan": "core.plan",
+    "Stage": "core.workload",
+    "Trace": "core.trace",
+    "Workload": "core.workload",
+    "best_plan": "planner.planner",
+    "evaluated_plan": "planner.evaluate",
+    "find_device": "devices.catalog",
+    "find_workload": "pipelines.catalog",
+    "make_plan": "policies.catalog",
+    "read_device": "core.device",
+    "read_plan": "core.plan",
+    "read_trace": "core.trace",
+    "read_workload": "core.workload",
+    "simulate": "simulator.engine",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -6,66 +6,170 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from typing import Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from cidl_sim.commands import (
-    coreml,
-    coreml_device,
-    execute,
-    lookup,
-    make,
-    measure,
-    plan,
-    report,
-    simulate,
-    sweep,
-    traces,
-    what_if,
-)
 from cidl_sim.commands.extra_options import EXTRA
 from cidl_sim.core.errors import CidlError
+from cidl_sim.core.extras import missing_extra
 
-app = typer.Typer(
-    name="cidl",
-    help="Simulate, plan and run generative models that are larger than the memory of the device.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+
+class Verb(TyperCommand):
+    """A verb as the help lists it. Its module is imported when it is called, so that no verb waits for another's."""
+
+    def __init__(self, name: str, home: str, summary: str, context_settings: dict[str, Any] | None = None) -> None:
+        """`home`: the module in `commands` and the function, as "module:function"."""
+        super().__init__(name, help=summary)
+        self._home = home
+        self._settings = context_settings
+
+    def loaded(self) -> Any:
+        """The command with its arguments and options."""
+        module, _, function = self._home.partition(":")
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        verb = getattr(import_module(f"cidl_sim.commands.{module}"), function)
+        alone.command(self.name, context_settings=self._settings)(verb)
+        return typer.main.get_command(alone)
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Read the arguments of a call, which goes on with the command that was loaded."""
+        return self.loaded().make_context(info_name, args, parent=parent, **extra)
+
+
+def _group(name: str, summary: str, commands: list[Verb | TyperGroup]) -> TyperGroup:
+    named = {command.name or "": command for command in commands}
+    return TyperGroup(name=name, help=summary, no_args_is_help=True, commands=named)  # type: ignore[arg-type]
+
+
+# A summary is the first line of the function's docstring.
+app = _group(
+    "cidl",
+    "Simulate, plan and run generative models that are larger than the memory of the device.",
+    [
+        Verb(
+            "workloads",
+            "lookup:workloads",
+            "List the named workloads, show one block by block, or make one from a torch module.",
+        ),
+        Verb("devices", "lookup:devices", "List the device profiles, or show one with the source of each figure."),
+        Verb("policies", "lookup:policies", "List the policies."),
+        Verb("simulate", "simulate:simulate", "Simulate a policy or a plan on a device."),
+        Verb(
+            "whatif",
+            "what_if:whatif",
+            "Which figures of a device matter for a workload, and where more of them stops paying.",
+        ),
+        Verb(
+            "sweep",
+            "sweep:sweep",
+            "Simulate a grid or a sample of policies, workload settings and devices; a second call goes on.",
+        ),
+        Verb(
+            "report",
+            "report:report",
+            "Make one self-contained page (and of a sweep also pictures) of results, a plan or a trace.",
+        ),
+        Verb(
+            "calibrate",
+            "measure:calibrate",
+            "Measure this machine with short real runs of a store's blocks and write a device profile.",
+        ),
+        Verb(
+            "validate",
+            "measure:validate",
+            "Calibrate, run policies that the calibration never saw, and compare with the simulation.",
+        ),
+        Verb(
+            "demo",
+            "execute:demo",
+            "The main job end to end: build, measure, plan, run under a real limit, simulate, compare.",
+        ),
+        Verb(
+            "plan",
+            "plan:plan_command",
+            "Make a plan, say what it does and what limits it, and print its bound and the baselines beside it.",
+        ),
+        Verb(
+            "run",
+            "execute:run",
+            "Run a plan with the real executor, under a memory limit that the kernel enforces.",
+            EXTRA,
+        ),
+        _group(
+            "model",
+            "Make block stores.",
+            [
+                Verb(
+                    "build",
+                    "make:model_build",
+                    "Build a block store with seeded random weights, or the trained ones; goes on where it was "
+                    "interrupted.",
+                ),
+                Verb(
+                    "import",
+                    "make:model_import",
+                    "Build a block store from a published checkpoint; an interrupted import goes on where it stopped.",
+                    EXTRA,
+                ),
+            ],
+        ),
+        _group(
+            "coreml",
+            "Packages for Core ML, and what they cost on a device.",
+            [
+                Verb(
+                    "export",
+                    "coreml:export",
+                    "Export the blocks of a store as Core ML packages; a second call goes on where the first stopped.",
+                ),
+                Verb(
+                    "check",
+                    "coreml:check",
+                    "Run every function of an export in the interpreter and compare it with PyTorch; exit code 2 if "
+                    "one is wrong.",
+                ),
+                Verb(
+                    "cost",
+                    "coreml_device:cost",
+                    "Disk, first run and later runs of a workload on a device with Core ML, each figure with its mark.",
+                ),
+                Verb(
+                    "profile",
+                    "coreml_device:profile",
+                    "Measure cold and later loads and predictions with Core ML, block by block, and write a device "
+                    "profile.",
+                ),
+                Verb(
+                    "workload",
+                    "coreml:workload",
+                    "Show the workload of an export, its weights as large as the packages; what a run of them is "
+                    "planned for.",
+                ),
+            ],
+        ),
+        _group(
+            "trace",
+            "Look at traces, convert and compare them.",
+            [
+                Verb("show", "traces:show_trace", "Show a trace: busy times, idle times by cause, memory."),
+                Verb(
+                    "convert",
+                    "traces:convert",
+                    "Write a trace as chrome://tracing and ui.perfetto.dev read it, or make one of a recording of "
+                    "Instruments.",
+                ),
+                Verb(
+                    "diff",
+                    "traces:diff",
+                    "Compare two traces: what moved, and where the difference in makespan comes from.",
+                ),
+            ],
+        ),
+    ],
 )
-model_app = typer.Typer(help="Make block stores.", no_args_is_help=True)
-coreml_app = typer.Typer(help="Packages for Core ML, and what they cost on a device.", no_args_is_help=True)
-trace_app = typer.Typer(help="Look at traces, convert and compare them.", no_args_is_help=True)
-app.add_typer(model_app, name="model")
-app.add_typer(coreml_app, name="coreml")
-app.add_typer(trace_app, name="trace")
-
-for verb in (
-    lookup.workloads,
-    lookup.devices,
-    lookup.policies,
-    simulate.simulate,
-    what_if.whatif,
-    sweep.sweep,
-    report.report,
-    measure.calibrate,
-    measure.validate,
-    execute.demo,
-):
-    app.command()(verb)
-app.command(name="plan")(plan.plan_command)
-app.command(context_settings=EXTRA)(execute.run)
-model_app.command("build")(make.model_build)
-model_app.command("import", context_settings=EXTRA)(make.model_import)
-coreml_app.command("export")(coreml.export)
-coreml_app.command("check")(coreml.check)
-coreml_app.command("cost")(coreml_device.cost)
-coreml_app.command("profile")(coreml_device.profile)
-coreml_app.command("workload")(coreml.workload)
-trace_app.command("show")(traces.show_trace)
-trace_app.command("convert")(traces.convert)
-trace_app.command("diff")(traces.diff)
 
 
 def main() -> None:
@@ -89,6 +193,9 @@ def _exit_code() -> int:  # noqa: PLR0911
     except SystemExit as stopped:
         code = stopped.code if isinstance(stopped.code, int) else 1
         return _fail("stopped by SIGTERM", code) if code == 128 + signal.SIGTERM else code
+    except ModuleNotFoundError as problem:
+        missing = missing_extra(problem)
+        return _fail(str(missing), missing.exit_code) if missing else _fault(problem)
     except Exception as problem:
         if hasattr(problem, "format_message"):  # what the argument parser raises
             # A group without a verb has printed its help, and has nothing to say beside it.
@@ -98,9 +205,13 @@ def _exit_code() -> int:  # noqa: PLR0911
             return _fail("interrupted", 128 + signal.SIGINT)
         if isinstance(problem, OSError):
             return _fail(f"{problem.filename or ''}: {problem.strerror or problem}".lstrip(": "), 4)
-        if os.environ.get("CIDL_DEBUG"):
-            traceback.print_exc()
-        return _fail(f"internal fault: {type(problem).__name__}: {problem} (CIDL_DEBUG=1 shows where)", 1)
+        return _fault(problem)
+
+
+def _fault(problem: Exception) -> int:
+    if os.environ.get("CIDL_DEBUG"):
+        traceback.print_exc()
+    return _fail(f"internal fault: {type(problem).__name__}: {problem} (CIDL_DEBUG=1 shows where)", 1)
 
 
 def _fail(message: str, code: int) -> int:

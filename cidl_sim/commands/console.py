@@ -7,22 +7,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
-import rich.progress
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record
 from cidl_sim.core.progress import StepProgress
 from cidl_sim.core.quantities import is_size, parse_bytes, parse_bytes_per_s, parse_size
-from cidl_sim.core.trace import Trace
-from cidl_sim.core.what_if import with_value
-from cidl_sim.devices.catalog import find_device
-from cidl_sim.executor.job import ComputeDevice
+
+if TYPE_CHECKING:
+    from cidl_sim.core.device import DeviceProfile
+    from cidl_sim.core.trace import Trace
+    from cidl_sim.executor.job import ComputeDevice
 
 # A pipe has no width of its own; names would be cut at 80 columns.
 screen = Console(width=None if sys.stdout.isatty() else 132)
@@ -109,6 +107,8 @@ def progress(*, fleeting: bool = False) -> Iterator[StepProgress]:
     It appears with the first step, so that what is refused before that is refused in one line. A `fleeting` one leaves
     nothing behind.
     """
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -119,7 +119,7 @@ def progress(*, fleeting: bool = False) -> Iterator[StepProgress]:
     )
     # Where nothing can be taken back rich would leave an empty line.
     hidden = fleeting and not messages.is_terminal
-    shown = rich.progress.Progress(*columns, console=messages, transient=fleeting, disable=hidden)
+    shown = Progress(*columns, console=messages, transient=fleeting, disable=hidden)
     tasks: dict[str, Any] = {}
 
     def step(name: str, done: int, total: int, detail: str) -> None:
@@ -155,13 +155,18 @@ def check_picture(option: str, path: Path | None) -> None:
 
 def compute_device_named(name: str) -> ComputeDevice:
     """The argument of --device. InputError if there is no such."""
+    from cidl_sim.executor.job import ComputeDevice
+
     if name not in get_args(ComputeDevice):
         raise InputError(f"--device {name!r}: choose one of {', '.join(get_args(ComputeDevice))}")
-    return cast(ComputeDevice, name)
+    return cast("ComputeDevice", name)
 
 
 def device_with(name: str, settings: list[str] | None) -> DeviceProfile:
     """A device profile with the figures of --set KEY=VALUE replaced."""
+    from cidl_sim.core.what_if import with_value
+    from cidl_sim.devices.catalog import find_device
+
     device = find_device(name)
     for setting in settings or ():
         key, equals, value = setting.partition("=")

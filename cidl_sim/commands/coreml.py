@@ -20,7 +20,8 @@ from cidl_sim.commands.console import (
 )
 from cidl_sim.core.errors import InputError, PackageError
 from cidl_sim.coreml.manifest import Compression, Manifest, Precision
-from cidl_sim.report.tables import rows_table, workload_table
+from cidl_sim.report.rows_table import rows_table
+from cidl_sim.report.tables import workload_table
 
 if TYPE_CHECKING:
     from cidl_sim.coreml.check_export import FunctionCheck

@@ -25,7 +25,6 @@ from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.manifest import read_manifest
 from cidl_sim.pipelines.catalog import find_workload
-from cidl_sim.policies.catalog import make_plan
 from cidl_sim.report.tables import calibration_table, coreml_cost_table
 
 if TYPE_CHECKING:
@@ -165,6 +164,8 @@ def _plan(workload: Workload, device: DeviceProfile, policy: str | None, plan_fi
         plan = read_plan(plan_file)
         check_plan(workload, device, plan)
         return plan
+    from cidl_sim.policies.catalog import make_plan
+
     if policy is None:
         from cidl_sim.planner.reruns import best_policy
 

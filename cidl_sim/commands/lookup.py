@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,14 +18,11 @@ from cidl_sim.commands.console import (
     some_bytes,
 )
 from cidl_sim.core.errors import InputError
-from cidl_sim.core.workload import Workload
-from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
-from cidl_sim.pipelines.catalog import find_workload, shipped
-from cidl_sim.policies.catalog import POLICIES
-from cidl_sim.report.tables import (
-    rows_table,
-    workload_table,
-)
+from cidl_sim.report.rows_table import rows_table
+
+# Three verbs that need nothing of each other: each imports its own catalog.
+if TYPE_CHECKING:
+    from cidl_sim.core.workload import Workload
 
 
 def workloads(
@@ -43,6 +40,9 @@ def workloads(
     as_json: AsJson = False,
 ) -> None:
     """List the named workloads, show one block by block, or make one from a torch module."""
+    from cidl_sim.pipelines.catalog import find_workload, shipped
+    from cidl_sim.report.tables import workload_table
+
     if from_torch is None and (block_limit, depth, rounds) != (None, None, None):
         raise InputError("--block-limit, --depth and --rounds go with --from-torch")
     if from_torch is not None and name is not None:
@@ -79,6 +79,8 @@ def devices(
     as_json: AsJson = False,
 ) -> None:
     """List the device profiles, or show one with the source of each figure."""
+    from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
+
     if name is not None:
         device = find_device(name)
         if as_json:
@@ -104,6 +106,8 @@ def devices(
 
 def policies(as_json: AsJson = False) -> None:
     """List the policies."""
+    from cidl_sim.policies.catalog import POLICIES
+
     rows = [
         {"name": p.name + (":d" if p.takes_number else ""), "takes_number": p.takes_number, "summary": p.summary}
         for p in POLICIES.values()

@@ -133,6 +133,7 @@ def _validation_runs(
 
 
 def _settings_for(store: Any, workload_name: str | None) -> Any:
+
     index = store.index
     if workload_name is not None:
         sizes, settings = parse_name(workload_name)

@@ -30,11 +30,7 @@ from cidl_sim.core.quantities import parse_bytes
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
 from cidl_sim.pipelines.catalog import find_workload
-from cidl_sim.policies.catalog import make_plan
-from cidl_sim.report.tables import (
-    quantiles_line,
-    summary_table,
-)
+from cidl_sim.report.tables import quantiles_line, summary_table
 
 if TYPE_CHECKING:
     from cidl_sim.core.reports import MakespanQuantiles
@@ -118,6 +114,8 @@ def _case(
         plan = read_plan(plan_file)
         check_plan(workload, device, plan)
     else:
+        from cidl_sim.policies.catalog import make_plan
+
         plan = make_plan(policy or "", workload, device)
     return workload, device, plan
 

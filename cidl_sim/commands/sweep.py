@@ -36,7 +36,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Simulate a grid or a sample of policies, workload settings and devices; a second call goes on."""
-    from cidl_sim.report.tables import rows_table
+    from cidl_sim.report.rows_table import rows_table
     from cidl_sim.sweep.results import best_rows
     from cidl_sim.sweep.run import run_sweep
     from cidl_sim.sweep.spec import Sample, SweepError, make_sweep, read_axes

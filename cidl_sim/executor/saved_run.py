@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from cidl_sim.core.errors import InputError
@@ -29,6 +27,8 @@ class SavedRunError(InputError):
 
 def save_run(path: Path, identity: dict[str, Any], prompt: int, next_visit: int, state: State) -> None:
     """Write where a run is: at which prompt, before which visit. MachineError where the disk fails."""
+    from safetensors.torch import save  # here, so that a worker without it can say so
+
     tensors, values = state
     about = {"identity": identity, "video": prompt, "next_visit": next_visit, "values": values}
     with replacing(path) as temporary:
@@ -38,6 +38,8 @@ def save_run(path: Path, identity: dict[str, Any], prompt: int, next_visit: int,
 
 def read_run(path: Path, identity: dict[str, Any]) -> tuple[int, int, State]:
     """The prompt, the next visit and the state of a saved run. SavedRunError if it is of another job."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

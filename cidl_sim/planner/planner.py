@@ -7,10 +7,13 @@ bound often proves a policy's plan, then to an exact model where the case is sma
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.extras import missing_extra
 from cidl_sim.core.feasibility import check_any_plan_fits
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.progress import Progress, silent
@@ -76,7 +79,8 @@ def best_plan(
     on_step(1, 4, "relaxation")
     planning.relax(RELAXATION_SHARE * planning.left_s())
     on_step(2, 4, "exact model")
-    planning.solve(planning.left_s())
+    with planning.noting_what_is_missing():
+        planning.solve(planning.left_s())
     on_step(3, 4, "search")
     planning.search(SEARCH_SHARE * planning.left_s())
     planning.relax(planning.left_s(), whole=True)
@@ -172,6 +176,17 @@ class _Planning:
         """Add to the notes what a longer time limit would have tried."""
         if not self._is_proven and not self._searches:
             self.notes.append("the time limit was up before anything but the policies was tried")
+
+    @contextmanager
+    def noting_what_is_missing(self) -> Iterator[None]:
+        """Go on without a model whose solver is not installed, and say so."""
+        try:
+            yield
+        except ModuleNotFoundError as problem:
+            missing = missing_extra(problem)
+            if missing is None:
+                raise
+            self.notes.append(f"the exact model of small workloads was left out: {missing}")
 
     def _note(self, solved: Solved | None) -> None:
         if solved is None:

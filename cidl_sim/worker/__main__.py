@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cidl_sim.core.errors import CidlError, MachineError, PlanError
+from cidl_sim.core.extras import missing_extra
 from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit
@@ -48,11 +49,19 @@ def main() -> int:
     except SystemExit as stopped:
         return int(stopped.code or 0)
     except CidlError as problem:
-        _say({"error": str(problem), "exit_code": problem.exit_code})
-        return problem.exit_code
+        return _failed(problem)
+    except ModuleNotFoundError as problem:
+        missing = missing_extra(problem)
+        if missing is None:
+            raise
+        return _failed(missing)
     except OSError as problem:
-        _say({"error": f"{problem.strerror or problem}", "exit_code": MachineError.exit_code})
-        return MachineError.exit_code
+        return _failed(MachineError(f"{problem.strerror or problem}"))
+
+
+def _failed(problem: CidlError) -> int:
+    _say({"error": str(problem), "exit_code": problem.exit_code})
+    return problem.exit_code
 
 
 def do(job: Job) -> JobResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from hypothesis import settings
 
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured
 from cidl_sim.core.workload import Block, Stage, Workload
+
+# One compute thread, said before PyTorch is imported: two that wait for each other on a busy machine take twenty times
+# as long, and nothing here is large enough to gain by a second one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A busy machine is no reason to fail.
 settings.register_profile("no deadline", deadline=None)

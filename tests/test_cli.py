@@ -37,6 +37,7 @@ from cidl_sim.pipelines.catalog import find_workload, shipped
 from cidl_sim.policies.catalog import POLICIES
 from cidl_sim.validation.runs import Scenario, read_runs
 from tests.conftest import analytic_device, uniform_workload
+from tests.in_process import run_jobs_here
 
 TINY = "opensora-tiny-32x32-17f-2s-fp32"
 # More than Python, PyTorch and the pipeline take by themselves on the machines the tests have seen.
@@ -536,7 +537,8 @@ def test_model_build_writes_a_store_that_depends_on_its_seed_alone(tmp_path):
     assert answers[0]["bytes"] == sum(entry["data_bytes"] for entry in first["blocks"].values())
 
 
-def test_a_store_of_the_chosen_partition_runs_its_plan(roomy_device, tmp_path):
+def test_a_store_of_the_chosen_partition_runs_its_plan(roomy_device, tmp_path, monkeypatch):
+    run_jobs_here(monkeypatch)
     plan, store = tmp_path / "plan.json", tmp_path / "store"
     planned = answer_of("plan", TINY, roomy_device, "--partition", "auto", "--time-limit", 0, "-o", plan)
     command = planned["store_command"].replace("DIR", str(store)).split()
@@ -574,6 +576,7 @@ def measured(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("measured")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        run_jobs_here(patched)
         answer = answer_of(
             "calibrate", "--store", tiny_store, "--workload", TINY, "--repeats", 1, "-o", folder / "device.toml"
         )
@@ -616,6 +619,7 @@ def validated(tiny_store, measured, tmp_path_factory) -> tuple[dict[str, Any], P
     limit = demo_limit(workload, read_device(profile))
     chosen = [Scenario(policy, store, workload, policy, limit) for policy in ("on_device_sora", "spread")]
     with pytest.MonkeyPatch.context() as patched:
+        run_jobs_here(patched)
         patched.setattr("cidl_sim.calibration.this_machine.Calibration.round", lambda _: None)
         patched.setattr("cidl_sim.calibration.this_machine.Calibration.device", lambda _: read_device(profile))
         patched.setattr("cidl_sim.validation.campaign.choose_scenarios", lambda *_: chosen)

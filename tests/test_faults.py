@@ -26,6 +26,7 @@ from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.policies.catalog import make_plan
 from tests.conftest import analytic_device
+from tests.in_process import run_jobs_here
 from tests.test_cli import ROOM_FOR_THE_PROCESS, TINY, Outcome, answer_of, assert_refused, call_cidl
 
 BLOCK = "stdit.01"
@@ -67,6 +68,12 @@ def run_arguments(plan: Path, store: Path, folder: Path, prompt: str = "a fox") 
     out = folder / "out"
     files = ["--trace", str(out / "trace.json"), "-o", str(out / "video.mp4")]
     return ["run", "--plan", str(plan), "--store", str(store), "--prompt", prompt, *files]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the worker refuses: how errors come out of its process `test_job.py` and the kill below say."""
+    run_jobs_here(monkeypatch)
 
 
 def assert_run_failed(outcome: Outcome, code: int, folder: Path, *words: str) -> None:
@@ -284,6 +291,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
     "full", [pytest.param("saved run", marks=pytest.mark.slow), pytest.param("video", marks=pytest.mark.slow), "trace"]
 )
@@ -304,6 +312,7 @@ def test_a_disk_that_fills_up_leaves_whole_files_only(full, tiny_store, plan, tm
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_device_that_is_not_there_is_the_environments_fault(tiny_store, plan, tmp_path):
     outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path), "--device", "cuda")
@@ -324,7 +333,7 @@ def worker_of(temporary: Path) -> int | None:
         # Processes come and go while we look.
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes().split(b"\0")
-            if b"cidl_sim.worker.__main__" in command and any(str(temporary).encode() in word for word in command):
+            if b"cidl_sim.worker" in command and any(str(temporary).encode() in word for word in command):
                 opened = (descriptor.readlink().name for descriptor in (process / "fd").iterdir())
                 if any("cidl-arena" in name for name in opened):
                     return int(process.name)
@@ -415,7 +424,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same_video(tiny_store, tmp_
     assert min(span.visit for span in trace.of("execute")) == resumed.values["visit"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_another_job_does_not_go_on_from_a_saved_run(tiny_store, plan, tmp_path):
     saved = tmp_path / "out" / "video.mp4.resume"
     state = {"z": torch.zeros(1), "text": torch.zeros(1)}
@@ -424,6 +433,7 @@ def test_another_job_does_not_go_on_from_a_saved_run(tiny_store, plan, tmp_path)
     assert_run_failed(outcome, 2, tmp_path, str(saved), "saved by another job", "workload")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_saved_run_that_cannot_be_read_is_named(tiny_store, plan, tmp_path):
     saved = tmp_path / "out" / "video.mp4.resume"
     saved.parent.mkdir()

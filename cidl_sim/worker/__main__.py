@@ -22,6 +22,7 @@ import torch
 from cidl_sim.core.errors import CidlError, MachineError, PlanError
 from cidl_sim.core.extras import missing_extra
 from cidl_sim.core.feasibility import check_plan_within
+from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.trace import Trace, header_for
 from cidl_sim.core.workload import Visit
 from cidl_sim.executor.accelerator_backend import check_device
@@ -44,7 +45,7 @@ def main() -> int:
     _end_with_parent()
     try:
         job = Job.model_validate_json(Path(sys.argv[1]).read_text())
-        _say({"result": do(job).model_dump(mode="json")})
+        _say({"result": do(job, _say_progress).model_dump(mode="json")})
         return 0
     except SystemExit as stopped:
         return int(stopped.code or 0)
@@ -64,8 +65,8 @@ def _failed(problem: CidlError) -> int:
     return problem.exit_code
 
 
-def do(job: Job) -> JobResult:
-    """Run the plan (or the control), write results and trace, and report."""
+def do(job: Job, on_progress: Progress = silent) -> JobResult:
+    """Run the plan (or the control), write results and trace, and report. `on_progress`: after each round."""
     check_device(job.device)
     source = open_source(job.backend, Path(job.store), verify=job.verify)
     plan, prepared = job.plan, source.prepare(job.plan, job.workload)
@@ -84,7 +85,7 @@ def do(job: Job) -> JobResult:
     peak = PeakMemory(charged)
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
     backend = make_backend(capacity, None if job.control else limit)
-    watch = Watch(workload, backend, peak, _say_progress, sample=job.sample_memory)
+    watch = Watch(workload, backend, peak, on_progress, sample=job.sample_memory)
     trace: Trace | None = None
     try:
         if job.control:

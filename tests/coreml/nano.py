@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from cidl_sim.coreml import backend, export, macos
-from cidl_sim.coreml.export import export_package
+from cidl_sim.coreml import backend, macos
 from cidl_sim.mil.interpreter import load_package
 from cidl_sim.models.sizes import STDiT3Sizes
 from cidl_sim.pipelines.catalog import OPEN_SORA, parse_name
@@ -43,10 +42,8 @@ def named_nano() -> Iterator[None]:
 def build_store_and_export(folder: Path, sizes: OpenSoraSizes, workload: str) -> tuple[Path, Path]:
     """A store in fp32, and its packages for a workload in fp32; made in this process."""
     store, packages = folder / "store", folder / "packages"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_exported", lambda jobs, _: ((job.weights, export_package(job)) for job in jobs))
-        built = build_random_store(store, sizes, "fp32", 0, partition=parse_name(workload)[1].partition)
-        export_store(built, packages, "fp32", workloads=[workload])
+    built = build_random_store(store, sizes, "fp32", 0, partition=parse_name(workload)[1].partition)
+    export_store(built, packages, "fp32", workloads=[workload], workers=0)
     return store, packages
 
 

@@ -36,10 +36,10 @@ from cidl_sim.pipelines.variants import variants_of
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality.scores import frame_ssim
 from cidl_sim.sampling.linear_proportional_leap import StoppingRule
-from cidl_sim.worker import worker
 from cidl_sim.worker.sources import PackageSource, StoreSource, open_source
 from tests.conftest import analytic_device
 from tests.coreml.nano import NANO, SETTINGS, StandIn, build_store_and_export, install, named_nano
+from tests.in_process import do_here, run_jobs_here
 from tests.test_cli import ROOM_FOR_THE_PROCESS, answer_of, assert_refused, call_cidl
 
 # The relative error of a block. What Core ML's own kernels give is not known.
@@ -277,15 +277,6 @@ def plan_for(workload, path):
     return path
 
 
-def do(job):
-    """What a worker does, in this process."""
-    threads = torch.get_num_threads()
-    try:
-        return worker.do(job)
-    finally:
-        torch.set_num_threads(threads)
-
-
 def run_job(backend, folder, settings, tmp_path, **fields):
     """The frames of each video, and the trace."""
     source = open_source(backend, folder, verify=False)
@@ -301,7 +292,7 @@ def run_job(backend, folder, settings, tmp_path, **fields):
         backend=backend,
         **fields,
     )
-    do(job)
+    do_here(job)
     frames = [np.stack([np.asarray(Image.open(p)) for p in sorted(folder.iterdir())]) for folder in pictures]
     return frames, read_trace(tmp_path / "trace.json")
 
@@ -352,17 +343,13 @@ def test_the_small_model_makes_the_video_of_the_torch_executor(tmp_path):
     assert min(frame_ssim(video, reference)) >= SIMILAR
 
 
-def test_a_run_that_broke_off_goes_on_with_the_same_video(packages, backend, tmp_path, monkeypatch):
+def test_a_run_that_broke_off_goes_on_with_the_same_video(packages, backend, tmp_path):
     whole, _ = run_job(backend, packages.root, SETTINGS, tmp_path / "whole")
-
-    def fail(*_):
-        raise MachineError("no space left")
-
     saved = {"saved_run": str(tmp_path / "saved")}
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "_write_video", fail)
-        with pytest.raises(MachineError):
-            run_job(backend, packages.root, SETTINGS, tmp_path / "broken", **saved)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "frames-0").write_text("in the way")
+    with pytest.raises(MachineError, match="cannot be written"):
+        run_job(backend, packages.root, SETTINGS, tmp_path / "broken", **saved)
     rest, trace = run_job(backend, packages.root, SETTINGS, tmp_path / "rest", resume=True, **saved)
     assert trace.events[0].kind == "resumed"
     assert np.array_equal(rest[0], whole[0])
@@ -435,8 +422,7 @@ def test_plans_and_folders_that_do_not_belong_together_are_refused(exported, sto
 def where_it_runs(request, monkeypatch):
     """A worker takes seconds to start; the command is the same."""
     if request.param == "this process":
-        monkeypatch.setattr(worker, "_say", lambda message: None)
-        monkeypatch.setattr("cidl_sim.executor.job.run_job", lambda job, **_: do(job))
+        run_jobs_here(monkeypatch)
 
 
 @pytest.mark.usefixtures("where_it_runs")

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from cidl_sim.core.errors import InputError
-from cidl_sim.coreml import export
 from cidl_sim.coreml.check_export import example_input
-from cidl_sim.coreml.export import export_package
 from cidl_sim.coreml.manifest import TensorSpec
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.model_store import build_random_store
@@ -24,9 +22,7 @@ BLOCKS = ("t5.final_norm", "stdit.part1", "stdit.00")
 @pytest.fixture(scope="module")
 def fp32_export(tmp_path_factory, tiny_store):
     folder = tmp_path_factory.mktemp("exports") / "fp32"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_exported", lambda jobs, _: ((job.weights, export_package(job)) for job in jobs))
-        export_store(BlockStore.open(tiny_store), folder, "fp32", blocks=BLOCKS)
+    export_store(BlockStore.open(tiny_store), folder, "fp32", blocks=BLOCKS, workers=0)
     return folder
 
 

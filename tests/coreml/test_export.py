@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from cidl_sim.core.errors import InputError, MachineError, StoreError
-from cidl_sim.coreml import export
 from cidl_sim.coreml.conversion import convert
 from cidl_sim.coreml.export import PackageJob, export_package
 from cidl_sim.coreml.manifest import files_of, read_manifest
@@ -19,15 +18,14 @@ from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL, OPENSORA_TINY, VideoSettings
 from cidl_sim.pipelines.random_weights import random_weights
 from cidl_sim.pipelines.variants import variants_of
-from cidl_sim.worker.exporting import export_store
+from cidl_sim.worker import exporting
 from tests.test_cli import answer_of, assert_refused, call_cidl
 
 QUICK = ("t5.final_norm", "vae.spatial.part1")
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    monkeypatch.setattr(export, "_exported", lambda jobs, workers: ((job.weights, export_package(job)) for job in jobs))
+# A process for the conversion takes seconds to start.
+export_store = partial(exporting.export_store, workers=0)
 
 
 def one_block_store(root, sizes, run, weights):
@@ -67,7 +65,7 @@ def test_plain_and_merged_blocks_share_their_weights_on_disk(tmp_path):
     assert package.bytes < 1.02 * entry.data_bytes / 2
 
 
-def test_an_export_lists_its_packages_and_goes_on_where_it_stopped(tmp_path, tiny_store, in_this_process):
+def test_an_export_lists_its_packages_and_goes_on_where_it_stopped(tmp_path, tiny_store):
     store, out = BlockStore.open(tiny_store), tmp_path / "out"
     made = []
 
@@ -116,7 +114,7 @@ def test_an_export_lists_its_packages_and_goes_on_where_it_stopped(tmp_path, tin
     assert [weights for _, _, weights in made] == ["t5.final_norm"]
 
 
-def test_two_workloads_are_two_functions_of_the_blocks_that_differ(tmp_path, tiny_store, in_this_process):
+def test_two_workloads_are_two_functions_of_the_blocks_that_differ(tmp_path, tiny_store):
     names = ["opensora-tiny", "opensora-tiny-48x48"]
     manifest = export_store(BlockStore.open(tiny_store), tmp_path, "fp32", workloads=names, blocks=QUICK)
     assert list(manifest.workloads) == [f"opensora-tiny-{size}-17f-6s-fp32" for size in ("32x32", "48x48")]
@@ -133,7 +131,7 @@ def test_two_workloads_are_two_functions_of_the_blocks_that_differ(tmp_path, tin
     assert "vae.spatial.part1" in fewer.missing
 
 
-def test_compression_is_told_in_the_manifest(tmp_path, tiny_store, in_this_process):
+def test_compression_is_told_in_the_manifest(tmp_path, tiny_store):
     blocks = ["stdit.part1"]
     floats = export_store(BlockStore.open(tiny_store), tmp_path / "a", "fp16", blocks=blocks)
     small = export_store(BlockStore.open(tiny_store), tmp_path / "b", "fp16", blocks=blocks, compression="int8")
@@ -157,7 +155,7 @@ def test_what_the_store_does_not_hold_is_refused(tmp_path, tiny_store, options, 
     assert not (tmp_path / "out").exists()
 
 
-def test_another_export_is_not_written_over(tmp_path, tiny_store, in_this_process):
+def test_another_export_is_not_written_over(tmp_path, tiny_store):
     store = BlockStore.open(tiny_store)
     before = export_store(store, tmp_path, "fp16", blocks=QUICK[:1])
     with pytest.raises(InputError, match="holds another export"):
@@ -170,13 +168,13 @@ def test_another_export_is_not_written_over(tmp_path, tiny_store, in_this_proces
         export_store(store, tmp_path, "fp16", blocks=QUICK[:1])
 
 
-def test_a_folder_that_cannot_be_written_is_the_machines_fault(tmp_path, tiny_store, in_this_process):
+def test_a_folder_that_cannot_be_written_is_the_machines_fault(tmp_path, tiny_store):
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="cannot be written"):
         export_store(BlockStore.open(tiny_store), tmp_path / "file", "fp16", blocks=QUICK[:1])
 
 
-def test_a_failed_package_leaves_those_before_it(tmp_path, tiny_store, in_this_process):
+def test_a_failed_package_leaves_those_before_it(tmp_path, tiny_store):
     root, out = tmp_path / "store", tmp_path / "out"
     shutil.copytree(tiny_store, root)
     store = BlockStore.open(root)

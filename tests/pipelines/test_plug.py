@@ -24,6 +24,7 @@ from cidl_sim.core.workload import read_workload
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import VARIABLE
+from tests.in_process import run_jobs_here
 from tests.test_cli import ROOM_FOR_THE_PROCESS, answer_of, assert_refused, call_cidl
 
 ROOT = Path(__file__).parents[2]
@@ -134,9 +135,10 @@ def test_what_a_run_cannot_be_told_is_refused(store, device, tmp_path):
     assert_refused(call_cidl(*arguments, tmp_path / "v.png", "--lpl-rule", "paper"), 2, "no such option", "none")
 
 
-def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path):
+def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, monkeypatch):
     plan = plan_of("toy-16r-400s", device, tmp_path)
     whole, killed = tmp_path / "whole.png", tmp_path / "killed.png"
+    run_jobs_here(monkeypatch)
     run(plan, store, whole)
     arguments = ["run", "--plan", plan, "--store", store, "--prompt", "two layers", "-o", killed]
     process = subprocess.Popen(
@@ -157,7 +159,8 @@ def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path):
     assert not saved.exists()
 
 
-def test_its_packages_are_exported_checked_and_interpreted(store, device, tmp_path):
+def test_its_packages_are_exported_checked_and_interpreted(store, device, tmp_path, monkeypatch):
+    run_jobs_here(monkeypatch)
     packages, workload = tmp_path / "packages", tmp_path / "w.json"
     answer_of("coreml", "export", "--store", store, "--out", packages, "--dtype", "fp32", "--workload", NAME)
     assert json.loads((packages / "manifest.json").read_text())["pipeline"] == "toy"

@@ -311,7 +311,7 @@ VARIANTS = {
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_the_video_is_that_of_the_torch_executor(settings, store, packages, backend, name, tmp_path, monkeypatch):
     eager = StoppingRule(minimum_steps=2, tolerance=10.0, patience=1)
-    monkeypatch.setattr("cidl_sim.pipelines.open_sora.program.stopping_rule", lambda name, steps: eager)
+    monkeypatch.setattr("cidl_sim.sampling.linear_proportional_leap.stopping_rule", lambda name, steps: eager)
     reference, there = run_job("torch", store, settings, tmp_path / "torch")
     videos, trace = run_job(backend, packages.root, settings, tmp_path / "packages", compute_units="cpu_only")
     assert trace.header.origin == backend
@@ -434,7 +434,7 @@ def test_packages_are_planned_and_run_from_the_command_line(folders, tmp_path):
     analytic_device(ROOM_FOR_THE_PROCESS + 10_000_000, baseline_bytes=ROOM_FOR_THE_PROCESS).write(device)
     answer_of("plan", workload, device, "--policy", "lru", "-o", plan)
     run = ("run", "--backend", "mil", "--plan", plan, "--store", folders[1], "--prompt", PROMPTS[0])
-    answer = answer_of(*run, "-o", tmp_path / "video.mp4", "--trace", trace, "--lpl", "1")
+    answer = answer_of(*run, "-o", tmp_path / "video.mp4", "--trace", trace)
     assert answer["evaluations"] == 2
     assert (tmp_path / "video.mp4").is_file()
     header = read_trace(trace).header

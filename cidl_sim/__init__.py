@@ -6,7 +6,7 @@
     trace = simulate(workload, device, make_plan("spread", workload, device))
     print(trace.makespan_s, trace.peak_resident_bytes)
 
-The verbs of the command line are functions here; the package's folders hold the rest (docs/reference.md).
+The verbs of the command line are functions here; the package's folders hold the rest (docs/reference/python.md).
 """
 
 from cidl_sim.core.device import DeviceProfile, read_device

@@ -6,8 +6,8 @@
     trace = simulate(workload, device, make_plan("spread", workload, device))
     print(trace.makespan_s, trace.peak_resident_bytes)
 
-The verbs of the command line are functions here; the package's folders hold the rest (docs/reference.md). A name is
-imported when it is first asked for; `__init__.pyi` gives the names and their types to type checkers and editors.
+The verbs of the command line are functions here; the package's folders hold the rest (docs/reference/python.md). A
+name is imported when it is first asked for; `__init__.pyi` gives the names and their types to type checkers and editors.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The command line: the verbs of `commands/`, and how an error becomes an exit code (docs/reference.md)."""
+"""The command line: the verbs of `commands/`, and how errors become exit codes (docs/reference/command_line.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of docs/exploring.md, from rows that are committed.
+"""The pictures of docs/guides/sweeps.md, from rows that are committed.
 
     .venv/bin/python experiments/exploration.py [--again]
 

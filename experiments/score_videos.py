@@ -3,7 +3,7 @@
     .venv/bin/python experiments/score_videos.py FOLDER REFERENCE [--networks FOLDER] [--prompts FILE]
 
 For videos of any checkpoint, as `cidl run` writes them. SSIM, PSNR and the stand-ins need nothing; with the user's
-networks (docs/quality.md says which files) FVD and CLIP come beside them. Prints a table.
+networks (docs/guides/quality.md says which files) FVD and CLIP come beside them. Prints a table.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The worked example of docs/worked_example.md: its workload, device and plan as files, and its picture.
+"""The worked example of docs/tutorial/worked_example.md: its workload, device and plan as files, and its picture.
 
     .venv/bin/python experiments/worked_example.py
 
-Writes docs/worked_example/ and docs/images/worked_example.png. tests/simulator/test_worked_example.py compares
+Writes docs/tutorial/worked_example/ and docs/images/worked_example.png. tests/simulator/test_worked_example.py compares
 the engine's trace with the schedule that was computed by hand.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     loads = [Load(visit=v.number, gate=gates.get(v.number)) for v in workload.visits if v.number != 5]
     plan = build_plan("by_hand", workload, device, loads, keep=[0])
     check_plan(workload, device, plan)
-    folder = DOCS / "worked_example"
+    folder = DOCS / "tutorial/worked_example"
     workload.write(folder / "workload.json")
     device.write(folder / "device.toml")
     plan.write(folder / "plan.json")

@@ -65,7 +65,7 @@ def run(
     """Run a plan with the real executor, under a memory limit that the kernel enforces.
 
     What more a run may be told depends on the model: `--lpl-rule paper|reference-python|reference-app` says when
-    dynamic LPL of a text-to-video model leaps (docs/techniques.md).
+    dynamic LPL of a text-to-video model leaps (docs/background/techniques.md).
     """
     compute_device = compute_device_named(device)
     chosen, units = _backend_named(backend, compute_units, device)
@@ -134,7 +134,7 @@ def demo(
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
             comparison_table(list(summary.policies.values())),
             "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, "
-            "so it may be far off (docs/validation.md)",
+            "so it may be far off (docs/background/validation.md)",
             f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary.best_policy})",
             *showcase.words(summary.trained, out / "trained"),
         ]

@@ -21,7 +21,9 @@ from cidl_sim.core.errors import InputError
 from cidl_sim.pipelines.catalog import find_model, pipeline_of, pipelines
 from cidl_sim.pipelines.pipeline import ModelSizes
 
-PartitionOption = Annotated[str, Option("--partition", help="reference, fine, t2.d4...; see docs/techniques.md.")]
+PartitionOption = Annotated[
+    str, Option("--partition", help="reference, fine, t2.d4...; see docs/reference/workload_names.md.")
+]
 
 
 def model_build(

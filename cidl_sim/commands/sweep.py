@@ -24,7 +24,11 @@ def sweep(
     grid: Annotated[Path | None, Option("--grid", help="A TOML file with axes and a sample.")] = None,
     axes: Annotated[
         list[str] | None,
-        Option("--axis", metavar="NAME=VALUES", help="Values: 1,2,4 or 0..28 or 1GB..4GB/8log (docs/exploring.md)."),
+        Option(
+            "--axis",
+            metavar="NAME=VALUES",
+            help="Values: 1,2,4 or 0..28 or 1GB..4GB/8log (docs/reference/sweeps.md).",
+        ),
     ] = None,
     sample: Annotated[str | None, Option("--sample", metavar="random|lhs", help="A sample, not the grid.")] = None,
     points: Annotated[int | None, Option("--points", min=1, help="Points of the sample.")] = None,

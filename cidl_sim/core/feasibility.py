@@ -1,7 +1,7 @@
 """Whether a plan can run at all, found without a clock.
 
-Whether a run can end does not depend on how long anything takes (see docs/design.md), so a schedule in which every
-load and visit ends at once tells.
+Whether a run can end does not depend on how long anything takes (see docs/background/design.md), so a schedule in
+which every load and visit ends at once tells.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A driver asks `next_load()` and `next_visit()`, starts what they give, and reports what finished.
 Everything that decides *whether* something may start is here; everything that decides *how long* it
 takes is in the driver. Starting whatever may start is always safe: a start never takes away another
-start that was possible (see docs/design.md), so drivers need no look-ahead.
+start that was possible (see docs/background/design.md), so drivers need no look-ahead.
 
 These are the rules of execution 1 to 4. Rule 5, a limit or a plan that changes on the way, is in `core/refit.py`, and
 what can be said of a plan without any driver in `core/feasibility.py`; both use what is public here.

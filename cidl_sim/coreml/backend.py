@@ -1,7 +1,7 @@
 """Blocks as Core ML packages, run by Core ML (macOS) or by the interpreter (anywhere), under the same plans.
 
 A `PackageRunner` loads, runs and unloads the functions of packages; `PackageBackend` is what the runtime drives, the
-same over both. Core ML has run nothing of this yet (docs/coreml.md).
+same over both. Core ML has run nothing of this yet (docs/background/coreml.md).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A loader reads a piece into one buffer of its ring while the piece before it is 
 copies have a stream of their own, so they run beside the kernels. A slot is one allocation: on CUDA the allocator
 is asked for expandable segments, which map free pages together, so a block fits whenever its bytes do.
 
-The same code runs on the CPU ("device memory" is then a second copy), which is how its logic is tested without an
-accelerator. CUDA is run where there is one; Apple's MPS has never been run.
+The same code runs on the CPU ("device memory" is then a second copy), which is the fake that the tests use. The back
+end for accelerators is written and tested against fakes, it has not been run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A run in tables that Instruments recorded: from an app's own signposts, or from Core ML's loads and predictions.
 
-Signposts (docs/recording_traces.md): subsystem `cidl`, category `blocks`; intervals `load` and `execute` with
+Signposts (docs/guides/recording_traces.md): subsystem `cidl`, category `blocks`; intervals `load` and `execute` with
 `visit=N` or `weights=NAME` in the message, and `run` around everything.
 """
 

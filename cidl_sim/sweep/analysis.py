@@ -1,7 +1,7 @@
 """What a sweep says: Pareto fronts, best rows, regrets, sensitivities.
 
-Everything works on a lazy frame of the results' columns (docs/exploring.md) and collects what is aggregated already, so
-that millions of rows need no more memory than thousands. Where rows are equally good the first one counts.
+Everything works on a lazy frame of the results' columns (docs/reference/sweeps.md) and collects what is aggregated
+already, so that millions of rows need no more memory than thousands. Where rows are equally good the first one counts.
 """
 
 from __future__ import annotations

@@ -88,7 +88,9 @@ def for_the_stand_in(exported, tmp_path_factory):
         "stand-in",
         pytest.param(
             "coreml",
-            marks=pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only (docs/macos_ci.yml)"),
+            marks=pytest.mark.skipif(
+                sys.platform != "darwin", reason="Core ML runs on macOS only (docs/guides/macos_ci.yml)"
+            ),
         ),
     ]
 )

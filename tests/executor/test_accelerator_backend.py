@@ -1,4 +1,4 @@
-"""The accelerator's back end: its logic on the CPU, and the real thing where there is one."""
+"""The back end for accelerators: written and tested against fakes (here the CPU), it has not been run on a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from cidl_sim.policies.catalog import make_plan
 from tests.executor.tiny_runs import PROMPT, SETTINGS, RecordingProgram, run_control, tight_device, tiny_workload
 
 TOKENS = encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="no CUDA device here: written and tested against fakes, it has not been run on a GPU",
+)
 
 
 def backend_on(device: str, store: Path) -> AcceleratorBackend:

@@ -41,7 +41,7 @@ def run(workload: Workload, device: DeviceProfile, keep: tuple[int, ...] = ()) -
 
 
 def test_a_schedule_of_five_blocks_is_the_one_computed_by_hand():
-    # docs/simulator.md draws it: loads 3 2 4 1 2, executions 2 4 1 3 2, room for 7 bytes.
+    # docs/background/simulator.md draws it: loads 3 2 4 1 2, executions 2 4 1 3 2, room for 7 bytes.
     workload = chain((3, 2), (2, 4), (4, 1), (1, 3), (2, 2))
     trace = run(workload, analytic_device(7))
     # b0 leaves at 5, so that b2 (4) fits beside b1 (2); from then on the loader never waits.

@@ -1,4 +1,4 @@
-"""docs/worked_example.md computes a schedule by hand; the engine's trace is that schedule to the last event."""
+"""docs/tutorial/worked_example.md computes a schedule by hand; the engine's trace is it, to the last event."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cidl_sim.core.workload import Workload, read_workload
 from cidl_sim.policies.build import build_plan
 from cidl_sim.simulator.engine import simulate
 
-FOLDER = Path(__file__).parents[2] / "docs/worked_example"
+FOLDER = Path(__file__).parents[2] / "docs/tutorial/worked_example"
 
 # visit: block, start, end, workspace, accounted bytes after it
 EXECUTIONS = [

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench_executor import processor
 
-from cidl_sim.coreml.export import Job, export_package
+from cidl_sim.coreml.export import ExportJob, export_package
 from cidl_sim.coreml.manifest import Compression, Package, Precision
 from cidl_sim.executor.store import BlockStore, write_store
 from cidl_sim.models.config import OPENSORA_V1_2
@@ -80,10 +80,10 @@ def full_width_store(root: Path) -> BlockStore:
     )
 
 
-def job_of(weights: str, store: BlockStore, out: Path, row: Row) -> Job:
+def job_of(weights: str, store: BlockStore, out: Path, row: Row) -> ExportJob:
     run = parse_name(WORKLOAD)[1].model_copy(update={"dtype": row.precision})
     sha256 = store.entry(weights).sha256
-    return Job(weights, store.path(weights), sha256, OPENSORA_V1_2, (run,), row.precision, row.compression, out)
+    return ExportJob(weights, store.path(weights), sha256, OPENSORA_V1_2, (run,), row.precision, row.compression, out)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Measured:
     package: Package
 
 
-def measured(job: Job) -> Measured:
+def measured(job: ExportJob) -> Measured:
     job.out.mkdir(exist_ok=True)
     began, processor_began = time.perf_counter(), time.process_time()
     package = export_package(job)
@@ -122,7 +122,7 @@ def plain_bytes(store: BlockStore, out: Path) -> tuple[int, int]:
         return pool.submit(_both_and_plain, job_of("stdit.00", store, out, ROWS[-1])).result()
 
 
-def _both_and_plain(job: Job) -> tuple[int, int]:
+def _both_and_plain(job: ExportJob) -> tuple[int, int]:
     from safetensors.torch import load_file
 
     from cidl_sim.coreml.conversion import convert, function_of

@@ -16,7 +16,7 @@ from cidl_sim.policies.on_device_sora import REFERENCE
 from cidl_sim.report.timeline import GROUP_COLORS
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.validation.predictions import denoiser_alone
-from cidl_sim.validation.published import Row, Rows
+from cidl_sim.validation.published import PublishedRow, Rows
 from cidl_sim.workloads.catalog import find_workload
 
 NONE = "no technique"
@@ -153,7 +153,7 @@ def ratio_lines(rows: Rows) -> list[str]:
     return lines
 
 
-def differences(one: Row, other: Row) -> str:
+def differences(one: PublishedRow, other: PublishedRow) -> str:
     """In which conditions two rows differ, the technique apart; what does not apply to one of them does not count."""
     found = []
     for name in ("resolution", "steps"):

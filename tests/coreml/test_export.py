@@ -11,7 +11,7 @@ import torch
 from cidl_sim.core.errors import InputError, MachineError, StoreError
 from cidl_sim.coreml import export
 from cidl_sim.coreml.conversion import convert
-from cidl_sim.coreml.export import Job, export_package, export_store
+from cidl_sim.coreml.export import ExportJob, export_package, export_store
 from cidl_sim.coreml.manifest import files_of, read_manifest
 from cidl_sim.coreml.variants import variants_of
 from cidl_sim.executor.store import BlockStore, write_store
@@ -38,7 +38,7 @@ def test_plain_and_merged_blocks_share_their_weights_on_disk(tmp_path):
     run = VideoSettings(height=32, width=32, frames=17, dtype="fp16")
     store = one_block_store(tmp_path / "store", OPENSORA_SMALL, run, "stdit.00")
     entry = store.entry("stdit.00")
-    job = Job("stdit.00", store.path("stdit.00"), entry.sha256, OPENSORA_SMALL, (run,), "fp16", "none", tmp_path)
+    job = ExportJob("stdit.00", store.path("stdit.00"), entry.sha256, OPENSORA_SMALL, (run,), "fp16", "none", tmp_path)
     package = export_package(job)
     kinds = {"stdit_pair_fp16_5x4": "stdit.pair.fp16.5x4", "stdit_pair_merged_fp16_5x4": "stdit.pair.merged.fp16.5x4"}
     assert {name: function.kind for name, function in package.functions.items()} == kinds

@@ -7,7 +7,7 @@
     print(trace.makespan_s, trace.peak_resident_bytes)
 
 The verbs of the command line are functions here; the package's folders hold the rest (docs/reference/python.md). A
-name is imported when it is first asked for; `__init__.pyi` gives the names and their types to type checkers and editors.
+name is imported when it is first asked for; `__init__.pyi` tells type checkers and editors the names and their types.
 """
 
 from importlib import import_module

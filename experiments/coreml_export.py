@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,13 +24,14 @@ from pathlib import Path
 from bench_executor import processor
 
 from cidl_sim.blocks.definition import TORCH_DTYPES
-from cidl_sim.coreml.export import Job, export_package
+from cidl_sim.coreml.export import PackageJob, export_package
 from cidl_sim.coreml.manifest import Compression, Package, Precision
 from cidl_sim.executor.store import BlockStore, write_store
 from cidl_sim.pipelines.catalog import parse_name
 from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_V1_2
 from cidl_sim.pipelines.random_weights import random_weights
+from cidl_sim.pipelines.variants import variants_of
 
 RESULTS = Path(__file__).parent / "results"
 WORKLOAD = "opensora-v1.2-192x192-17f"
@@ -67,8 +69,6 @@ def main() -> None:
 
 def full_width_store(root: Path) -> BlockStore:
     """The blocks that are exported, in fp32, as `cidl model build --size full` writes them."""
-    from cidl_sim.pipelines.variants import variants_of
-
     variants = variants_of(OPENSORA_V1_2, (parse_name(WORKLOAD)[1],))
     definitions = {weights: next(iter(variants[weights].values())).longest for weights in BLOCKS}
     return write_store(
@@ -80,14 +80,16 @@ def full_width_store(root: Path) -> BlockStore:
         name=OPENSORA_V1_2.name,
         dtype="fp32",
         source="random, seed 0",
+        pipeline=OPEN_SORA.name,
         model=OPENSORA_V1_2.model_dump(mode="json"),
     )
 
 
-def job_of(weights: str, store: BlockStore, out: Path, row: Row) -> Job:
+def job_of(weights: str, store: BlockStore, out: Path, row: Row) -> PackageJob:
     run = parse_name(WORKLOAD)[1].model_copy(update={"dtype": row.precision})
     sha256 = store.entry(weights).sha256
-    return Job(weights, store.path(weights), sha256, OPENSORA_V1_2, (run,), row.precision, row.compression, out)
+    variants = partial(variants_of, OPENSORA_V1_2, (run,))
+    return PackageJob(weights, store.path(weights), sha256, variants, row.precision, row.compression, out)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Measured:
     package: Package
 
 
-def measured(job: Job) -> Measured:
+def measured(job: PackageJob) -> Measured:
     job.out.mkdir(exist_ok=True)
     began, processor_began = time.perf_counter(), time.process_time()
     package = export_package(job)
@@ -126,16 +128,15 @@ def plain_bytes(store: BlockStore, out: Path) -> tuple[int, int]:
         return pool.submit(_both_and_plain, job_of("stdit.00", store, out, ROWS[-1])).result()
 
 
-def _both_and_plain(job: Job) -> tuple[int, int]:
+def _both_and_plain(job: PackageJob) -> tuple[int, int]:
     from safetensors.torch import load_file
 
     from cidl_sim.coreml.conversion import convert, function_of
     from cidl_sim.coreml.manifest import files_of
-    from cidl_sim.pipelines.variants import variants_of
 
     job.out.mkdir()
     both = export_package(job).bytes
-    plain = next(iter(variants_of(job.sizes, job.runs)[job.weights].values()))
+    plain = next(iter(job.variants()[job.weights].values()))
     model = convert(plain.longest, function_of(plain, job.precision), load_file(job.file), job.precision)
     model.save(str(job.out / "plain.mlpackage"))
     return both, sum(file.bytes for file in files_of(job.out / "plain.mlpackage").values())

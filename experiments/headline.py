@@ -11,7 +11,7 @@ from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
-from cidl_sim.devices.published import Row, Rows
+from cidl_sim.devices.published import PublishedRow, Rows
 from cidl_sim.pipelines.catalog import find_workload
 from cidl_sim.pipelines.open_sora.predictions import denoiser_alone
 from cidl_sim.planner.planner import best_plan
@@ -154,7 +154,7 @@ def ratio_lines(rows: Rows) -> list[str]:
     return lines
 
 
-def differences(one: Row, other: Row) -> str:
+def differences(one: PublishedRow, other: PublishedRow) -> str:
     """In which conditions two rows differ, the technique apart; what does not apply to one of them does not count."""
     found = []
     for name in ("resolution", "steps"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -74,7 +74,7 @@ def _above_zero(text: str, parse: Callable[[str], float]) -> float:
 # Printing
 
 
-def rows_as_object(key: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def rows_as_object(key: str, rows: Sequence[Any]) -> dict[str, Any]:
     """One JSON object around a list."""
     return {key: rows}
 
@@ -97,6 +97,8 @@ def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:
 def _plain(data: Any) -> Any:
     if isinstance(data, list):
         return [_plain(item) for item in data]
+    if isinstance(data, dict):
+        return {name: _plain(value) for name, value in data.items()}
     return data.model_dump(mode="json") if isinstance(data, Record) else data
 
 

@@ -19,12 +19,12 @@ from cidl_sim.commands.console import (
     show,
 )
 from cidl_sim.core.errors import InputError, PackageError
-from cidl_sim.coreml.manifest import Compression, Manifest, Precision
+from cidl_sim.coreml.manifest import Compression, ExportSummary, Precision, export_summary
 from cidl_sim.report.rows_table import rows_table
 from cidl_sim.report.tables import workload_table
 
 if TYPE_CHECKING:
-    from cidl_sim.coreml.check_export import FunctionCheck
+    from cidl_sim.coreml.check_export import CheckedFunction
 
 
 PackagesOption = Annotated[Path, Option("--packages", metavar="DIR", help="The folder of an export.")]
@@ -69,7 +69,7 @@ def export(
             workers=workers,
             on_package=on_package,
         )
-    summary = _summary(manifest, out, made)
+    summary = export_summary(manifest, out, made)
     show(summary, as_json, lambda: _lines(summary))
 
 
@@ -87,11 +87,11 @@ def check(
 
     with progress() as step:
         checks = check_export(packages, BlockStore.open(store), blocks or (), partial(step, "check functions"))
-    rows = [_check_row(check) for check in checks]
+    rows = [check.figures for check in checks]
     show(rows_as_object("functions", rows), as_json, lambda: rows_table(f"{packages} against PyTorch", _shown(rows)))
-    wrong = [row for row in rows if not row["passed"]]
+    wrong = [row for row in rows if not row.passed]
     if wrong:
-        first = f"{wrong[0]['weights']} ({wrong[0]['kind']})"
+        first = f"{wrong[0].weights} ({wrong[0].kind})"
         raise PackageError(
             f"{packages}: {len(wrong)} of {len(rows)} functions are flagged or further off than allowed, first {first}"
         )
@@ -119,35 +119,25 @@ def workload(
         screen.print(workload_table(made))
 
 
-def _check_row(check: FunctionCheck) -> dict[str, Any]:
-    errors = check.errors
-    finite = errors.largest < float("inf")
-    return {
-        "weights": check.weights,
-        "function": check.function,
-        "kind": check.kind,
-        "relative_error": errors.largest if finite else None,
-        "allowed": check.allowed,
-        "overflow": list(errors.overflow),
-        "not_a_number": list(errors.not_a_number),
-        "too_many_dimensions": list(errors.too_many_dimensions),
-        "passed": check.passed,
-    }
-
-
-def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    flags = ("overflow", "not_a_number", "too_many_dimensions")
-    return [
-        {
-            "weights": row["weights"],
-            "kind": row["kind"],
-            "relative error": "not finite" if row["relative_error"] is None else f"{row['relative_error']:.1e}",
-            "allowed": "any" if row["allowed"] is None else f"{row['allowed']:.0e}",
-            "flags": ", ".join(f"{flag}: {row[flag][0]}" for flag in flags if row[flag]) or "none",
-            "": "passed" if row["passed"] else "WRONG",
+def _shown(rows: list[CheckedFunction]) -> list[dict[str, Any]]:
+    shown = []
+    for row in rows:
+        flags = {
+            "overflow": row.overflow,
+            "not_a_number": row.not_a_number,
+            "too_many_dimensions": row.too_many_dimensions,
         }
-        for row in rows
-    ]
+        shown.append(
+            {
+                "weights": row.weights,
+                "kind": row.kind,
+                "relative error": "not finite" if row.relative_error is None else f"{row.relative_error:.1e}",
+                "allowed": "any" if row.allowed is None else f"{row.allowed:.0e}",
+                "flags": ", ".join(f"{flag}: {found[0]}" for flag, found in flags.items() if found) or "none",
+                "": "passed" if row.passed else "WRONG",
+            }
+        )
+    return shown
 
 
 def _chosen(option: str, given: str, choices: Any) -> Any:
@@ -156,31 +146,13 @@ def _chosen(option: str, given: str, choices: Any) -> Any:
     return given
 
 
-def _summary(manifest: Manifest, out: Path, made: list[str]) -> dict[str, Any]:
-    packages = manifest.packages.values()
-    errors = [package.weight_error for package in packages if package.weight_error is not None]
-    return {
-        "out": str(out),
-        "model": manifest.model,
-        "dtype": manifest.dtype,
-        "compression": manifest.compression,
-        "workloads": list(manifest.workloads),
-        "packages": len(packages),
-        "functions": sum(len(package.functions) for package in packages),
-        "bytes": sum(package.bytes for package in packages),
-        "exported": made,
-        "missing": list(manifest.missing),
-        "weight_error": max(errors, default=None),
-    }
-
-
-def _lines(summary: dict[str, Any]) -> list[str]:
+def _lines(summary: ExportSummary) -> list[str]:
     lines = [
-        f"{summary['packages']} package(s) with {summary['functions']} functions, {summary['bytes'] / 1e6:.1f} MB, "
-        f"in {summary['out']}; {len(summary['exported'])} of them made now"
+        f"{summary.packages} package(s) with {summary.functions} functions, {summary.bytes / 1e6:.1f} MB, "
+        f"in {summary.out}; {len(summary.exported)} of them made now"
     ]
-    if summary["weight_error"] is not None:
-        lines.append(f"compressed weights differ by at most {summary['weight_error']:.2%} of a block's norm")
-    if summary["missing"]:
-        lines.append(f"not exported: {len(summary['missing'])} blocks, the first is {summary['missing'][0]}")
+    if summary.weight_error is not None:
+        lines.append(f"compressed weights differ by at most {summary.weight_error:.2%} of a block's norm")
+    if summary.missing:
+        lines.append(f"not exported: {len(summary.missing)} blocks, the first is {summary.missing[0]}")
     return lines

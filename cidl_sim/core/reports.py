@@ -207,8 +207,8 @@ class SpanErrors(Record):
     duration_median: float
 
 
-class ComparedPolicy(MemoryFigures):
-    """One policy simulated and measured. Errors are relative to what was measured, signed; None: cannot be told.
+class ComparedRuns(Record):
+    """One policy's runs beside its simulation. Errors are relative to what was measured, signed; None: cannot be told.
 
     `policy`: the name of the comparison, `plan`: that of its plan. `replay_error`: the largest over the runs.
     `shares`: the prediction's error by cause, relative to the measured makespan. Peaks: simulated, the largest that
@@ -234,6 +234,11 @@ class ComparedPolicy(MemoryFigures):
     peak_resident_bytes: int
     measured_peak_resident_bytes: int
     peak_kernel_bytes: int | None
+
+
+class ComparedPolicy(MemoryFigures, ComparedRuns):
+    """One policy simulated and measured, its memory too; the limit, and what held it."""
+
     memory_limit_bytes: int
     enforced_by: EnforcedBy
 

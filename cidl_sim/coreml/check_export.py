@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cidl_sim.blocks.definition import BlockDefinition
 from cidl_sim.blocks.variants import Variants, of_kind
 from cidl_sim.core.errors import InputError
+from cidl_sim.core.files import Record
 from cidl_sim.core.progress import Progress, silent
 from cidl_sim.coreml.check import BlockErrors, compare_block
 from cidl_sim.coreml.manifest import Manifest, Package, TensorSpec, read_manifest
@@ -23,6 +24,23 @@ from cidl_sim.models.t5 import MASKED
 # The largest relative error in each dtype. Compressed weights have an error of their own, of any size.
 ALLOWED = {"fp32": 2e-6, "fp16": 3e-3}
 _TORCH = {"fp32": torch.float32, "fp16": torch.float16, "int32": torch.int32}
+
+
+class CheckedFunction(Record):
+    """What `cidl coreml check` says of a function; `relative_error` is None where a result is not finite.
+
+    `overflow`, `not_a_number`, `too_many_dimensions`: the operations that are flagged. `allowed` None: any error.
+    """
+
+    weights: str
+    function: str
+    kind: str
+    relative_error: float | None
+    allowed: float | None
+    overflow: tuple[str, ...]
+    not_a_number: tuple[str, ...]
+    too_many_dimensions: tuple[str, ...]
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,22 @@ class FunctionCheck:
         """Whether nothing is flagged and the error is no larger than allowed; finite, where any size is."""
         limit = float("inf") if self.allowed is None else self.allowed
         return not self.errors.flagged and self.errors.largest <= limit and self.errors.largest < float("inf")
+
+    @property
+    def figures(self) -> CheckedFunction:
+        """The check as a record."""
+        errors = self.errors
+        return CheckedFunction(
+            weights=self.weights,
+            function=self.function,
+            kind=self.kind,
+            relative_error=errors.largest if errors.largest < float("inf") else None,
+            allowed=self.allowed,
+            overflow=errors.overflow,
+            not_a_number=errors.not_a_number,
+            too_many_dimensions=errors.too_many_dimensions,
+            passed=self.passed,
+        )
 
 
 def check_functions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,44 @@ class Manifest(Record):
     def write(self, folder: Path) -> None:
         """Write `manifest.json` in one step. MachineError if the disk does not take it."""
         write_text(folder / MANIFEST, self.model_dump_json(indent=1) + "\n")
+
+
+class ExportSummary(Record):
+    """What `cidl coreml export` says: the export as it is now, and which packages were made in this call.
+
+    `weight_error`: the largest that compression made, None without compression.
+    """
+
+    out: str
+    model: str
+    dtype: Precision
+    compression: Compression
+    workloads: tuple[str, ...]
+    packages: int
+    functions: int
+    bytes: int
+    exported: tuple[str, ...]
+    missing: tuple[str, ...]
+    weight_error: float | None
+
+
+def export_summary(manifest: Manifest, out: Path, made: Sequence[str]) -> ExportSummary:
+    """The figures of the export in `out`, of which the packages of `made` are new."""
+    packages = manifest.packages.values()
+    errors = [package.weight_error for package in packages if package.weight_error is not None]
+    return ExportSummary(
+        out=str(out),
+        model=manifest.model,
+        dtype=manifest.dtype,
+        compression=manifest.compression,
+        workloads=tuple(manifest.workloads),
+        packages=len(packages),
+        functions=sum(len(package.functions) for package in packages),
+        bytes=sum(package.bytes for package in packages),
+        exported=tuple(made),
+        missing=manifest.missing,
+        weight_error=max(errors, default=None),
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:

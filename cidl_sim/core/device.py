@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
-from cidl_sim.core.workload import MAX_BYTES
+from cidl_sim.core.quantities import MAX_BYTES
 
 Mark = Literal["measured", "published", "derived", "assumed"]
 

@@ -8,6 +8,8 @@ from fractions import Fraction
 
 from cidl_sim.core.errors import InputError
 
+# What a file size can be; beyond it sums are no longer exact in other languages' readers.
+MAX_BYTES = 2**63 - 1
 UNITS = {
     "B": 1,
     **{f"{prefix}B": 1000**power for power, prefix in enumerate("kMGT", 1)},

@@ -14,11 +14,10 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from cidl_sim.core.errors import WorkloadError
 from cidl_sim.core.files import Record, canonical_json, read_json, sha256_of, validated, write_text
+from cidl_sim.core.quantities import MAX_BYTES
 
 _WIDTHS = re.compile(r"\.w\d+(?:x\d+)*(?![\w.])")
 MAX_VISITS = 5_000_000
-# What a file size can be; beyond it sums are no longer exact in other languages' readers.
-MAX_BYTES = 2**63 - 1
 
 
 class Block(Record):

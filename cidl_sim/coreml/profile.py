@@ -18,7 +18,7 @@ from cidl_sim.core.device import CoreML, DeviceProfile, Executor, Figure, Loader
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.estimates import load_line, spread_of
 from cidl_sim.core.files import Record, read_json, validated, write_text
-from cidl_sim.core.workload import MAX_BYTES
+from cidl_sim.core.quantities import MAX_BYTES
 
 # No load and no prediction takes no time: the runner on a phone answers so where it has the model already.
 Milliseconds = tuple[Annotated[float, Field(gt=0)], ...]

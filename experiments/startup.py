@@ -1,0 +1,88 @@
+"""How long a caller waits for what should be quick: the package, the help, a list, a plan, what if.
+
+    .venv/bin/python experiments/startup.py [--runs 5]
+
+Each call is a new process; the calls take turns, so that a slow minute of the machine is shared. One turn before them
+warms the page cache and numba's. Writes experiments/results/startup.md; a minute on 2 quiet cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from bench_executor import processor
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("cidl-sim", "numpy", "pydantic", "scipy", "simpy", "numba", "typer", "rich")
+# What is called, and how long it may take in s; None: the floor that others stand on.
+CALLS: dict[str, tuple[list[str], float | None]] = {
+    "python -c 'import numpy, pydantic'": (["-c", "import numpy, pydantic"], None),
+    "python -c 'import cidl_sim'": (["-c", "import cidl_sim"], 0.25),
+    "cidl --help": (["-m", "cidl_sim.cli", "--help"], 0.45),
+    "cidl devices": (["-m", "cidl_sim.cli", "devices"], 0.45),
+    "cidl plan opensora-v1.2 iphone-15-pro": (
+        ["-m", "cidl_sim.cli", "plan", "opensora-v1.2", "iphone-15-pro"],
+        1.5,
+    ),
+    "cidl whatif opensora-v1.2 iphone-15-pro": (
+        ["-m", "cidl_sim.cli", "whatif", "opensora-v1.2", "iphone-15-pro"],
+        3.0,
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    load_before = os.getloadavg()[0]
+    seconds: dict[str, list[float]] = {name: [] for name in CALLS}
+    for turn in range(runs + 1):
+        for name, (arguments, _) in CALLS.items():
+            took_s = seconds_of(arguments)
+            if turn:
+                seconds[name].append(took_s)
+    report = text(seconds, runs, load_before)
+    (RESULTS / "startup.md").write_text(report)
+    print(report)
+
+
+def seconds_of(arguments: list[str]) -> float:
+    """Wall time of this Python with these arguments, from its start to its end."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def text(seconds: dict[str, list[float]], runs: int, load_before: float) -> str:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    lines = [
+        "# How long a caller waits",
+        "",
+        f"Command: `.venv/bin/python experiments/startup.py --runs {runs}`. Date: {datetime.now(UTC).date()}. Machine: "
+        f"{processor()}, {os.cpu_count()} cores, load {load_before:.1f} at the start. Python "
+        f"{sys.version.split()[0]}, {versions}.",
+        "",
+        f"Seconds from the start of the process to its end: the median of {runs}, the fastest and the slowest.",
+        "",
+        "| call | median s | fastest to slowest s | wanted at most s | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, times in seconds.items():
+        wanted_s, median_s = CALLS[name][1], statistics.median(times)
+        wanted = "the floor" if wanted_s is None else f"{wanted_s:.2f}"
+        verdict = "" if wanted_s is None else "met" if median_s <= wanted_s else "missed"
+        lines.append(f"| `{name}` | {median_s:.2f} | {min(times):.2f} to {max(times):.2f} | {wanted} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -339,7 +339,13 @@ def network_store(root: Path, model: Model, dtype: str) -> BlockStore:
             for b in blocks_of(model, dtype)
         )
         return write_store(
-            root, made, name=model, dtype=dtype, source="random, seed 0", model=OPENSORA_V1_2.model_dump(mode="json")
+            root,
+            made,
+            name=model,
+            dtype=dtype,
+            source="random, seed 0",
+            pipeline=OPEN_SORA.name,
+            model=OPENSORA_V1_2.model_dump(mode="json"),
         )
 
 

@@ -59,10 +59,11 @@ def main() -> None:
         plan.write(out / "plan.json")
         print(f"plan {plan.policy}: {simulated.makespan_s:.0f} s predicted from quick rates", flush=True)
         job = Job(
-            plan=str(out / "plan.json"),
+            plan=plan,
+            workload=workload,
             store=str(store.root.absolute()),
             prompts=(PROMPT,),
-            videos=(str(out / "video.mp4"),),
+            outputs=(str(out / "video.mp4"),),
             trace=str(out / "trace.json.gz"),
         )
         result = run_job(job, kernel_limit_bytes=arguments.limit, on_progress=show)

@@ -292,10 +292,9 @@ def one_round(comparison: Comparison, number: int, rounds: int, folder: Path) ->
 
 def run(store: BlockStore, plan: Plan, settings: VideoSettings, limit_bytes: int | None, folder: Path) -> Trace | None:
     """One run in a process of its own; None if the kernel killed it for its memory."""
-    plan.write(folder / "plan.json")
     trace = folder / "trace.json"
     job = Job(
-        plan=str(folder / "plan.json"),
+        plan=plan,
         store=str(store.root.absolute()),
         prompts=(PROMPT,) * settings.prompts,
         trace=str(trace),

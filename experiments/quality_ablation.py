@@ -183,10 +183,9 @@ def same_videos(folder: Path) -> str:
     device = with_value(find_device("iphone-15-pro"), "memory_limit_bytes", 2_000_000_000)
     files = []
     for policy in ("sequential", REFERENCE):
-        plan, video = folder / f"{policy}.json", folder / f"{policy}.mp4"
-        make_plan(policy, workload, device).write(plan)
+        plan, video = make_plan(policy, workload, device), folder / f"{policy}.mp4"
         run_job(
-            Job(plan=str(plan), store=str(store.root), prompts=(prompt,), seed=0, videos=(str(video),)),
+            Job(plan=plan, store=str(store.root), prompts=(prompt,), seed=0, outputs=(str(video),)),
             kernel_limit_bytes=None,
         )
         files.append(video.read_bytes())

@@ -246,14 +246,16 @@ def test_a_limit_too_small_for_the_process_is_reported_as_the_kernels_kill(tiny_
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
-    [(" ", ["empty"]), pytest.param("a" * 42, ["42 bytes", "takes 41"], marks=pytest.mark.slow)],
+    [(" ", ["empty"]), ("a" * 42, ["42 bytes", "takes 41"])],
 )
+@pytest.mark.usefixtures("in_this_process")
 def test_a_prompt_that_the_model_cannot_take_is_refused(prompt, words, tiny_store, plan, tmp_path):
     outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path, prompt))
     assert_run_failed(outcome, 2, tmp_path, "the prompt", *words)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_video_in_a_folder_that_is_a_file_is_the_environments_fault(tiny_store, plan, tmp_path):
     (tmp_path / "out").write_text("in the way")
     outcome = call_cidl(*run_arguments(plan, tiny_store, tmp_path))
@@ -261,7 +263,7 @@ def test_a_video_in_a_folder_that_is_a_file_is_the_environments_fault(tiny_store
     assert (tmp_path / "out").read_text() == "in the way"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_a_video_with_the_name_of_a_folder_is_the_environments_fault(tiny_store, plan, tmp_path):
     video = tmp_path / "out" / "video.mp4"
     video.mkdir(parents=True)
@@ -292,9 +294,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize(
-    "full", [pytest.param("saved run", marks=pytest.mark.slow), pytest.param("video", marks=pytest.mark.slow), "trace"]
-)
+@pytest.mark.parametrize("full", ["saved run", "video", "trace"])
 def test_a_disk_that_fills_up_leaves_whole_files_only(full, tiny_store, plan, tmp_path, small_disk):
     # In pages: a saved run takes two (four while it is replaced), the video three, the trace more.
     disk = small_disk({"saved run": 4, "video": 16, "trace": 8}[full])

@@ -722,7 +722,6 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("model build --store {folder}/new --size huge", ["huge", "tiny"]),
         ("model build --store {folder}/new --dtype int8", ["int8", "bf16"]),
         ("run", ["--plan"]),
-        ("run --plan {folder}/none.json --store {folder} --prompt p -o {folder}/v.avi", ["-o", "v.avi", ".mp4"]),
         ("run --plan {folder}/none.json --store {folder} --prompt p -o {folder}/v.mp4", ["none.json", "No such file"]),
         ("calibrate --store {folder} -o {folder}/d.toml", ["store.json", "cidl model build"]),
         ("validate", ["--store"]),

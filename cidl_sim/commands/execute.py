@@ -224,4 +224,4 @@ def _options(pipeline: Pipeline, context: typer.Context) -> dict[str, Any]:
 def _check_output(pipeline: Pipeline, out: Path) -> None:
     if out.suffix.lower() not in pipeline.suffixes:
         endings = " or ".join(pipeline.suffixes)
-        raise InputError(f"-o {out}: this model makes a {pipeline.output}; give it a name that ends in {endings}")
+        raise InputError(f"-o {out}: the {pipeline.output} is written as {endings}; give it a name that ends so")

@@ -131,7 +131,7 @@ def test_a_run_under_the_kernels_limit_makes_the_image_and_its_trace_is_validate
 def test_what_a_run_cannot_be_told_is_refused(store, device, tmp_path):
     plan = plan_of(NAME, device, tmp_path)
     arguments = ("run", "--plan", plan, "--store", store, "--prompt", "a", "-o")
-    assert_refused(call_cidl(*arguments, tmp_path / "v.mp4"), 2, "makes a image", ".png")
+    assert_refused(call_cidl(*arguments, tmp_path / "v.mp4"), 2, "the image is written as .png")
     assert_refused(call_cidl(*arguments, tmp_path / "v.png", "--lpl-rule", "paper"), 2, "no such option", "none")
 
 

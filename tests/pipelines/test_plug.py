@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,6 +23,7 @@ from cidl_sim.core.workload import read_workload
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import VARIABLE
+from cidl_sim.sweep.results import scan
 from tests.in_process import run_jobs_here
 from tests.test_cli import ROOM_FOR_THE_PROCESS, answer_of, assert_refused, call_cidl
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_is_imported_and_its_family_found(store, tmp_path):
 def test_a_sweep_has_its_settings_as_axes_and_columns(tmp_path):
     axes = ("--axis", "rows=8,16", "--axis", "policy=lru,sequential")
     answer_of("sweep", "toy", "iphone-15-pro", *axes, "-o", tmp_path / "rows.parquet")
-    rows = pl.read_parquet(tmp_path / "rows.parquet")
+    rows = scan(tmp_path / "rows.parquet").collect()
     assert rows["workload"].unique(maintain_order=True).to_list() == ["toy-8r-4s-fp32", "toy-16r-4s-fp32"]
     assert "height" not in rows.columns
     refused = call_cidl("sweep", "toy", "iphone-15-pro", "--axis", "tdtm=1,2", "-o", tmp_path / "other.parquet")

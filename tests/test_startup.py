@@ -216,7 +216,7 @@ def test_a_worker_that_misses_a_library_says_so(tmp_path):
     (tmp_path / "job.json").write_text(job.model_dump_json())
     code = (
         "import sys; from cidl_sim.worker import __main__ as worker; sys.modules['av'] = None; "
-        "worker.do = lambda job: __import__('av'); sys.exit(worker.main())"
+        "worker.do = lambda *_: __import__('av'); sys.exit(worker.main())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

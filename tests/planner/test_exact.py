@@ -126,7 +126,7 @@ def test_rounded_durations_give_a_bound_that_holds_and_a_plan_that_the_engine_ti
     instance = instance_of(timed(workload, device), most_units=500)
     assert not instance.is_exact
     assert instance.unit_s * max(instance.loads) <= math.pi
-    found = solve_by_intervals(timed(workload, device))
+    found = solve_by_intervals(timed(workload, device), time_limit_s=120.0)
     assert found.bound_s <= found.makespan_s <= found.bound_s * 1.02
     assert found.makespan_s == makespan_s(workload, device, found.plan)
 

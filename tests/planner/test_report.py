@@ -7,6 +7,7 @@ import json
 import jsonschema
 import pytest
 
+from cidl_sim.blocks.cuts import choices_of_blocks
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.reports import InfeasiblePlan, PlanReport, WhatIfReport
@@ -25,7 +26,7 @@ ALWAYS = [
 
 
 def reported(asked: PlanQuestions) -> PlanReport:
-    return plan_report(find_plan(WORKLOAD, DEVICE, asked), asked)
+    return plan_report(find_plan(WORKLOAD, DEVICE, asked, choices_of_blocks(WORKLOAD)), asked)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_the_keys_are_those_of_the_questions(asked, more):
 
 def test_the_figures_are_those_of_the_plan_that_is_written(tmp_path):
     asked = PlanQuestions(time_limit_s=0.0)
-    found = find_plan(WORKLOAD, DEVICE, asked)
+    found = find_plan(WORKLOAD, DEVICE, asked, choices_of_blocks(WORKLOAD))
     found.write(tmp_path / "plan.json")
     plan, report = read_plan(tmp_path / "plan.json"), plan_report(found, asked, file=tmp_path / "plan.json")
     for name in ("policy", "makespan_s", "lower_bound_s", "gap", "peak_resident_bytes", "memory_limit_bytes"):
@@ -70,7 +71,7 @@ def test_bytes_stay_whole_numbers_beside_rates():
 
 def test_a_device_that_nothing_fits_says_why():
     with pytest.raises(InfeasibleError, match="block 'b0'") as problem:
-        find_plan(WORKLOAD, analytic_device(9), PlanQuestions("spread"))
+        find_plan(WORKLOAD, analytic_device(9), PlanQuestions("spread"), choices_of_blocks(WORKLOAD))
     data = infeasible_plan(WORKLOAD, analytic_device(9), problem.value).model_dump(mode="json")
     assert list(data) == ["workload", "device", "makespan_s", "memory_limit_bytes", "infeasible"]
     assert data["makespan_s"] is None

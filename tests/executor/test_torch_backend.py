@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -20,7 +21,7 @@ from cidl_sim.executor.store import BlockStore
 from cidl_sim.executor.torch_backend import TorchBackend
 from cidl_sim.models.sizes import STDiT3Sizes
 from cidl_sim.pipelines.model_store import build_random_store
-from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
+from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, OpenSoraSizes
 from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from tests.executor.tiny_runs import SETTINGS, run_control, run_policy, tiny_backend, tiny_workload
 
@@ -78,6 +79,13 @@ def test_the_parameters_of_a_loaded_block_are_views_of_its_slot(backend, tiny_st
         assert torch.equal(tensor, expected[name])
 
 
+def table_visit(sizes: OpenSoraSizes) -> Visit:
+    """The visit of the token embedding of a model with `sizes`: a kind names its width."""
+    table = stage_definitions(sizes, SETTINGS, 8)[0].blocks[0]
+    visit = visit_of("t5.embedding", "text_encoder")
+    return dataclasses.replace(visit, block=visit.block.model_copy(update={"kind": table.kind}))
+
+
 @pytest.mark.parametrize("d_model", [32, 1024], ids=["buffered rows", "direct rows"])
 def test_of_the_token_embedding_only_the_rows_of_the_prompt_are_read(d_model, tmp_path, monkeypatch):
     # Rows of 1024 floats are whole pages and are read past the page cache.
@@ -92,7 +100,7 @@ def test_of_the_token_embedding_only_the_rows_of_the_prompt_are_read(d_model, tm
         load(backend, "t5.embedding")
         assert read == [4 * d_model] * 4
         assert backend.footprint_bytes() <= -(-4 * 4 * d_model // PAGE) * PAGE
-        found = backend.callable_for(visit_of("t5.embedding", "text_encoder"))(ids)
+        found = backend.callable_for(table_visit(sizes))(ids)
     finally:
         backend.close()
     table = load_file(tmp_path / "store" / "t5.embedding.safetensors")["shared.weight"]

@@ -35,8 +35,8 @@ class ToyProgram:
     def __init__(self, feed: Feed) -> None:
         torch.manual_seed(feed.seed)
         self._hidden = torch.randn(feed.settings.rows, feed.sizes.width)
-        self._dtype = TORCH_DTYPES[feed.settings.dtype]
-        self.evaluations, self.token_ids = 0, torch.empty(0, dtype=torch.int64)
+        self._dtype, self.evaluations = TORCH_DTYPES[feed.settings.dtype], 0
+        self.token_ids = torch.empty(0, dtype=torch.int64)
 
     def run(self, visit: Visit, block: Call) -> Outcome:
         with torch.no_grad():
@@ -63,10 +63,8 @@ class Toy(Pipeline):
     def stages(self, sizes: ToySizes, settings: ToySettings, length: Length) -> list[StageDefinition]:
         def block(name: str) -> BlockDefinition:
             kind = f"toy.layer.{settings.dtype}.{settings.rows}.{widths(sizes.width)}"
-            x = meta_tensor(settings.rows, sizes.width, dtype=TORCH_DTYPES[settings.dtype])
-            return BlockDefinition(
-                name, kind, name, lambda: Layer(sizes.width), lambda: (x,), "model", {"": f"{name}."}
-            )
+            x, keys = meta_tensor(settings.rows, sizes.width, dtype=TORCH_DTYPES[settings.dtype]), {"": f"{name}."}
+            return BlockDefinition(name, kind, name, lambda: Layer(sizes.width), lambda: (x,), "model", keys)
 
         return [StageDefinition("denoiser", "denoiser", settings.steps, (block("first"), block("second")))]
 

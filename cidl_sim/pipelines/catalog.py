@@ -15,6 +15,7 @@ from typing import Any
 
 from cidl_sim.blocks.cuts import CutChoices, Cuts, choices_of_blocks
 from cidl_sim.core.errors import InputError, PlanError, WorkloadError, did_you_mean
+from cidl_sim.core.extras import missing_extra
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload, read_workload
 from cidl_sim.pipelines.named import measured_in, name_in, parsed_in, workload_in
@@ -46,6 +47,8 @@ def _imported(reference: str) -> Pipeline:
     try:
         pipeline = getattr(import_module(module), name)
     except Exception as problem:
+        if isinstance(problem, ModuleNotFoundError) and (missing := missing_extra(problem)) is not None:
+            raise missing from problem
         raise InputError(f"{VARIABLE}: {reference!r} cannot be imported ({problem})") from problem
     if not isinstance(pipeline, Pipeline):
         raise InputError(f"{VARIABLE}: {reference!r} is no Pipeline")

@@ -106,10 +106,10 @@ def plan_table(figures: PlanReport) -> Table:
     table.add_column("above the bound", justify="right")
     bound = figures.lower_bound_s
     for policy, seconds in figures.baselines.items():
-        above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+.1%}"
+        above = "-" if seconds is None or not bound else f"{seconds / bound - 1:+z.1%}"
         table.add_row(policy, "does not fit" if seconds is None else f"{seconds:.2f}", above)
     if figures.policy.partition(":")[0] not in figures.baselines:
-        table.add_row(f"[bold]{figures.policy}[/bold]", f"{figures.makespan_s:.2f}", f"{figures.gap:+.1%}")
+        table.add_row(f"[bold]{figures.policy}[/bold]", f"{figures.makespan_s:.2f}", f"{figures.gap:+z.1%}")
     proven = f"{figures.policy} is optimal" if figures.proven_optimal else ""
     table.add_row("[dim]lower bound[/dim]", f"{bound:.2f}", proven)
     peak, limit = figures.peak_resident_bytes / 1e6, figures.memory_limit_bytes / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,6 +19,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is no reason to fail.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_are_no_garbage() -> None:
+    """Half a million objects of the libraries live as long as the process; looking through them again takes time."""
+    gc.collect()
+    gc.freeze()
 
 
 def uniform_workload(blocks: int, rounds: int, **block_fields: int) -> Workload:

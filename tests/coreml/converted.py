@@ -17,6 +17,7 @@ from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.settings import OpenSoraSizes, VideoSettings
 from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from cidl_sim.pipelines.random_weights import random_weights
+from tests.coreml.quick_conversion import without_self_checks
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
@@ -78,7 +79,7 @@ def convert(module: nn.Module, inputs: tuple[Tensor, ...], path: Path | None, *,
     precision: Any = ct.precision.FLOAT32
     if fp16:
         precision = ct.transform.FP16ComputePrecision(op_selector=_in_fp16)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), without_self_checks():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(module, inputs, check_trace=False)
         model = ct.convert(

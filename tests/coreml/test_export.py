@@ -19,9 +19,16 @@ from cidl_sim.pipelines.open_sora.settings import OPENSORA_SMALL, OPENSORA_TINY,
 from cidl_sim.pipelines.random_weights import random_weights
 from cidl_sim.pipelines.variants import variants_of
 from cidl_sim.worker import exporting
+from tests.coreml.quick_conversion import without_self_checks
 from tests.test_cli import answer_of, assert_refused, call_cidl
 
 QUICK = ("t5.final_norm", "vae.spatial.part1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_conversions():
+    with without_self_checks():
+        yield
 
 
 # A process for the conversion takes seconds to start.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 
-from cidl_sim.blocks.cuts import HALVES, joined_workload
+from cidl_sim.blocks.cuts import HALVES, JOINED, CutChoices, joined_workload
 from cidl_sim.core.costs import execute_cost, load_cost
 from cidl_sim.core.device import Executor, Loader, Measured
 from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.feasibility import check_plan
-from cidl_sim.core.workload import Block
+from cidl_sim.core.workload import Block, Workload
 from cidl_sim.pipelines.catalog import cut_choices, find_workload
 from cidl_sim.pipelines.open_sora.settings import GRAMMAR
 from cidl_sim.planner.evaluate import baseline_makespans
@@ -19,9 +21,17 @@ from cidl_sim.simulator.engine import makespan_s
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 
+# Every cut of a named model is measured, which takes a second: tests name the few that they are about.
 TINY = "opensora-tiny-32x32-17f-2s"
 # Its largest blocks are the denoiser's pairs.
 SMALL = "opensora-small-48x48-17f-2s"
+
+
+def few_cuts(
+    workload: Workload, text_encoder: tuple[int, ...], denoiser: tuple[int, ...], decoder: tuple[int, ...]
+) -> CutChoices:
+    counts = {"text_encoder": text_encoder, "denoiser": denoiser, "decoder": decoder}
+    return replace(cut_choices(workload), choices=counts)
 
 
 def part(kind: str = "b", **figures: float) -> Block:
@@ -174,6 +184,9 @@ def test_weights_that_occur_twice_in_a_block_count_once():
 
 def test_the_cuts_of_a_named_workload_are_named_workloads():
     family = cut_choices(find_workload(TINY))
+    joined = (1, *JOINED)
+    halved = (HALVES, *joined)
+    assert family.choices == {"text_encoder": halved, "denoiser": halved, "decoder": joined}
     name, workload = family.cut({"text_encoder": 2, "denoiser": HALVES, "decoder": 4})
     assert workload == find_workload(f"{TINY}-t2.dfine.v4")
     command = "cidl model build opensora-tiny --store DIR --dtype fp32 --partition t2.dfine.v4"
@@ -189,7 +202,7 @@ def test_a_file_that_only_says_it_was_made_from_a_model_is_taken_by_its_blocks()
 def test_where_the_given_cut_does_not_fit_a_finer_one_is_chosen():
     workload = find_workload(SMALL)
     device = analytic_device(largest(workload) - 1)
-    found = best_partition(workload, device, cut_choices(workload), policy="lru")
+    found = best_partition(workload, device, few_cuts(workload, (1,), (HALVES, 1, 2), (1,)), policy="lru")
     assert found.cuts[0].makespan_s is None
     assert found.cuts[0].remark.startswith("does not fit: stdit.00 needs")
     assert found.cut.cuts["denoiser"] == HALVES
@@ -210,7 +223,8 @@ def test_the_formula_is_not_compared_with_measurements_of_the_same_layers():
         executor=Executor(flops_per_s=1e15),
         measured=measured,
     )
-    found = best_partition(workload, device, cut_choices(workload), time_limit_s=0)
+    cuts = few_cuts(workload, (HALVES, 1), (HALVES, 1), (1, 2))
+    found = best_partition(workload, device, cuts, time_limit_s=0)
     whole = next(cut for cut in found.cuts if cut.partition == "reference")
     assert not whole.is_comparable
     assert "formula" in whole.remark
@@ -227,14 +241,17 @@ def test_what_does_not_fit_names_the_largest_cut_that_would():
     with pytest.raises(
         InfeasibleError, match=r"block 'stdit\.00' needs .* MB a block at most \(partition dfine\) it would fit"
     ):
-        check_fits(workload, analytic_device(largest(workload) - 1), cut_choices(workload))
+        cuts = few_cuts(workload, (1,), (HALVES, 1, 2), (1,))
+        check_fits(workload, analytic_device(largest(workload) - 1), cuts)
 
 
 def test_where_no_cut_fits_the_layer_that_binds_is_named():
+    workload = find_workload(TINY)
+    cuts = few_cuts(workload, (HALVES, 1), (HALVES, 1), (1,))
     with pytest.raises(InfeasibleError, match=r"no cut fits: in the finest \(partition fine\) '\S+' needs"):
-        check_fits(find_workload(TINY), analytic_device(1000), cut_choices(find_workload(TINY)))
+        check_fits(workload, analytic_device(1000), cuts)
     with pytest.raises(InfeasibleError, match="no cut fits"):
-        best_partition(find_workload(TINY), analytic_device(1000), cut_choices(find_workload(TINY)))
+        best_partition(workload, analytic_device(1000), cuts)
 
 
 def test_of_a_workload_without_known_layers_nothing_finer_is_promised():

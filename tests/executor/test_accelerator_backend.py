@@ -13,9 +13,16 @@ from cidl_sim.executor.runtime import Limits, Runtime
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.open_sora.prompt import encode_prompt
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
-from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from cidl_sim.policies.catalog import make_plan
-from tests.executor.tiny_runs import PROMPT, SETTINGS, RecordingProgram, run_control, tight_device, tiny_workload
+from tests.executor.tiny_runs import (
+    PROMPT,
+    SETTINGS,
+    RecordingProgram,
+    run_control,
+    tight_device,
+    tiny_stages,
+    tiny_workload,
+)
 
 TOKENS = encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)
 needs_cuda = pytest.mark.skipif(
@@ -25,8 +32,7 @@ needs_cuda = pytest.mark.skipif(
 
 
 def backend_on(device: str, store: Path) -> AcceleratorBackend:
-    stages = stage_definitions(OPENSORA_TINY, SETTINGS, OPENSORA_TINY.nominal_text_tokens)
-    return AcceleratorBackend(BlockStore.open(store), stages, TOKENS[0], device)
+    return AcceleratorBackend(BlockStore.open(store), tiny_stages(), TOKENS[0], device)
 
 
 def frames_on(device: str, store: Path, policy: str, channels: int = 1) -> torch.Tensor:

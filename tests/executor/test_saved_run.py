@@ -18,11 +18,10 @@ from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.program import TextToVideo
 from cidl_sim.pipelines.open_sora.prompt import encode_prompt
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
-from cidl_sim.pipelines.open_sora.stages import stage_definitions
 from cidl_sim.pipelines.several import SeveralPrompts
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.sampling.linear_proportional_leap import StoppingRule
-from tests.executor.tiny_runs import SETTINGS, tight_device
+from tests.executor.tiny_runs import SETTINGS, tight_device, tiny_stages
 
 EAGER = StoppingRule(minimum_steps=2, tolerance=10.0, patience=2)
 PROMPTS = ("a fox in the snow", "a red ball")
@@ -43,8 +42,9 @@ def run(
     workload = workload_of(OPENSORA_TINY, settings)
     plan = make_plan("lru", workload, tight_device(workload, share))
     program, ids = program_of(settings)
-    stages = stage_definitions(OPENSORA_TINY, settings, OPENSORA_TINY.nominal_text_tokens)
-    backend = TorchBackend(BlockStore.open(store), stages, plan.memory_limit_bytes - plan.baseline_bytes, ids)
+    backend = TorchBackend(
+        BlockStore.open(store), tiny_stages(settings), plan.memory_limit_bytes - plan.baseline_bytes, ids
+    )
     runtime = Runtime(workload, plan, Limits(plan.memory_limit_bytes, plan.baseline_bytes), backend)
     if resume_from is not None:
         video, visit, state = read_run(resume_from, {})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from cidl_sim.blocks.definition import StageDefinition
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.feasibility import largest_need
 from cidl_sim.core.plan import Plan
@@ -52,6 +54,12 @@ def tiny_workload(settings: VideoSettings = SETTINGS) -> Workload:
     return workload_of(OPENSORA_TINY, settings)
 
 
+@cache
+def tiny_stages(settings: VideoSettings = SETTINGS) -> tuple[StageDefinition, ...]:
+    """Of the tiny model; once for each setting, as working out the shapes takes longer than many a run."""
+    return tuple(stage_definitions(OPENSORA_TINY, settings, OPENSORA_TINY.nominal_text_tokens))
+
+
 def tiny_program(settings: VideoSettings = SETTINGS, seed: int = 1) -> RecordingProgram:
     tokens = encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)
     return RecordingProgram(tiny_workload(settings), OPENSORA_TINY, settings, tokens, seed, rule=EAGER)
@@ -63,9 +71,13 @@ def tiny_backend(
     capacity_bytes: int | None = None,
     make: Callable[..., TorchBackend] = TorchBackend,
 ) -> TorchBackend:
-    stages = stage_definitions(OPENSORA_TINY, settings, OPENSORA_TINY.nominal_text_tokens)
     capacity = tiny_workload(settings).weights_bytes if capacity_bytes is None else capacity_bytes
-    return make(BlockStore.open(root), stages, capacity, encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)[0])
+    return make(
+        BlockStore.open(root),
+        tiny_stages(settings),
+        capacity,
+        encode_prompt(PROMPT, OPENSORA_TINY.text_encoder_tokens)[0],
+    )
 
 
 def tight_device(workload: Workload, weights_share: float = 0.4, **fields: Any) -> DeviceProfile:

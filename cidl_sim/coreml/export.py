@@ -202,9 +202,11 @@ def _begun(
 
 
 def _is_current(out: Path, package: Package, sha256: str, kinds: Sequence[str]) -> bool:
+    earlier = [kind_without_widths(kind) for kind in kinds]
     return (
         package.source_sha256 == sha256
-        and [function.kind for function in package.functions.values()] == list(kinds)
+        # Exports from before kinds knew widths are of one model each all the same.
+        and [function.kind for function in package.functions.values()] in (list(kinds), earlier)
         and files_of(out / package.folder) == package.files
     )
 

@@ -38,7 +38,8 @@ class Packages:
     @cached_property
     def sha256(self) -> str:
         """Identity of the packages: that of the manifest."""
-        return sha256_of(self.manifest.model_dump(mode="json"))
+        # The family is named beside it; exports from before name none.
+        return sha256_of(self.manifest.model_dump(mode="json", exclude={"pipeline"}))
 
     def path(self, weights: str) -> Path:
         """The package of these weights. PackageError if there is none."""

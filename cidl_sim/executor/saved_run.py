@@ -7,7 +7,9 @@ written beside its place and renamed, so a kill at any moment leaves the step be
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -36,8 +38,13 @@ def save_run(path: Path, identity: dict[str, Any], prompt: int, next_visit: int,
         temporary.write_bytes(save(contiguous, {"format": FORMAT, "run": json.dumps(about)}))
 
 
-def read_run(path: Path, identity: dict[str, Any]) -> tuple[int, int, State]:
-    """The prompt, the next visit and the state of a saved run. SavedRunError if it is of another job."""
+def read_run(
+    path: Path, identity: dict[str, Any], earlier: Mapping[str, Collection[Any]] = MappingProxyType({})
+) -> tuple[int, int, State]:
+    """The prompt, the next visit and the state of a saved run. SavedRunError if it is of another job.
+
+    `earlier`: by what else a part of the identity was known.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -49,7 +56,7 @@ def read_run(path: Path, identity: dict[str, Any]) -> tuple[int, int, State]:
         about = json.loads(metadata["run"])
         for name, ours in identity.items():
             theirs = about["identity"].get(name, EARLIER.get(name))
-            if theirs != ours:
+            if theirs != ours and theirs not in earlier.get(name, ()):
                 raise SavedRunError(f"{path}: saved by another job: its {name} is {theirs!r}, here it is {ours!r}")
         return about["video"], about["next_visit"], (tensors, about["values"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as problem:

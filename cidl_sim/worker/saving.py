@@ -38,7 +38,8 @@ class Keeper:
         path = Path(self._job.saved_run) if self._job.saved_run else None
         if not (self._job.resume and path is not None and path.exists()):
             return
-        prompt, next_visit, state = read_run(path, self._identity)
+        known = {"workload": self._runtime.schedule.workload.identities}
+        prompt, next_visit, state = read_run(path, self._identity, known)
         for finished in self._job.outputs[:prompt]:
             if not Path(finished).is_file():
                 raise SavedRunError(f"{path}: saved after {finished} was written, which is not there any more")

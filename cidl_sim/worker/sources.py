@@ -33,7 +33,8 @@ class StoreSource:
     @property
     def sha256(self) -> str:
         """That of the store's index."""
-        return sha256_of(self.store.index.model_dump(mode="json"))
+        # The family is named beside it; stores from before name none.
+        return sha256_of(self.store.index.model_dump(mode="json", exclude={"pipeline"}))
 
     def prepare(self, plan: Plan, workload: Workload | None = None) -> Prepared:
         """The workload of this store under the plan's settings. PlanError if the plan is not for it."""
@@ -46,8 +47,7 @@ class StoreSource:
 
             def make(capacity_bytes: int, limit_bytes: int | None) -> Backend:
                 if wanted.device == "cpu":
-                    rotate = wanted.rotate_slots
-                    return TorchBackend(self.store, stages, capacity_bytes, wanted.token_ids, rotate_slots=rotate)
+                    return TorchBackend(self.store, stages, capacity_bytes, wanted.token_ids)
                 return AcceleratorBackend(self.store, stages, wanted.token_ids, wanted.device, limit_bytes)
 
             return make

@@ -120,3 +120,10 @@ def test_a_disk_that_is_full_is_the_machines_fault_and_the_step_before_stays(tmp
     (tmp_path / "missing").write_text("a file where a folder should be")
     with pytest.raises(MachineError, match="cannot be written"):
         save_run(small, {}, 0, 0, ({"z": torch.ones(2)}, {}))
+
+
+def test_a_workload_is_known_by_what_it_was_called_before(tmp_path):
+    save_run(tmp_path / "s", {"workload": "old", "seed": 1}, 0, 3, ({}, {}))
+    assert read_run(tmp_path / "s", {"workload": "new", "seed": 1}, {"workload": {"new", "old"}})[:2] == (0, 3)
+    with pytest.raises(SavedRunError, match="its workload is 'old', here it is 'new'"):
+        read_run(tmp_path / "s", {"workload": "new", "seed": 1}, {"workload": {"other"}})

@@ -1,290 +1,311 @@
-"""From traces to a device profile: medians per kind, a line through the loads, contention, noise, drift."""
+"""What runs say of a machine: costs by kind, contention, noise, drift, by one robust estimate over all of them."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
-from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTATING, Observation
-from cidl_sim.core.device import DeviceProfile, Executor, Figure, Loader, Measured, Noise, Provenance
+import numpy as np
+
+from cidl_sim.calibration.robust import Fit, Floats, Interval, Numbers, fit_costs, lost_to_overlap
+from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.estimates import load_line, spread_of
-from cidl_sim.core.samples import Conditions, CostSample, by_kind, samples_of
-from cidl_sim.core.trace import Operation
-from cidl_sim.core.workload import Block
+from cidl_sim.core.samples import Conditions, CostSample, samples_of
+from cidl_sim.core.trace import Operation, Trace
+from cidl_sim.core.workload import Workload
 
-# On top of the largest excess seen in the calibration runs: what differs from run to run, up to 7 % in one validation.
-BASELINE_MARGIN_BYTES = 24 << 20
-FIRST_TOUCH_STEPS = 100
+# Rates are taken to be constant for so long, or for so many visits; a longer run is several stretches.
+STRETCH_S, STRETCH_VISITS = 20.0, 40
 # A cold load counts as its own cost only where it differs clearly: most kinds have few cold loads.
 CLEARLY_COLD = 1.1
+_GOING_ROUND = 100
 
-KindSamples = dict[Operation, dict[str, list[CostSample]]]
+Key = tuple[str, bool]  # a kind, or one kind of several that read the same files; whether the load is a cold one
 
 
-def fit_device(name: str, observations: Sequence[Observation], memory_limit_bytes: int | None = None) -> DeviceProfile:
-    """A profile from the runs that `microbenchmark` describes, of one or several workloads, in their order in time.
+@dataclass(frozen=True)
+class Seen:
+    """A run: its workload and trace, and by how much its rates count for those that are expected next."""
 
-    Costs are of loads and executions that had the machine to themselves, the driver's own time before each
-    included. Contention compares each run with overlap with the other runs of its workload nearest in time,
-    so that drift between them does not pass for contention; so does the cost of first touch. Without
-    `memory_limit_bytes` the limit leaves room for everything; set it to what you plan for.
+    workload: Workload
+    trace: Trace
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MachineCosts:
+    """Costs of loads and executions that have the machine to themselves, the driver's own time before each included.
+
+    `loads`: by kind the warm and the cold one (None: not seen, or no slower). Slowdowns are None where no run shows
+    them. `samples`: executions by kind; `spreads`: of loads and of executions, by kind.
     """
-    alone = _alone(observations)
-    samples = _samples([sample for found in alone for sample in found])
-    blocks = {v.block.kind: v.block for o in observations for v in o.workload.visits}
-    latency_s, bandwidth = load_line([(s.bytes, s.cost_s) for kind in samples["load"].values() for s in kind])
-    conditions = Conditions(latency_s=latency_s)
-    conditions = replace(
-        conditions,
-        slowdown_while_executing=_median_slowdown(observations, "load", conditions),
-        slowdown_while_loading=_median_slowdown(observations, "execute", conditions),
-    )
-    conditions = replace(conditions, first_touch_bytes_per_s=_first_touch_rate(observations, conditions))
-    executed = [s for kind in samples["execute"].values() for s in kind]
-    busy_s = sum(s.seconds for s in executed)
-    baseline = (
-        max(o.result.baseline_bytes for o in observations)
-        + max(o.result.excess_bytes for o in observations)
-        + BASELINE_MARGIN_BYTES
-    )
-    return DeviceProfile(
-        name=name,
-        memory_limit_bytes=memory_limit_bytes or baseline + max(_largest(o) for o in observations),
-        baseline_bytes=baseline,
-        loader=Loader(
+
+    loads: dict[str, tuple[float | None, float | None]]
+    executions: dict[str, float]
+    latency_s: float
+    bandwidth_bytes_per_s: float
+    first_touch_bytes_per_s: float | None
+    launch_s: float
+    load_slowdown: Interval | None
+    execution_slowdown: Interval | None
+    load_fit: Fit
+    execution_fit: Fit
+    samples: dict[str, int]
+    load_spreads: dict[str, float | None]
+    execution_spreads: dict[str, float | None]
+
+
+def fit_machine(runs: Sequence[Seen], prior: DeviceProfile | None = None, prior_weight: float = 0.0) -> MachineCosts:
+    """The costs that `runs` show; they are given in their order in time.
+
+    `prior`: what was known of this machine before. A kind that no run has keeps its cost at the rate of now; what no
+    run shows of latency, first touch and contention stays. `prior_weight`: by how much its rates count.
+    """
+    return _Fitting(runs, prior, prior_weight).result()
+
+
+class _Fitting:
+    """Goes round until latency, first touch and costs agree: contention begins only when the first two are over."""
+
+    def __init__(self, runs: Sequence[Seen], prior: DeviceProfile | None, prior_weight: float) -> None:
+        self._runs = runs
+        self._prior = prior
+        self._group_of = _groups(runs)
+        self._stretches: list[_Run] = []
+        weights: list[float] = []
+        for seen in runs:
+            cuts = _cuts_s(seen.trace)
+            starts_s = {(span.operation, span.visit): span.start_s for span in seen.trace.spans}
+            self._stretches.append(_Run(cuts, len(weights), starts_s))
+            weights += [seen.weight / (len(cuts) + 1)] * (len(cuts) + 1)
+        self._weights = [*weights, prior_weight]
+        conditions = Conditions() if prior is None else Conditions.of(prior)
+        self._conditions = replace(conditions, slowdown_while_executing=1.0, slowdown_while_loading=1.0)
+
+    def result(self) -> MachineCosts:
+        for _ in range(_GOING_ROUND):
+            loads, executions = self._tables()
+            lost, load_slowdown = self._contention(loads, "load")
+            load_fit = loads.fit(lost, self._weights)
+            latency_s, bandwidth = self._line(loads, load_fit)
+            touch_rate = loads.first_touch(lost, load_fit, self._conditions.first_touch_bytes_per_s)
+            before = self._conditions
+            self._conditions = replace(before, latency_s=latency_s, first_touch_bytes_per_s=touch_rate)
+            if _agree(before, self._conditions):
+                break
+        execution_lost, execution_slowdown = self._contention(executions, "execute")
+        execution_fit = executions.fit(execution_lost, self._weights)
+        cost = {key: float(load_fit.costs[i]) for key, i in loads.keys.items() if not np.isnan(load_fit.costs[i])}
+        load_spreads = loads.spreads(lost, load_fit)
+        return MachineCosts(
+            loads={kind: self._load_of(group, cost) for kind, group in self._kinds().items()},
+            executions={kind: float(execution_fit.costs[i]) for (kind, _), i in executions.keys.items()},
             latency_s=latency_s,
             bandwidth_bytes_per_s=bandwidth,
-            slowdown_while_executing=conditions.slowdown_while_executing,
-            first_touch_bytes_per_s=conditions.first_touch_bytes_per_s,
-        ),
-        executor=Executor(
-            flops_per_s=sum(blocks[s.kind].flops for s in executed) / busy_s,
-            launch_s=statistics.median(s.gap_s for s in executed),
-            slowdown_while_loading=conditions.slowdown_while_loading,
-            threads=observations[0].result.threads,
-        ),
-        measured={kind: _measured(kind, block, samples, observations) for kind, block in blocks.items()},
-        noise=Noise(
-            load=relative_spread(alone, "load"),
-            execute=relative_spread(alone, "execute"),
-            load_drift=drift(observations, "load", conditions),
-            execute_drift=drift(observations, "execute", conditions),
-        ),
-        provenance=_provenance(observations),
-    )
+            first_touch_bytes_per_s=touch_rate,
+            launch_s=statistics.median(s.gap_s for s in executions.samples),
+            load_slowdown=load_slowdown,
+            execution_slowdown=execution_slowdown,
+            load_fit=load_fit,
+            execution_fit=execution_fit,
+            samples=dict(Counter(s.kind for s in executions.samples)),
+            load_spreads={kind: load_spreads.get(group) for kind, group in self._kinds().items()},
+            execution_spreads=executions.spreads(execution_lost, execution_fit),
+        )
+
+    def _tables(self) -> tuple[_Table, _Table]:
+        """Loads and executions of all runs."""
+        found: dict[Operation, tuple[list[CostSample], list[int]]] = {"load": ([], []), "execute": ([], [])}
+        for seen, cut in zip(self._runs, self._stretches, strict=True):
+            for sample in samples_of(seen.trace, self._conditions):
+                samples, stretches = found[sample.operation]
+                samples.append(sample)
+                stretches.append(cut.stretch_at(cut.starts_s[sample.operation, sample.visit]))
+        return self._table("load", *found["load"]), self._table("execute", *found["execute"])
+
+    def _table(self, operation: Operation, samples: list[CostSample], stretches: list[int]) -> _Table:
+        groups = self._group_of if operation == "load" else {}
+        keys = [(groups.get(s.kind, s.kind), s.cold) for s in samples]
+        return _Table(samples, stretches, keys, self._prior_costs(operation), len(self._weights) - 1)
+
+    def _prior_costs(self, operation: Operation) -> dict[Key, float]:
+        found: dict[Key, float] = {}
+        for kind, measured in (self._prior.measured if self._prior else {}).items():
+            if operation == "execute" and measured.exec_s:
+                found[kind, False] = measured.exec_s
+            if operation == "load" and measured.load_s:
+                found[self._group_of.get(kind, kind), False] = measured.load_s
+                if measured.cold_load_s:
+                    found[self._group_of.get(kind, kind), True] = measured.cold_load_s
+        return found
+
+    def _contention(self, table: _Table, operation: Operation) -> tuple[float, Interval | None]:
+        """The share of an overlap that is lost, and the slowdown that it means, if the runs show one."""
+        lost = table.lost_to_overlap()
+        if lost is not None:
+            ends = [None if end is None else 1 / (1 - end) for end in (lost.low, lost.high)]
+            return lost.value, Interval(1 / (1 - lost.value), *ends)
+        if self._prior is None:
+            return 0.0, None
+        known = Conditions.of(self._prior)
+        slowdown = known.slowdown_while_executing if operation == "load" else known.slowdown_while_loading
+        return 1 - 1 / slowdown, None
+
+    def _line(self, loads: _Table, fit: Fit) -> tuple[float, float]:
+        """Latency and bandwidth of the line through the costs of all loads, each as often as it was seen."""
+        points = [(s.bytes, float(fit.costs[k])) for s, k in zip(loads.samples, loads.key, strict=False)]
+        points = [(size, cost_s) for size, cost_s in points if size and not math.isnan(cost_s)]
+        if self._prior is None:
+            return load_line(points)
+        # A few runs have few sizes: the line goes through the latency that is known.
+        latency_s = self._prior.loader.latency_s
+        transfer_s = sum(max(0.0, cost_s - latency_s) for _, cost_s in points)
+        known = self._prior.loader.bandwidth_bytes_per_s or math.inf
+        return latency_s, sum(size for size, _ in points) / transfer_s if transfer_s else known
+
+    def _kinds(self) -> dict[str, str]:
+        """The group of each kind that anything is known of."""
+        kinds = {v.block.kind for seen in self._runs for v in seen.workload.visits}
+        kinds |= set(self._prior.measured if self._prior else ())
+        return {kind: self._group_of.get(kind, kind) for kind in sorted(kinds)}
+
+    def _load_of(self, group: str, cost: dict[Key, float]) -> tuple[float | None, float | None]:
+        warm, cold = cost.get((group, False)), cost.get((group, True))
+        # A kind whose weights are loaded once in a run has only cold loads: those are its loads, then.
+        return (warm, cold) if warm is not None else (cold, None)
 
 
-def slowdown(samples: Iterable[CostSample], usual_s: dict[str, float]) -> float:
-    """By how much the other side slows this one down: s in W = O/s + (D - O), summed over all samples.
+class _Table:
+    """Samples of one operation as columns, in order of time within each run."""
 
-    W is the usual duration of the kind alone, D the duration here, O the part of D during which the other side
-    worked.
-    """
-    overlap = work_under_contention = 0.0
-    for sample in samples:
-        if sample.kind in usual_s:
-            overlap += sample.overlap_s
-            work_under_contention += usual_s[sample.kind] - (sample.seconds - sample.overlap_s)
-    if overlap <= 0 or work_under_contention <= 0:
-        return 1.0
-    return max(1.0, overlap / work_under_contention)
+    def __init__(
+        self,
+        samples: Sequence[CostSample],
+        stretches: Sequence[int],
+        keys: Sequence[Key],
+        prior: dict[Key, float],
+        prior_stretch: int,
+    ) -> None:
+        """`prior`: costs from before, as what one more stretch showed."""
+        self.samples = samples
+        self.keys = {key: i for i, key in enumerate(dict.fromkeys([*keys, *prior]))}
+        self.key: Numbers = np.array([self.keys[key] for key in keys], int)
+        self.stretch: Numbers = np.array(stretches, int)
+        self._seconds: Floats = np.array([s.seconds for s in samples], float)
+        self._overlap: Floats = np.array([s.overlap_s for s in samples], float)
+        self._gap: Floats = np.array([s.gap_s for s in samples], float)
+        self._fresh: Floats = np.array([s.fresh_bytes for s in samples], float)
+        self._prior, self._prior_stretch = prior, prior_stretch
+        self._warm_of = {
+            i: self.keys[g, False] for (g, cold), i in self.keys.items() if cold and (g, False) in self.keys
+        }
+        touched = set(self.key[self._fresh == 0])
+        self._count_as_warm({i for i in self._warm_of if i not in touched})
+        # Of what was only ever loaded into new memory there is no other cost.
+        self._only_fresh = np.array([key not in touched for key in self.key], bool)
 
+    def _count_as_warm(self, cold: set[int]) -> None:
+        self.key = np.array([self._warm_of[i] if i in cold else i for i in self.key], int)
 
-def relative_spread(runs: Sequence[Sequence[CostSample]], operation: Operation) -> float:
-    """Relative standard deviation of loads or executions within kinds and runs.
+    def lost_to_overlap(self) -> Interval | None:
+        """See `robust`; None if no neighbours differ in their overlap."""
+        use = self._fresh == 0
+        return lost_to_overlap(self._seconds[use], self._overlap[use], self.key[use], self.stretch[use])
 
-    The median over the kinds of a run with enough samples, estimated from the interquartile range, which a
-    single hiccup does not move; then the median over the runs.
-    """
-    found = []
-    for samples in runs:
-        kinds = by_kind((s for s in samples if s.operation == operation), lambda s: s.seconds)
-        spreads = [spread for values in kinds.values() if (spread := spread_of(values)) is not None]
-        if spreads:
-            found.append(statistics.median(spreads))
-    return statistics.median(found) if found else 0.0
+    def alone(self, lost: float) -> Floats:
+        """What each sample would have taken alone, the time before it included."""
+        return np.maximum(0.0, self._seconds - lost * self._overlap) + self._gap
 
+    def fit(self, lost: float, weights: Sequence[float]) -> Fit:
+        """Costs by key and rates by stretch, of what found its memory touched; of cold loads only those that differ."""
+        fit = self._fit(lost, weights)
+        plain = {i for i, warm in self._warm_of.items() if fit.costs[i] <= CLEARLY_COLD * fit.costs[warm]}
+        if plain:
+            self._count_as_warm(plain)
+            fit = self._fit(lost, weights, without=plain)
+        return fit
 
-def drift(observations: Sequence[Observation], operation: Operation, conditions: Conditions) -> float:
-    """Relative standard deviation, from run to run, of the factor that all loads (or executions) of a run share.
+    def _fit(self, lost: float, weights: Sequence[float], without: Collection[int] = ()) -> Fit:
+        use = (self._fresh == 0) | self._only_fresh
+        prior = {self.keys[key]: cost_s for key, cost_s in self._prior.items() if self.keys[key] not in without}
+        known = list(prior)
+        return fit_costs(
+            np.concatenate([self.alone(lost)[use], list(prior.values())]),
+            np.concatenate([self.key[use], np.array(known, int)]),
+            np.concatenate([self.stretch[use], np.full(len(known), self._prior_stretch)]),
+            weights,
+            len(self.keys),
+            prior=self._prior_stretch,
+        )
 
-    A run's factor is its time for this operation, free of the conditions, over what the kinds' means over all runs
-    would take. Loads that touch their memory first are left out: that time varies on its own. At least 3 runs, else 0.
-    """
-    runs = []
-    for observation in observations:
-        found = (s for s in _samples_under(observation, conditions) if s.operation == operation and not s.fresh_bytes)
-        runs.append(by_kind(found, lambda s: s.seconds))
-    everything: dict[str, list[float]] = defaultdict(list)
-    for run in runs:
-        for kind, values in run.items():
-            everything[kind] += values
-    usual = {kind: statistics.fmean(values) for kind, values in everything.items()}
-    expected = [sum(len(values) * usual[kind] for kind, values in run.items()) for run in runs]
-    factors = [
-        sum(sum(values) for values in run.values()) / seconds
-        for run, seconds in zip(runs, expected, strict=True)
-        if seconds > 0
-    ]
-    return statistics.stdev(factors) / statistics.fmean(factors) if len(factors) >= 3 else 0.0
+    def first_touch(self, lost: float, fit: Fit, rate: float | None) -> float | None:
+        """Bytes a second at which memory is touched first: the median, by bytes, over loads that did.
 
+        What a load took beyond its cost at the rate of its stretch, or of the nearest that has one. None where fresh
+        memory costs nothing that shows; without any fresh load what it was.
+        """
+        known = np.flatnonzero(~np.isnan(fit.rates[:-1]))
+        each: list[tuple[float, float]] = []
+        for i in np.flatnonzero((self._fresh > 0) & ~self._only_fresh):
+            key = self.key[i]
+            if not len(known):
+                continue
+            nearest = known[np.argmin(abs(known - self.stretch[i]))]
+            touched_s = self._fresh[i] / rate if rate else 0.0
+            over_s = self.alone(lost)[i] + touched_s - fit.costs[key] * fit.rates[nearest]
+            each.append((over_s / self._fresh[i], self._fresh[i]))
+        if not each:
+            return rate
+        each.sort()
+        reached = np.cumsum([fresh for _, fresh in each])
+        seconds_a_byte = each[int(np.searchsorted(reached, reached[-1] / 2))][0]
+        return 1 / seconds_a_byte if seconds_a_byte > 0 else None
 
-def _alone(observations: Sequence[Observation]) -> list[list[CostSample]]:
-    """Of each run, the samples that count: loads where they were alone, and executions where those were.
-
-    A kind that is executed only while weights are still coming in (a text encoder runs once) is taken from the
-    sequential runs.
-    """
-    found, seen = [], set()
-    for observation in observations:
-        if observation.purpose == EXECUTIONS:
-            samples = _samples_under(observation)
-            found.append([s for s in samples if s.operation == "execute" and s.overlap_s == 0])
-            seen |= {s.kind for s in found[-1]}
-    for observation in observations:
-        if observation.purpose == LOADS:
-            samples = _samples_under(observation)
-            found.append([s for s in samples if s.operation == "load" or s.kind not in seen])
-    return found
-
-
-def _samples_under(observation: Observation, conditions: Conditions | None = None) -> list[CostSample]:
-    return samples_of(observation.trace, conditions, all_touched=observation.purpose in ROTATING)
-
-
-def _samples(samples: Iterable[CostSample]) -> KindSamples:
-    result: KindSamples = {"load": defaultdict(list), "execute": defaultdict(list)}
-    for sample in samples:
-        result[sample.operation][sample.kind].append(sample)
-    return result
-
-
-def _measured(kind: str, block: Block, samples: KindSamples, observations: Sequence[Observation]) -> Measured:
-    executions = [s.cost_s for s in samples["execute"][kind]]
-    loads = _loads(kind, samples, observations)
-    # A kind whose weights are loaded once in a run has only cold loads: those are its loads, then.
-    warm = [s.cost_s for s in loads if not s.cold] or [s.cost_s for s in loads]
-    cold = [s.cost_s for s in loads if s.cold]
-    load_s = statistics.median(warm) if warm else None
-    cold_s = statistics.median(cold) if cold else None
-    return Measured(
-        load_s=load_s,
-        cold_load_s=cold_s if load_s and cold_s and cold_s > CLEARLY_COLD * load_s else None,
-        exec_s=statistics.median(executions),
-        weight_bytes=block.weight_bytes,
-        flops=block.flops,
-        samples=len(executions),
-        load_spread=spread_of(warm),
-        exec_spread=spread_of(executions),
-        workspace_bytes=_workspace(kind, observations),
-    )
+    def spreads(self, lost: float, fit: Fit) -> dict[str, float | None]:
+        """The relative standard deviation of each kind's samples, what drifted from stretch to stretch left out."""
+        rates = np.nan_to_num(fit.rates, nan=1.0)
+        values: dict[str, list[float]] = defaultdict(list)
+        names = {i: kind for (kind, cold), i in self.keys.items() if not cold}
+        for i in np.flatnonzero(self._fresh == 0):
+            if int(self.key[i]) in names:
+                values[names[int(self.key[i])]].append(float(self.alone(lost)[i] / rates[self.stretch[i]]))
+        return {kind: spread_of(found) for kind, found in values.items()}
 
 
-def _loads(kind: str, samples: KindSamples, observations: Sequence[Observation]) -> list[CostSample]:
-    """The loads of every kind that has the same weights: they read the same files.
+@dataclass(frozen=True)
+class _Run:
+    """How a run is cut: the times of the cuts, the number of its first stretch, and when each of its spans began."""
 
-    So a block at one resolution and at another, merged or not, has one load cost, and what drifted between their runs
-    does not pass for a difference between the kinds.
+    cuts_s: list[float]
+    first: int
+    starts_s: dict[tuple[Operation, int], float]
+
+    def stretch_at(self, at_s: float) -> int:
+        return self.first + bisect_right(self.cuts_s, at_s)
+
+
+def _cuts_s(trace: Trace) -> list[float]:
+    pieces = max(1, min(round(trace.makespan_s / STRETCH_S), len(trace.of("execute")) // STRETCH_VISITS))
+    return [trace.makespan_s * i / pieces for i in range(1, pieces)]
+
+
+def _groups(runs: Sequence[Seen]) -> dict[str, str]:
+    """For each kind the first of all kinds that have the same weights: their loads read the same files.
+
+    So a block at one resolution and at another, merged or not, has one load cost.
     """
     weights: dict[str, set[str]] = defaultdict(set)
-    for observation in observations:
-        for stage in observation.workload.stages:
-            for block in stage.blocks:
-                weights[block.kind].add(block.weights)
-    same = (other for other in weights if weights[other] == weights[kind])
-    return [sample for other in same for sample in samples["load"].get(other, [])]
+    for seen in runs:
+        for visit in seen.workload.visits:
+            weights[visit.block.kind].add(visit.block.weights)
+    first: dict[frozenset[str], str] = {}
+    return {kind: first.setdefault(frozenset(found), kind) for kind, found in weights.items()}
 
 
-def _workspace(kind: str, observations: Sequence[Observation]) -> int | None:
-    found = [o.result.workspace_bytes[kind] for o in observations if kind in o.result.workspace_bytes]
-    return round(statistics.median(found)) if found else None
-
-
-def _first_touch_rate(observations: Sequence[Observation], conditions: Conditions) -> float | None:
-    """Bytes/s at which memory is touched first: the fresh bytes of all runs over what their loads took too long.
-
-    Too long is measured against the same loads in the nearest run whose memory was touched before. What contention
-    does to a load depends on when its touching ends, so the rate is found by going round. None where fresh memory
-    costs nothing that shows.
-    """
-    runs = [
-        (observation, _usual(observations, place, "load", cold=True))
-        for place, observation in enumerate(observations)
-        if observation.purpose == EXECUTIONS
-    ]
-    rate: float | None = None
-    for _ in range(FIRST_TOUCH_STEPS):
-        before, fresh_bytes, extra_s = rate, 0, 0.0
-        for observation, usual in runs:
-            for sample in _samples_under(observation, replace(conditions, first_touch_bytes_per_s=rate)):
-                if sample.fresh_bytes and sample.kind in usual:
-                    fresh_bytes += sample.fresh_bytes
-                    extra_s += sample.seconds - usual[sample.kind] + (sample.fresh_bytes / rate if rate else 0.0)
-        rate = fresh_bytes / extra_s if extra_s > 0 else None
-        if rate is None or (before is not None and abs(rate / before - 1) < 1e-9):
-            break
-    return rate
-
-
-def _median_slowdown(observations: Sequence[Observation], operation: Operation, conditions: Conditions) -> float:
-    found = []
-    for place, observation in enumerate(observations):
-        if observation.purpose != OVERLAP:
-            continue
-        usual = _usual(observations, place, operation)
-        samples = _samples_under(observation, conditions)
-        found.append(slowdown((s for s in samples if s.operation == operation and not s.cold), usual))
-    return statistics.median(found) if found else 1.0
-
-
-def _usual(
-    observations: Sequence[Observation], place: int, operation: Operation, *, cold: bool = False
-) -> dict[str, float]:
-    """Mean seconds by kind in the runs of the same workload nearest to the one at `place` that had no overlap.
-
-    Of loads either the first ones (`cold`) or the others.
-    """
-    nearest: dict[str, tuple[int, list[CostSample]]] = {}
-    for i, observation in enumerate(observations):
-        if observation.workload.name != observations[place].workload.name:
-            continue
-        for samples in _alone([observation]):
-            for kind, values in _samples(s for s in samples if s.cold == cold)[operation].items():
-                # Executions: those that found their weights in memory count, whatever is nearer.
-                rank = abs(i - place) + (len(observations) if observation.purpose == LOADS else 0)
-                if kind not in nearest or rank < nearest[kind][0]:
-                    nearest[kind] = rank, values
-    return {kind: statistics.fmean(s.seconds for s in values) for kind, (_, values) in nearest.items()}
-
-
-def _largest(observation: Observation) -> int:
-    visits = observation.workload.visits
-    return max(visit.block.workspace_bytes for visit in visits) + observation.workload.weights_bytes
-
-
-def _provenance(observations: Sequence[Observation]) -> Provenance:
-    header = observations[0].trace.header
-    names = dict.fromkeys(o.workload.name for o in observations)
-    machine = header.machine
-    derived = {
-        "executor.flops_per_s": "arithmetic of all blocks over their time",
-        "loader.first_touch_bytes_per_s": "loads into new memory against the same loads into used memory",
-        "executor.launch_s": "median time between a visit's being possible and its start; contained in exec_s",
-        "loader.bandwidth_bytes_per_s": "line through the loads of all kinds",
-        "loader.latency_s": "line through the loads of all kinds",
-    }
-    return Provenance(
-        device=f"{machine['processor']}, {machine['compute_threads']} of {machine['cores']} cores compute",
-        os=f"{machine['system']} {machine['release']}",
-        source=f"cidl calibrate, {len(observations)} runs of {', '.join(names)}",
-        mark="measured",
-        date=header.date,
-        versions=header.versions,
-        process_bytes=round(statistics.median(o.result.baseline_bytes for o in observations)),
-        figures={
-            "memory_limit_bytes": Figure(source="chosen, not a property of the machine", mark="assumed"),
-            **{key: Figure(source=source, mark="derived") for key, source in derived.items()},
-        },
-    )
+def _agree(a: Conditions, b: Conditions) -> bool:
+    figures = [(a.latency_s, b.latency_s), (a.first_touch_bytes_per_s or 0.0, b.first_touch_bytes_per_s or 0.0)]
+    return all(math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12) for x, y in figures)

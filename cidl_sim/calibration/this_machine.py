@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from cidl_sim.calibration.fit import fit_device
-from cidl_sim.calibration.microbenchmark import OVERLAP, PURPOSES, Observation, observe
+from cidl_sim.calibration.microbenchmark import ALTERNATING, PURPOSES, observe
+from cidl_sim.calibration.profile import Observation, fit_device
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.progress import Progress, silent
 from cidl_sim.devices.catalog import THIS_MACHINE
-from cidl_sim.executor.job import ComputeDevice
+from cidl_sim.executor.job import ComputeDevice, JobResult
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.pipeline import RunSettings
 
 # Computing on every core has to be this much faster with a load beside it before the loader loses its core:
 # such runs come out very differently from minute to minute.
-CLEARLY_FASTER = 0.9
+CLEARLY_FASTER = 0.95
 Target = tuple[BlockStore, RunSettings]
 
 
@@ -65,17 +65,31 @@ class Calibration:
         for i, (store, settings) in enumerate(self._targets):
             for purpose in PURPOSES:
                 # The run that chose the number of threads is the first round's.
-                if chose is None or (i, purpose) != (0, OVERLAP):
+                if chose is None or (i, purpose) != (0, ALTERNATING):
                     found = observe(
                         store,
                         settings,
                         purpose,
                         self._threads,
                         self._on_progress,
+                        process=self._process,
                         compute_device=self._compute_device,
                     )
                     self.observations.append(found)
                     yield
+
+    @property
+    def _process(self) -> JobResult | None:
+        """The most that the process took in any run so far."""
+        results = [observation.result for observation in self.observations]
+        return (
+            JobResult(
+                baseline_bytes=max(result.baseline_bytes for result in results),
+                excess_bytes=max(result.excess_bytes for result in results),
+            )
+            if results
+            else None
+        )
 
     def device(self) -> DeviceProfile:
         """The profile of this machine, with room for all weights."""
@@ -102,7 +116,7 @@ def _compute_threads(target: Target, on_progress: Progress) -> tuple[int, Observ
     cores = os.cpu_count() or 1
     if cores == 1:
         return 1, None
-    all_but_one, on_all = (observe(*target, OVERLAP, n, on_progress) for n in (cores - 1, cores))
-    if on_all.trace.makespan_s < CLEARLY_FASTER * all_but_one.trace.makespan_s:
+    all_but_one, on_all = (observe(*target, ALTERNATING, n, on_progress) for n in (cores - 1, cores))
+    if on_all.seen.trace.makespan_s < CLEARLY_FASTER * all_but_one.seen.trace.makespan_s:
         return cores, on_all
     return cores - 1, all_but_one

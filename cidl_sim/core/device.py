@@ -5,10 +5,10 @@ from __future__ import annotations
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
@@ -83,10 +83,18 @@ class ThermalStep(Record):
 
 
 class Figure(Record):
-    """Where one figure of the profile comes from."""
+    """Where one figure of the profile comes from, and between what it lies in nine of ten cases, if that is known."""
 
     source: str
     mark: Mark
+    low: float | None = None
+    high: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _known_ends_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Profiles from before keep their identity.
+        data: dict[str, Any] = handler(self)
+        return {name: value for name, value in data.items() if name in ("source", "mark") or value is not None}
 
 
 class Provenance(Record):

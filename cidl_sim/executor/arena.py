@@ -57,13 +57,10 @@ class Slot:
 class Arena:
     """`capacity_bytes` of address space; physical memory is taken when a slot is first written.
 
-    `maximum_bytes` is how far it may grow. With `rotate` all of it is touched at once, and each slot lies behind the
-    one before, through the whole arena, instead of where it costs least memory: calibration wants loads to land as
-    they do under plans that hold many blocks, and memory that was just used takes them up to a third faster. Not
-    thread-safe: the caller's lock guards every method.
+    `maximum_bytes` is how far it may grow. Not thread-safe: the caller's lock guards every method.
     """
 
-    def __init__(self, capacity_bytes: int, maximum_bytes: int = 0, *, rotate: bool = False) -> None:
+    def __init__(self, capacity_bytes: int, maximum_bytes: int = 0) -> None:
         self.capacity_bytes = _round_up(max(capacity_bytes, PAGE))
         self._mapped_bytes = max(self.capacity_bytes, _round_up(maximum_bytes))
         self._fd = _anonymous_file(self._mapped_bytes)
@@ -72,16 +69,8 @@ class Arena:
         self._holes: list[Extent] = [(0, self.capacity_bytes)]
         self._touched: list[Extent] = []
         self._spare: list[Slot] = []
-        self._rotate = rotate
-        self._last_end = 0
         self.peak_touched_bytes = 0
         self.stitched_slots = 0
-        if rotate:
-            # One byte a page: Python's own way to touch memory, everywhere.
-            whole = (ctypes.c_char * self.capacity_bytes).from_address(self._base)
-            memoryview(whole).cast("B")[::PAGE] = bytes(self.capacity_bytes // PAGE)
-            self._touched = [(0, self.capacity_bytes)]
-            self.peak_touched_bytes = self.capacity_bytes
 
     @property
     def touched_bytes(self) -> int:
@@ -98,21 +87,11 @@ class Arena:
         if sum(length for _, length in self._holes) < needed:
             raise MemoryError(f"the arena of {self.capacity_bytes} bytes has no room for {needed} more")
         free_touched = _intersection(self._holes, self._touched)
-        extent = self._next(needed) if self._rotate else self._contiguous(needed, free_touched)
+        extent = self._contiguous(needed, free_touched)
         if extent is not None:
             self._holes = _without(self._holes, extent)
             return self._taken(Slot(self._base + extent[0], needed, (extent,)))
         return self._taken(self._reuse(needed, free_touched) or self._stitch(needed, free_touched))
-
-    def _next(self, needed: int) -> Extent | None:
-        """The first place behind the slot that was taken last, going round; None if no single hole is large enough."""
-        starts = [max(offset, min(self._last_end, end)) for offset, end in _ends(self._holes)]
-        ahead = [(at, end) for at, (_, end) in zip(starts, _ends(self._holes), strict=True) if end > self._last_end]
-        for start, end in [*ahead, *_ends(self._holes)]:
-            if end - start >= needed:
-                self._last_end = start + needed
-                return start, needed
-        return None
 
     def _contiguous(self, needed: int, free_touched: list[Extent]) -> Extent | None:
         """The lowest place in one hole that uses all the touched bytes it can, or None if only several holes do."""
@@ -137,12 +116,7 @@ class Arena:
         self._holes = _merged([*self._holes, *slot.extents])
 
     def trim(self, keep_bytes: int) -> None:
-        """Give free pages back to the kernel until at most `keep_bytes` are touched, if that many are free.
-
-        An arena that rotates keeps them: where its slots lie must not matter.
-        """
-        if self._rotate:
-            return
+        """Give free pages back to the kernel until at most `keep_bytes` are touched, if that many are free."""
         excess = self.touched_bytes - keep_bytes
         for offset, length in reversed(_intersection(self._holes, self._touched)):
             if excess <= 0:
@@ -247,11 +221,6 @@ def _length(extent: Extent) -> int:
 
 def _length_of(extents: list[Extent]) -> int:
     return sum(length for _, length in extents)
-
-
-def _ends(extents: list[Extent]) -> list[tuple[int, int]]:
-    """Extents as (start, end)."""
-    return [(offset, offset + length) for offset, length in extents]
 
 
 def _round_up(size: int) -> int:

@@ -40,8 +40,8 @@ class Job(Record):
     and folder for each prompt, or are empty. `options` are those of the model's family. `saved_run`: the file that
     keeps the run's state after each denoising step; with `resume` the run goes on from it. `device`: "cpu", or an
     accelerator whose memory the plan's limit is then about. `backend`: PyTorch with the blocks of a store, or what runs
-    the packages of the export that `store` then is, on `compute_units` (of Core ML). `sample_memory` and `rotate_slots`
-    are for calibration.
+    the packages of the export that `store` then is, on `compute_units` (of Core ML). `sample_memory` is for
+    calibration.
     """
 
     plan: Plan
@@ -62,7 +62,6 @@ class Job(Record):
     backend: BackendName = "torch"
     compute_units: ComputeUnits = "all"
     sample_memory: bool = False
-    rotate_slots: bool = False
 
 
 class JobResult(Record):

@@ -19,12 +19,11 @@ MakeBackend = Callable[[int, int | None], Backend]  # of the bytes for weights, 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run asks of its back end: the rows of tables that are read, where to compute, how slots are used."""
+    """What a run asks of its back end: the rows of tables that are read, and where to compute."""
 
     token_ids: Tensor
     device: ComputeDevice = "cpu"
     compute_units: ComputeUnits = "all"
-    rotate_slots: bool = False
 
 
 @dataclass(frozen=True)

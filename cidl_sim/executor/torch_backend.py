@@ -97,17 +97,15 @@ class TorchBackend:
         stages: Sequence[StageDefinition],
         capacity_bytes: int,
         token_ids: Tensor,
-        *,
-        rotate_slots: bool = False,
     ) -> None:
-        """See `BlockModules`; weights may take `capacity_bytes`. `rotate_slots`: see `Arena`."""
+        """See `BlockModules`; weights may take `capacity_bytes`."""
         self.fall_backs: list[str] = []
         self._store = store
         self._modules = BlockModules(store, stages, token_ids)
         # Every slot is rounded up to pages.
         self._rounding = PAGE * len(self._modules.layouts)
         everything = sum(self._modules.bytes_to_load(weights) for weights in self._modules.layouts)
-        self._arena = Arena(capacity_bytes + self._rounding, everything + self._rounding, rotate=rotate_slots)
+        self._arena = Arena(capacity_bytes + self._rounding, everything + self._rounding)
         self._slots: dict[str, Slot] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._heap = Heap()

@@ -78,7 +78,7 @@ def do(job: Job, on_progress: Progress = silent) -> JobResult:
     threads = plan.compute_threads or max(1, (os.cpu_count() or 2) - plan.channels)
     torch.set_num_threads(threads)
     warm_up()
-    make_backend = prepared.backend(Wanted(program.token_ids, job.device, job.compute_units, job.rotate_slots))
+    make_backend = prepared.backend(Wanted(program.token_ids, job.device, job.compute_units))
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
     prepare_memory(charged, limit)

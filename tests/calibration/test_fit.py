@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cidl_sim.calibration.fit import BASELINE_MARGIN_BYTES, drift, fit_device, load_line, relative_spread, slowdown
-from cidl_sim.calibration.microbenchmark import EXECUTIONS, LOADS, OVERLAP, ROTATING, Observation
+from cidl_sim.calibration.fit import Seen, fit_machine
+from cidl_sim.calibration.microbenchmark import ALTERNATING, PURPOSES, RETAINED, alternating
+from cidl_sim.calibration.profile import BASELINE_MARGIN_BYTES, Observation, fit_device, learned
+from cidl_sim.calibration.robust import lost_to_overlap
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise
-from cidl_sim.core.samples import Conditions, samples_of
+from cidl_sim.core.estimates import load_line
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.executor.job import JobResult
@@ -22,29 +26,34 @@ MACHINE = {"processor": "p", "cores": 2, "compute_threads": 1, "system": "s", "r
 def workload() -> Workload:
     blocks = [
         Block(name=f"b{i}", kind=f"k{i % 2}", weights=f"b{i}", weight_bytes=10 + 10 * (i % 2), flops=20)
-        for i in range(4)
+        for i in range(6)
     ]
     return Workload(name="w", stages=[Stage(name="s", rounds=20, blocks=blocks)])
+
+
+def plan_of(purpose: str, device: DeviceProfile) -> Plan:
+    if purpose == ALTERNATING:
+        return alternating(workload(), with_value(device, "memory_limit_bytes", 45))
+    return make_plan(purpose, workload(), device)
+
+
+def seen(device: DeviceProfile, policy: str, seed: int | None = None) -> Seen:
+    trace = simulate(workload(), device, plan_of(policy, device), seed=seed)
+    header = trace.header.model_copy(update={"machine": MACHINE, "date": "2026-01-01", "versions": {"torch": "1"}})
+    return Seen(workload(), trace.model_copy(update={"header": header}))
 
 
 def observations(device: DeviceProfile, seed: int | None = None, repeats: int = 1) -> list[Observation]:
     result = []
     for repeat in range(repeats):
-        for policy in (LOADS, EXECUTIONS, OVERLAP):
+        for policy in PURPOSES:
             run_seed = None if seed is None else seed + 100 * repeat + len(policy)
-            # Runs that rotate find all memory touched.
-            touched = device.loader.model_copy(update={"first_touch_bytes_per_s": None})
-            actual = device.model_copy(update={"loader": touched}) if policy in ROTATING else device
-            trace = simulate(workload(), actual, make_plan(policy, workload(), device), seed=run_seed)
-            header = trace.header.model_copy(
-                update={"machine": MACHINE, "date": "2026-01-01", "versions": {"torch": "1"}}
-            )
             reported = JobResult(baseline_bytes=1000, excess_bytes=50, workspace_bytes={"k0": 7})
-            result.append(Observation(workload(), trace.model_copy(update={"header": header}), reported))
+            result.append(Observation(seen(device, policy, run_seed), reported))
     return result
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     bandwidth=st.floats(1, 100),
     flops=st.floats(1, 100),
@@ -76,14 +85,14 @@ def test_known_parameters_are_recovered_from_quiet_traces(
     assert fitted.executor.flops_per_s == pytest.approx(flops, rel=1e-6)
     assert fitted.measured["k0"].load_s == pytest.approx(latency + 10 / bandwidth)
     assert fitted.measured["k1"].exec_s == pytest.approx(20 / flops)
-    assert fitted.measured["k1"].samples >= 38  # the first round is executed while loads come in
+    assert fitted.measured["k1"].samples == 2 * 60
     assert fitted.executor.slowdown_while_loading == pytest.approx(while_loading, rel=1e-6)
     if latency < 0.99 * 20 / flops:  # else executions end before a transfer begins, and nothing shows
         assert fitted.loader.slowdown_while_executing == pytest.approx(while_executing, rel=1e-4)
     assert max(fitted.noise.load, fitted.noise.execute) < 1e-9
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(
     seed=st.integers(0, 10**6),
     bandwidth=st.floats(5, 20),
@@ -129,12 +138,25 @@ def test_what_a_run_shares_is_drift_and_no_noise():
     assert fitted.noise.execute_drift == pytest.approx(0.05, rel=0.4)
 
 
-def test_two_runs_say_nothing_about_drift():
+def test_one_run_says_nothing_about_drift():
     truth = DeviceProfile(
-        name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=1), executor=Executor(flops_per_s=1),
+        name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=10), executor=Executor(flops_per_s=10),
         noise=Noise(load_drift=0.5),
     )  # fmt: skip
-    assert drift(observations(truth, seed=1)[:2], "load", Conditions()) == 0.0
+    assert fit_device("f", observations(truth, seed=1)[1:]).noise.load_drift == 0.0
+
+
+def test_the_drift_of_few_runs_is_widened():
+    truth = DeviceProfile(
+        name="t",
+        memory_limit_bytes=10**6,
+        loader=Loader(bandwidth_bytes_per_s=100),
+        executor=Executor(flops_per_s=1000),
+    )
+    runs = [seen(with_value(truth, "loader.bandwidth_bytes_per_s", rate), ALTERNATING) for rate in (90.0, 100.0, 110.0)]
+    found = fit_machine(runs).load_fit
+    assert np.std(np.log(found.rates[:3]), ddof=1) == pytest.approx(0.1, rel=0.05)
+    assert found.drift == pytest.approx(0.1 * (4 / 3) ** 0.5 * 2.92 / 1.645, rel=0.05)
 
 
 def test_drift_between_runs_does_not_pass_for_contention():
@@ -162,14 +184,15 @@ def test_kinds_with_the_same_weights_have_one_load_cost():
             )
         ],
     )
-    seen = []
+    runs = []
     for device, load in ((quick, workload()), (slow, elsewhere)):
-        trace = simulate(load, device, make_plan(LOADS, load, device))
+        trace = simulate(load, device, make_plan("sequential", load, device))
         header = trace.header.model_copy(update={"machine": MACHINE})
-        seen.append(Observation(load, trace.model_copy(update={"header": header}), JobResult()))
-    measured = fit_device("f", seen).measured
-    assert measured["k0"].load_s == measured["k0.large"].load_s == pytest.approx(1.5)
-    assert measured["k1"].load_s == measured["k1.large"].load_s == pytest.approx(3)
+        runs.append(Observation(Seen(load, trace.model_copy(update={"header": header})), JobResult()))
+    measured = fit_device("f", runs).measured
+    # Halfway between two runs that count alike, one twice as slow as the other.
+    assert measured["k0"].load_s == measured["k0.large"].load_s == pytest.approx(2**0.5)
+    assert measured["k1"].load_s == measured["k1.large"].load_s == pytest.approx(2 * 2**0.5)
 
 
 def test_cold_loads_are_told_apart_where_they_differ():
@@ -181,9 +204,9 @@ def test_cold_loads_are_told_apart_where_they_differ():
     load = Workload(name="w", stages=[Stage(name="s", rounds=5, blocks=blocks)])
     trace = simulate(load, cold, make_plan("sequential", load, cold))
     header = trace.header.model_copy(update={"machine": MACHINE})
-    seen = Observation(load, trace.model_copy(update={"header": header}), JobResult())
-    found = fit_device("f", [seen]).measured["k"]
-    assert (found.load_s, found.cold_load_s) == (pytest.approx(2.0), pytest.approx(5.0))
+    found = fit_device("f", [Observation(Seen(load, trace.model_copy(update={"header": header})), JobResult())])
+    assert found.measured["k"].load_s == pytest.approx(2.0)
+    assert found.measured["k"].cold_load_s == pytest.approx(5.0)
 
 
 def test_the_baseline_is_what_was_charged_and_a_margin():
@@ -205,18 +228,98 @@ def test_a_line_that_would_cross_below_zero_goes_through_it():
 
 
 def test_without_overlap_there_is_no_slowdown_to_be_seen():
-    assert slowdown([], {}) == 1.0
     truth = DeviceProfile(
-        name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=1), executor=Executor(flops_per_s=1)
-    )
-    fitted = fit_device("f", observations(truth)[:1])
-    assert (fitted.loader.slowdown_while_executing, fitted.executor.slowdown_while_loading) == (1.0, 1.0)
+        name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=1, slowdown_while_executing=2),
+        executor=Executor(flops_per_s=1, slowdown_while_loading=2),
+    )  # fmt: skip
+    alone = fit_machine([seen(truth, "sequential")])
+    assert (alone.load_slowdown, alone.execution_slowdown) == (None, None)
 
 
-def test_few_samples_say_nothing_about_spread():
-    truth = DeviceProfile(
-        name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=1), executor=Executor(flops_per_s=1)
+def test_a_run_that_is_slow_all_along_shows_no_contention():
+    """What the former fit took for a slowdown of 3.84: an overlapped run beside a quicker one without."""
+    quick = DeviceProfile(
+        name="t", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=10), executor=Executor(flops_per_s=4)
     )
-    few = Workload(name="w", stages=[Stage(name="s", rounds=2, blocks=workload().stages[0].blocks)])
-    trace = simulate(few, truth, make_plan("sequential", few, truth))
-    assert relative_spread([samples_of(trace)], "load") == 0.0
+    slow = with_value(quick, "loader.bandwidth_bytes_per_s", 6)
+    found = fit_machine([seen(quick, RETAINED), seen(slow, ALTERNATING), seen(quick, "sequential")])
+    assert found.load_slowdown.value == pytest.approx(1)
+    assert found.execution_slowdown.value == pytest.approx(1)
+
+
+def test_an_interval_holds_the_slowdown_under_noise():
+    truth = DeviceProfile(
+        name="t", memory_limit_bytes=10**6,
+        loader=Loader(bandwidth_bytes_per_s=10, slowdown_while_executing=1.5),
+        executor=Executor(flops_per_s=10, slowdown_while_loading=1.2), noise=Noise(load=0.1, execute=0.1),
+    )  # fmt: skip
+    held = 0
+    for seed in range(10):
+        found = fit_machine([seen(truth, ALTERNATING, 10 * seed + i) for i in range(2)]).load_slowdown
+        held += found.low <= 1.5 <= found.high
+        assert found.low < found.value < found.high
+    assert held >= 7
+
+
+def test_hiccups_do_not_pass_for_contention():
+    chance = np.random.default_rng(1)
+    overlapped = np.arange(400) % 2 == 0
+    seconds = np.where(chance.random(400) < 0.1, 3.0, 1.0) * chance.normal(1, 0.05, 400)
+    overlap = np.where(overlapped, np.minimum(seconds, 0.9), 0.0)
+    found = lost_to_overlap(seconds, overlap, np.zeros(400, int), np.zeros(400, int))
+    assert found.value < 0.03
+
+
+# Learning from runs
+
+
+QUICK = DeviceProfile(
+    name="this", memory_limit_bytes=10**6, loader=Loader(bandwidth_bytes_per_s=10), executor=Executor(flops_per_s=10),
+    noise=Noise(load=0.05, execute=0.05, load_drift=0.1, execute_drift=0.1),
+)  # fmt: skip
+
+
+def known() -> DeviceProfile:
+    return fit_device("this", observations(QUICK), 45)
+
+
+def test_a_run_teaches_the_rates_of_now():
+    slow = with_value(QUICK, "loader.bandwidth_bytes_per_s", 5)
+    before = known()
+    once = learned(before, [seen(slow, "next_block")])
+    # The run counts twice as much as everything before it.
+    assert once.measured["k0"].load_s == pytest.approx(before.measured["k0"].load_s * 2 ** (2 / 3), rel=1e-6)
+    thrice = learned(before, [seen(slow, "next_block")] * 3)
+    assert thrice.measured["k0"].load_s == pytest.approx(before.measured["k0"].load_s * 2 ** (14 / 15), rel=1e-6)
+    assert thrice.measured["k1"].exec_s == pytest.approx(before.measured["k1"].exec_s, rel=1e-6)
+    assert thrice.noise.load_drift > before.noise.load_drift
+    assert (thrice.memory_limit_bytes, thrice.baseline_bytes) == (45, before.baseline_bytes)
+    assert thrice.provenance.source == (
+        "cidl calibrate, 2 runs of w; learned from 3 runs, last next_block of w, next_block of w, next_block of w"
+    )
+    assert "learned from 4 runs" in learned(thrice, [seen(slow, "next_block")]).provenance.source
+
+
+def test_a_kind_that_no_run_had_follows_the_rates_of_now():
+    slow = with_value(QUICK, "loader.bandwidth_bytes_per_s", 5)
+    other = Measured(load_s=7.0, exec_s=3.0)
+    before = known()
+    before = before.model_copy(update={"measured": {**before.measured, "other": other}})
+    after = learned(before, [seen(slow, "next_block")])
+    assert after.measured["other"].load_s == pytest.approx(7 * 2 ** (2 / 3), rel=1e-6)
+    assert after.measured["other"].exec_s == pytest.approx(3.0, rel=1e-6)
+
+
+def test_a_kind_that_only_runs_had_is_added():
+    before = known()
+    before = before.model_copy(update={"measured": {"k0": before.measured["k0"]}})
+    after = learned(before, [seen(QUICK, "next_block")])
+    assert after.measured["k1"].load_s == pytest.approx(2.0, rel=1e-6)
+    assert after.measured["k1"].exec_s == pytest.approx(2.0, rel=1e-6)
+    assert after.measured["k1"].weight_bytes == 20
+
+
+def test_contention_that_a_run_does_not_show_stays_as_it_was():
+    before = with_value(known(), "loader.slowdown_while_executing", 1.7)
+    after = learned(before, [seen(QUICK, "sequential")])
+    assert after.loader.slowdown_while_executing == 1.7

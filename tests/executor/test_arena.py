@@ -164,22 +164,6 @@ def test_touched_pages_are_used_again_before_new_ones():
         assert arena.touched_bytes == 2 * PAGE
 
 
-def test_rotating_slots_go_round_the_whole_arena():
-    arena = Arena(8 * PAGE, rotate=True)
-    seen = []
-    for _ in range(6):
-        slot = arena.take(3 * PAGE)
-        seen.append(slot.extents[0][0] // PAGE)
-        arena.give_back(slot)
-    assert seen == [0, 3, 0, 3, 0, 3]
-    assert arena.touched_bytes == 8 * PAGE
-    arena.trim(0)
-    assert arena.touched_bytes == 8 * PAGE
-    held = arena.take(2 * PAGE)
-    assert not pages_of(held) & pages_of(arena.take(5 * PAGE))
-    arena.close()
-
-
 def test_a_full_arena_says_what_did_not_fit():
     with arena_of(2) as arena:
         arena.take(PAGE)

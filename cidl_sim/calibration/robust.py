@@ -34,6 +34,8 @@ _WIDER = 1.3
 # A hiccup counts as this many times the usual at the most.
 _HICCUP = 3.0
 _ROUNDS = 60
+# By how much machines differ from run to run where little is known, and for how many runs that counts.
+_USUAL_DRIFT, _USUAL_FREEDOM = 0.08, 3
 
 
 @dataclass(frozen=True)
@@ -143,12 +145,17 @@ def _change(logs: Floats) -> float:
 
 
 def _expected_drift(logs: Floats) -> float:
-    """The relative standard deviation of the next run's rate: what few runs showed, widened as Student's t says."""
+    """The relative standard deviation of the next run's rate: what few runs showed, widened as Student's t says.
+
+    With few runs what is usual counts as well, as a scaled inverse chi-squared prior of the variance.
+    """
     count = len(logs)
     if count < 2 or np.ptp(logs) < 1e-9:
         return 0.0
-    wider = special.stdtrit(count - 1, 0.95) / special.ndtri(0.95)
-    return float(np.std(logs, ddof=1) * np.sqrt(1 + 1 / count) * wider)
+    freedom = _USUAL_FREEDOM + count - 1
+    variance = (_USUAL_FREEDOM * _USUAL_DRIFT**2 + (count - 1) * np.var(logs, ddof=1)) / freedom
+    wider = special.stdtrit(freedom, 0.95) / special.ndtri(0.95)
+    return float(np.sqrt(variance * (1 + 1 / count)) * wider)
 
 
 def _spread(residual: Floats) -> float:

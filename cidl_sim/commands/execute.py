@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -19,10 +20,13 @@ from cidl_sim.commands.console import (
     some_bytes,
 )
 from cidl_sim.commands.extra_options import extra_options
-from cidl_sim.core.errors import InputError, did_you_mean
+from cidl_sim.core.errors import CidlError, InputError, did_you_mean
 from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.files import read_text
+from cidl_sim.core.forecast import Forecast
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.trace import read_trace
+from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.macos import check_macos
 from cidl_sim.executor.job import BackendName, ComputeUnits, Job, JobResult, RunSummary, describe_mode, run_job
 from cidl_sim.pipelines.catalog import pipeline_of_plan
@@ -103,12 +107,56 @@ def run(
         backend=chosen,
         compute_units=units,
     )
-    with progress() as step:
-        # On an accelerator the limit is about its memory, which PyTorch is told to stay within.
-        kernel_limit = limit if device == "cpu" else None
-        result = run_job(job, kernel_limit_bytes=kernel_limit, on_progress=lambda *state: step("run", *state))
-    summary = _summary(pipeline, out, outputs, limit, result)
-    show(summary, as_json, lambda: _told(outputs, result, limit))
+    result, more = _predicted_and_run(job, workload, limit)
+    summary = _summary(pipeline, out, outputs, limit, result, more)
+    show(summary, as_json, lambda: _told(outputs, summary, limit))
+
+
+def _predicted_and_run(job: Job, workload: Workload, limit_bytes: int) -> tuple[JobResult, dict[str, Any]]:
+    """Say what the run will take, run it, and let the kept profile of this machine learn from it."""
+    # That profile is of PyTorch on the processor; of anything else nothing is known.
+    is_known = job.device == "cpu" and job.backend == "torch"
+    predicted = _forecast(job.plan, workload, limit_bytes) if is_known else None
+    with tempfile.TemporaryDirectory(prefix="cidl-run-") as folder, progress() as step:
+        trace = job.trace or str(Path(folder) / "trace.json")
+        result = run_job(
+            job.model_copy(update={"forecast": predicted, "trace": trace}),
+            # On an accelerator the limit is about its memory, which PyTorch is told to stay within.
+            kernel_limit_bytes=limit_bytes if job.device == "cpu" else None,
+            on_progress=lambda *state: step("run", *state),
+        )
+        said = _learned(workload, Path(trace), result) if is_known else None
+    return result, {"predicted": predicted.prediction if predicted else None, "learned": said}
+
+
+def _forecast(plan: Plan, workload: Workload, limit_bytes: int) -> Forecast | None:
+    """What the kept profile of this machine says of the run; said before it starts."""
+    from cidl_sim.calibration.prediction import compute_threads, forecast, known_machine
+
+    device = known_machine(compute_threads(plan))
+    if device is None:
+        messages.print("not predicted: this machine has not been measured, this run will do that", highlight=False)
+        return None
+    try:
+        found = forecast(workload, plan, device, limit_bytes)
+    except CidlError as problem:
+        messages.print(f"not predicted: {problem}; this run will teach it", highlight=False)
+        return None
+    messages.print(
+        f"predicted: {found.makespan_s:.2f} s ({found.low_s:.2f} to {found.high_s:.2f} s in nine of ten runs), by the "
+        f"profile {device.name}",
+        highlight=False,
+    )
+    return found
+
+
+def _learned(workload: Workload, trace: Path, result: JobResult) -> str | None:
+    from cidl_sim.calibration.prediction import learn
+
+    said = learn(workload, read_trace(trace), result)
+    if said:
+        messages.print(said, highlight=False)
+    return said
 
 
 def demo(
@@ -157,11 +205,15 @@ def _backend_named(backend: str, compute_units: str | None, device: str) -> tupl
     return cast(BackendName, backend), cast(ComputeUnits, compute_units or "all")
 
 
-def _told(outputs: list[Path], result: JobResult, limit_bytes: int) -> str:
+def _told(outputs: list[Path], result: RunSummary, limit_bytes: int) -> str:
     """A finished run in one sentence."""
+    seconds = f"{result.makespan_s:.2f} s"
+    if result.predicted is not None and result.makespan_s:
+        off = result.predicted.makespan_s / result.makespan_s - 1
+        seconds += f" (predicted {result.predicted.makespan_s:.2f} s, {off:+z.0%})"
     kernel = f", {result.peak_kernel_bytes / 1e6:.0f} MB as the kernel saw it" if result.peak_kernel_bytes else ""
     return (
-        f"{', '.join(map(str, outputs))}: {result.makespan_s:.2f} s, {result.evaluations} evaluations, peak "
+        f"{', '.join(map(str, outputs))}: {seconds}, {result.evaluations} evaluations, peak "
         f"{result.peak_resident_bytes / 1e6:.0f} MB accounted{kernel}, limit {limit_bytes / 1e6:.0f} MB held by "
         f"{describe_mode(result.enforced_by)}"
     )
@@ -185,11 +237,13 @@ def _prompts(plan: Plan, prompt: str | None, file: Path | None) -> tuple[str, ..
     return tuple(prompts)
 
 
-def _summary(pipeline: Pipeline, out: Path, outputs: list[Path], limit_bytes: int, result: JobResult) -> RunSummary:
+def _summary(
+    pipeline: Pipeline, out: Path, outputs: list[Path], limit_bytes: int, result: JobResult, more: dict[str, Any]
+) -> RunSummary:
     named, files = str(out), tuple(map(str, outputs))
     videos = {"video": named, "videos": files} if pipeline.output == "video" else {}
     return RunSummary.model_validate(
-        {**dict(result), **videos, "output": named, "outputs": files, "memory_limit_bytes": limit_bytes}
+        {**dict(result), **videos, **more, "output": named, "outputs": files, "memory_limit_bytes": limit_bytes}
     )
 
 

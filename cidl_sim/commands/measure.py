@@ -10,7 +10,6 @@ from cidl_sim.commands.console import (
     AsJson,
     ComputeDeviceOption,
     Option,
-    StoreOption,
     ThreadsOption,
     compute_device_named,
     progress,
@@ -25,35 +24,42 @@ from cidl_sim.pipelines.named import merged_settings
 from cidl_sim.report.tables import calibration_table, comparison_table, validation_lines
 
 if TYPE_CHECKING:
+    from cidl_sim.core.device import DeviceProfile
     from cidl_sim.executor.job import ComputeDevice
     from cidl_sim.validation.compare import MeasuredCase
 
 
 def calibrate(
-    store: StoreOption,
     out: Annotated[Path, Option("-o", help="The device file to write.")],
+    store: Annotated[Path | None, Option("--store", metavar="DIR", help="The block store to make runs with.")] = None,
+    from_trace: Annotated[
+        list[Path] | None,
+        Option("--from-trace", metavar="TRACE", help="Learn from this recorded run instead; several, oldest first."),
+    ] = None,
     workload_name: Annotated[
         str | None, Option("--workload", help="Measure the blocks of this named workload.")
     ] = None,
     repeats: Annotated[int, Option("--repeats", min=1, help="Runs of each kind, interleaved.")] = 3,
-    device_name: ComputeDeviceOption = "cpu",
+    device_name: Annotated[
+        str | None,
+        Option(
+            "--device",
+            metavar="DEVICE",
+            help="What computes: cpu, cuda or mps. With --from-trace: the profile that is to learn; else a new one.",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine with short real runs of a store's blocks and write a device profile."""
-    from cidl_sim.calibration.this_machine import measure_this_machine
-    from cidl_sim.executor.store import BlockStore
-
-    compute_device = compute_device_named(device_name)
-    opened = BlockStore.open(store)
-    with progress() as step:
-        targets = [(opened, _settings_for(opened, workload_name))]
-        observe = partial(step, "measure this machine")
-        device = measure_this_machine(
-            targets, observe, repeats=repeats, compute_device=compute_device, compute_threads=threads
-        )
+    """Measure this machine with short real runs of a store's blocks, or learn from recorded runs; write a profile."""
+    if (store is None) == (not from_trace):
+        raise InputError("give either --store (runs are made) or --from-trace (recorded runs)")
+    if store is not None:
+        device = _measured(store, workload_name, repeats, device_name or "cpu", threads)
+        device.write(this_machine_file())
+    else:
+        device = _learned(from_trace or [], workload_name, device_name)
     device.write(out)
-    device.write(this_machine_file())
     summary = {
         "device": device.name,
         "file": str(out),
@@ -64,6 +70,31 @@ def calibrate(
         "baseline_bytes": device.baseline_bytes,
     }
     show(summary, as_json, lambda: [calibration_table(device), f"profile in {out}"])
+
+
+def _measured(
+    store: Path, workload_name: str | None, repeats: int, compute_device: str, threads: int | None
+) -> DeviceProfile:
+    from cidl_sim.calibration.this_machine import measure_this_machine
+    from cidl_sim.executor.store import BlockStore
+
+    compute = compute_device_named(compute_device)
+    opened = BlockStore.open(store)
+    targets = [(opened, _settings_for(opened, workload_name))]
+    with progress() as step:
+        observe = partial(step, "measure this machine")
+        return measure_this_machine(targets, observe, repeats=repeats, compute_device=compute, compute_threads=threads)
+
+
+def _learned(files: list[Path], workload_name: str | None, device_name: str | None) -> DeviceProfile:
+    from cidl_sim.calibration.prediction import learned_from_traces
+    from cidl_sim.core.trace import read_trace
+    from cidl_sim.devices.catalog import find_device
+    from cidl_sim.pipelines.catalog import find_workload
+
+    device = None if device_name is None else find_device(device_name)
+    workload = None if workload_name is None else find_workload(workload_name)
+    return learned_from_traces(device, [read_trace(file) for file in files], workload)
 
 
 def validate(

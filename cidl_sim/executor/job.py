@@ -19,6 +19,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from cidl_sim.core.errors import CidlError, InfeasibleError, InputError, MachineError
 from cidl_sim.core.files import Record
+from cidl_sim.core.forecast import Forecast, Prediction
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.trace import EnforcedBy
@@ -41,7 +42,8 @@ class Job(Record):
     keeps the run's state after each denoising step; with `resume` the run goes on from it. `device`: "cpu", or an
     accelerator whose memory the plan's limit is then about. `backend`: PyTorch with the blocks of a store, or what runs
     the packages of the export that `store` then is, on `compute_units` (of Core ML). `sample_memory` is for
-    calibration.
+    calibration. `forecast`: what the run is expected to take; with it progress says how long it will still take, and
+    the trace what was estimated on the way.
     """
 
     plan: Plan
@@ -62,6 +64,7 @@ class Job(Record):
     backend: BackendName = "torch"
     compute_units: ComputeUnits = "all"
     sample_memory: bool = False
+    forecast: Forecast | None = None
 
 
 class JobResult(Record):
@@ -88,7 +91,8 @@ class JobResult(Record):
 class RunSummary(JobResult):
     """What `cidl run` says: the result, `output` as it was named, the files that were written, and the limit.
 
-    `video` and `videos` are the same again where videos were made; earlier versions knew nothing else.
+    `video` and `videos` are the same again where videos were made; earlier versions knew nothing else. `predicted`:
+    before the run, if this machine was known; `learned`: what its kept profile made of the run.
     """
 
     output: str
@@ -96,6 +100,8 @@ class RunSummary(JobResult):
     video: str | None = None
     videos: tuple[str, ...] | None = None
     memory_limit_bytes: int
+    predicted: Prediction | None = None
+    learned: str | None = None
 
     @model_serializer(mode="wrap")
     def _videos_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

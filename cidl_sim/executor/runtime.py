@@ -167,6 +167,16 @@ class Runtime:
             self.recorder.settled(now)
             self._changed.notify_all()
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began; 0 before it does."""
+        return self._now() if self._began else 0.0
+
+    def note(self, kind: str, **values: str | int | float | bool | None) -> None:
+        """Put an event into the trace, as of now."""
+        with self._changed:
+            self.recorder.event(self.elapsed_s, kind, **values)
+
     def interrupt(self, reason: BaseException) -> None:
         """Make the run end with `reason` after the visit under way. Takes no lock: for signal handlers.
 

@@ -33,6 +33,7 @@ from cidl_sim.executor.source import Prepared, Source, Wanted
 from cidl_sim.pipelines.catalog import pipeline_named, workload_of
 from cidl_sim.pipelines.pipeline import Feed, Pipeline
 from cidl_sim.pipelines.several import SeveralPrompts
+from cidl_sim.worker.estimating import Estimates
 from cidl_sim.worker.machine import Machine, Watch, warm_up
 from cidl_sim.worker.saving import Keeper, write_result, write_trace
 from cidl_sim.worker.sources import open_source
@@ -85,7 +86,14 @@ def do(job: Job, on_progress: Progress = silent) -> JobResult:
     peak = PeakMemory(charged)
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
     backend = make_backend(capacity, None if job.control else limit)
-    watch = Watch(workload, backend, peak, on_progress, sample=job.sample_memory)
+    estimates = Estimates(workload, job.forecast)
+    watch = Watch(
+        workload,
+        backend,
+        peak,
+        lambda done, total, stage: on_progress(done, total, stage + estimates.words),
+        sample=job.sample_memory,
+    )
     trace: Trace | None = None
     try:
         if job.control:
@@ -95,7 +103,7 @@ def do(job: Job, on_progress: Progress = silent) -> JobResult:
             runtime = Runtime(workload, plan, limits, backend)
             keeper = Keeper(job, pipeline, source.sha256, program, runtime)
             machine = Machine(backend, threads, baseline, limit, peak)
-            trace = _trace_of_run(job, runtime, program, keeper, watch, machine)
+            trace = _trace_of_run(job, runtime, program, keeper, watch, machine, estimates)
             makespan_s = trace.makespan_s
         touched = int(backend.figures()["touched_bytes"])
     finally:
@@ -121,11 +129,18 @@ def do(job: Job, on_progress: Progress = silent) -> JobResult:
 
 
 def _trace_of_run(
-    job: Job, runtime: Runtime, program: SeveralPrompts, keeper: Keeper, watch: Watch, machine: Machine
+    job: Job,
+    runtime: Runtime,
+    program: SeveralPrompts,
+    keeper: Keeper,
+    watch: Watch,
+    machine: Machine,
+    estimates: Estimates,
 ) -> Trace:
     """Run the plan; where a signal stops it, what was recorded until then is written first."""
 
     def observe(visit: Visit) -> None:
+        estimates(visit)
         watch(visit)
         keeper(visit)
 
@@ -133,6 +148,7 @@ def _trace_of_run(
         return runtime.recorder.finish(header_for(runtime.schedule.workload, job.plan, **machine.header_fields()))
 
     keeper.resume()
+    estimates.begin(runtime)
     try:
         with _stopped_by_signals(runtime):
             runtime.run(program, observe)

@@ -15,6 +15,7 @@ from cidl_sim.core.progress import Progress
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Backend
 from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process
+from cidl_sim.executor.processor import processor_name
 
 # Of what a trace names the versions, as far as it is installed.
 _LIBRARIES = ("cidl-sim", "torch", "transformers", "diffusers", "coremltools")
@@ -95,7 +96,7 @@ class Machine:
             "machine": {
                 "system": platform.system(),
                 "release": platform.release(),
-                "processor": _processor(),
+                "processor": processor_name(),
                 "cores": os.cpu_count() or 0,
                 "compute_threads": self._threads,
                 "measured_baseline_bytes": self._baseline_bytes,
@@ -106,14 +107,6 @@ class Machine:
             "versions": _versions(),
             "date": datetime.now(UTC).date().isoformat(),
         }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _versions() -> dict[str, str]:

@@ -156,7 +156,8 @@ def test_the_drift_of_few_runs_is_widened():
     runs = [seen(with_value(truth, "loader.bandwidth_bytes_per_s", rate), ALTERNATING) for rate in (90.0, 100.0, 110.0)]
     found = fit_machine(runs).load_fit
     assert np.std(np.log(found.rates[:3]), ddof=1) == pytest.approx(0.1, rel=0.05)
-    assert found.drift == pytest.approx(0.1 * (4 / 3) ** 0.5 * 2.92 / 1.645, rel=0.05)
+    usual_and_seen = ((3 * 0.08**2 + 2 * 0.1**2) / 5) ** 0.5
+    assert found.drift == pytest.approx(usual_and_seen * (4 / 3) ** 0.5 * 2.015 / 1.645, rel=0.05)
 
 
 def test_drift_between_runs_does_not_pass_for_contention():

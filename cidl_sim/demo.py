@@ -17,7 +17,7 @@ from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.files import Record, write_text
 from cidl_sim.core.progress import StepProgress, silent
-from cidl_sim.core.reports import ComparedPolicy, ErrorFigures
+from cidl_sim.core.reports import ComparedPolicy, ErrorFigures, ForeseenRun
 from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload
@@ -29,7 +29,7 @@ from cidl_sim.policies.catalog import make_plan
 from cidl_sim.quality import showcase
 from cidl_sim.report.timeline import draw_timelines
 from cidl_sim.validation.compare import MeasuredCase, report
-from cidl_sim.validation.runs import Scenario, run_scenarios
+from cidl_sim.validation.foreseen import Foreseen, run_foreseen
 
 PROMPT = "a red ball rolls over green grass"
 SIZES, SETTINGS = parse_name(DEMO)
@@ -65,6 +65,7 @@ class DemoSummary(Record):
     replay_error: ErrorFigures
     kendall_tau: float | None
     policies: dict[str, ComparedPolicy]
+    runs: tuple[ForeseenRun, ...]
     trained: showcase.ShowcaseSummary
 
 
@@ -97,16 +98,19 @@ def run_demo(
     workload.write(out / "workload.json")
     runs = out / "runs"
     control = _control(store, workload, device, runs, prompt, seed, on_step)
-    cases = run_scenarios(
-        [Scenario(policy, store, workload, policy, limit) for policy in POLICIES_TO_COMPARE],
+    foreseen = run_foreseen(
+        POLICIES_TO_COMPARE,
+        store,
+        workload,
         device,
         runs,
         prompt=prompt,
         seed=seed,
         repeats=repeats,
         on_run=lambda policy, done, total, stage: on_step(f"run {policy}", done, total, stage),
+        on_learned=lambda known: known.write(this_machine_file()),
     )
-    best = min(cases, key=lambda c: c.simulated.makespan_s)
+    cases, best = foreseen.cases, foreseen.best
     for file in ("plan.json", "video.mp4"):
         shutil.copyfile(runs / best.name / file, out / file)
     best.measured[-1].write(out / "trace.json")
@@ -115,8 +119,8 @@ def run_demo(
         out / "timeline.png",
         title=f"{workload.weights_bytes / 1e6:.0f} MB of weights under {device.memory_limit_bytes / 1e6:.0f} MB in all",
     )
-    trained = _trained(out / "trained", device, seed, on_step)
-    summary = _summary(prompt, workload, device, control, cases, best, trained)
+    trained = _trained(out / "trained", foreseen.device, seed, on_step)
+    summary = _summary(prompt, workload, device, control, foreseen, trained)
     write_text(out / "summary.json", summary.model_dump_json(indent=1) + "\n")
     hashes = {case.name: _sha256(runs / case.name / "video.mp4") for case in cases}
     return Demo(summary, cases, control, device, hashes)
@@ -191,10 +195,10 @@ def _summary(
     workload: Workload,
     device: DeviceProfile,
     control: JobResult,
-    cases: list[MeasuredCase],
-    best: MeasuredCase,
+    foreseen: Foreseen,
     trained: showcase.ShowcaseSummary,
 ) -> DemoSummary:
+    cases, best = foreseen.cases, foreseen.best
     figures = report(cases)
     kernel_peaks = [case.peak_kernel_bytes for case in cases if case.peak_kernel_bytes is not None]
     accounted = max(case.simulated.peak_resident_bytes for case in cases)
@@ -214,9 +218,10 @@ def _summary(
         best_policy=best.name,
         lpl=SETTINGS.lpl,
         tdtm=SETTINGS.tdtm,
-        prediction_error=figures.prediction_error,
+        prediction_error=foreseen.error,
         replay_error=figures.replay_error,
         kendall_tau=figures.kendall_tau,
         policies={row.policy: row for row in figures.policies},
+        runs=tuple(foreseen.runs),
         trained=trained,
     )

@@ -31,6 +31,7 @@ from cidl_sim.coreml.macos import check_macos
 from cidl_sim.executor.job import BackendName, ComputeUnits, Job, JobResult, RunSummary, describe_mode, run_job
 from cidl_sim.pipelines.catalog import pipeline_of_plan
 from cidl_sim.pipelines.pipeline import Pipeline
+from cidl_sim.report.foreseen import foreseen_table
 from cidl_sim.report.tables import comparison_table
 
 
@@ -181,8 +182,10 @@ def demo(
             "control, everything resident: "
             + ("[bold]killed by the kernel[/bold]" if killed else "finished: nothing held the limit"),
             comparison_table(list(summary.policies.values())),
-            "prediction: this machine was measured once, before the runs; shared machines drift meanwhile, "
-            "so it may be far off (docs/background/validation.md)",
+            foreseen_table(summary.runs),
+            f"predictions were made before each run with all that was known then: mean error "
+            f"{summary.prediction_error.mean:.1%}, largest {summary.prediction_error.max:.1%}; this machine's profile "
+            "has learned from every run (docs/background/validation.md)",
             f"in {out}: video.mp4 timeline.png trace.json plan.json summary.json (of {summary.best_policy})",
             *showcase.words(summary.trained, out / "trained"),
         ]

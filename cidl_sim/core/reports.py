@@ -250,6 +250,24 @@ class ErrorFigures(Record):
     max: float = Field(ge=0)
 
 
+class ForeseenRun(Record):
+    """A run that was predicted before it was made, with all that was known then, in nine of ten cases between two ends.
+
+    `error`: of the prediction, relative to what was measured, signed. `load_rate`, `execute_rate`: how fast the machine
+    was around the run, relative to the first look at it.
+    """
+
+    policy: str
+    repeat: int
+    predicted_s: float
+    low_s: float
+    high_s: float
+    measured_s: float
+    error: float
+    load_rate: float
+    execute_rate: float
+
+
 class ValidationReport(Record):
     """What `cidl validate` says. Spread and tau are None where one run or one policy cannot tell.
 

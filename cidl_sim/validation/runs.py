@@ -1,6 +1,6 @@
 """Real runs for a comparison, and the folder that they are recorded in.
 
-    FOLDER/device.toml
+    FOLDER/device.toml, and FOLDER/NAME/device.toml where a policy was planned with another one
     FOLDER/NAME/workload.json, plan.json, run-1.json.gz, run-2.json.gz, ...   (video.mp4 while they are made)
 
 The folder is all that a comparison needs: it can be repeated on another machine, without a store.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile, read_device
 from cidl_sim.core.errors import InputError, TraceError
+from cidl_sim.core.forecast import Forecast
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.progress import StepProgress, silent
 from cidl_sim.core.trace import Trace, read_trace
@@ -46,26 +47,6 @@ class Scenario:
     compute_device: ComputeDevice = "cpu"
 
 
-def run_scenarios(
-    scenarios: Sequence[Scenario],
-    device: DeviceProfile,
-    folder: Path,
-    *,
-    prompt: str,
-    seed: int = 42,
-    repeats: int = 1,
-    on_run: StepProgress = silent,
-) -> list[MeasuredCase]:
-    """Plan each scenario, then really run all of them under their limits, `repeats` times, interleaved.
-
-    InfeasibleError if a scenario's policy does not fit its limit, before anything runs.
-    """
-    cases = prepare(scenarios, device, folder)
-    for number in range(1, repeats + 1):
-        run_round(scenarios, cases, folder, number, prompt=prompt, seed=seed, on_run=on_run)
-    return cases
-
-
 def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) -> list[MeasuredCase]:
     """Plan each scenario and write what its runs need. InfeasibleError if a policy does not fit its limit."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,18 +74,29 @@ def run_round(
     *,
     prompt: str,
     seed: int = 42,
+    forecast: Forecast | None = None,
     before_run: Callable[[], None] = lambda: None,
     on_run: StepProgress = silent,
 ) -> None:
-    """Really run every scenario once under its limit; each case gets its trace. `before_run` is called before each."""
+    """Really run every scenario once under its limit; each case gets its trace. `before_run` is called before each.
+
+    With a `forecast`, of a single scenario, its trace holds what was estimated on the way.
+    """
     for scenario, case in zip(scenarios, cases, strict=True):
         before_run()
-        _run_once(scenario, case.plan, folder / scenario.name, number, prompt, seed, on_run)
+        _run_once(scenario, case.plan, folder / scenario.name, number, prompt, seed, on_run, forecast)
         case.measured.append(read_trace(folder / scenario.name / f"run-{number}.json.gz"))
 
 
 def _run_once(
-    scenario: Scenario, plan: Plan, folder: Path, number: int, prompt: str, seed: int, on_run: StepProgress
+    scenario: Scenario,
+    plan: Plan,
+    folder: Path,
+    number: int,
+    prompt: str,
+    seed: int,
+    on_run: StepProgress,
+    forecast: Forecast | None,
 ) -> JobResult:
     pipeline = pipeline_of_workload(scenario.workload)
     with tempfile.TemporaryDirectory(prefix="cidl-run-") as temporary:
@@ -119,6 +111,7 @@ def _run_once(
             outputs=(str(folder / f"{pipeline.output}{pipeline.suffixes[0]}"),),
             trace=str(raw),
             device=scenario.compute_device,
+            forecast=forecast,
         )
         result = run_job(
             job,
@@ -170,7 +163,11 @@ def read_runs(folder: Path) -> list[MeasuredCase]:
             traces.append(trace)
         if not traces:
             raise TraceError(f"{plan_file.parent}: no run-*.json or run-*.json.gz")
-        limited = with_value(device, "memory_limit_bytes", plan.memory_limit_bytes)
+        # Where runs were predicted one by one, each policy has a profile of its own.
+        own = plan_file.parent / DEVICE_FILE
+        limited = with_value(
+            read_device(own) if own.is_file() else device, "memory_limit_bytes", plan.memory_limit_bytes
+        )
         cases.append(MeasuredCase(plan_file.parent.name, workload, plan, limited, traces))
     if not cases:
         raise TraceError(f"{folder}: no recorded runs (folders with plan.json, workload.json and run-*.json.gz)")

@@ -24,7 +24,7 @@ from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.validation.runs import Scenario
 
-# The calibration runs sequential, next_block and a plan that keeps everything; these it has never seen.
+# The calibration runs a plan that alternates and one that keeps everything; these it has never seen.
 POLICIES = ("prefix:4", "spread:2", "spread:4", "spread:8", "lru", "on_device_sora", "spread")
 # Of the weights, so much may be in memory at a time.
 WEIGHTS_FRACTIONS = (0.15, 0.3, 0.5)

@@ -22,7 +22,8 @@ from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
 from cidl_sim.pipelines.open_sora.whole_model import WholeModel
 from cidl_sim.quality.shapes import BACKGROUNDS, caption, random_scene, render, seen_combinations
 
-SIZES = OPENSORA_TINY  # the scripts' own are ten times as slow
+# The scripts' own are ten times as slow, and each pair more is more matrices to make orthogonal in every step.
+SIZES = OPENSORA_TINY.model_copy(update={"stdit": OPENSORA_TINY.stdit.model_copy(update={"depth": 1})})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,17 +41,17 @@ def trained(one_thread, tmp_path_factory) -> tuple[Path, dict[str, list[float]]]
     out = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
     train_tokenizer(out / "tokenizer")
-    losses = {"spatial": [train_vae.train_spatial(out, steps, 4, 0, SIZES.vae) for steps in (5, 40)]}
-    make_spatial_latents(out, 40, 0, SIZES.vae)
-    losses["temporal"] = [train_vae.train_temporal(out, steps, 4, 0, SIZES.vae) for steps in (5, 40)]
-    losses["flow"] = [train_flow.train_flow(out, steps, 8, 0, SIZES) for steps in (5, 60)]
+    losses = {"spatial": [train_vae.train_spatial(out, steps, 4, 0, SIZES.vae) for steps in (5, 15)]}
+    make_spatial_latents(out, 20, 0, SIZES.vae)
+    losses["temporal"] = [train_vae.train_temporal(out, steps, 4, 0, SIZES.vae) for steps in (5, 15)]
+    losses["flow"] = [train_flow.train_flow(out, steps, 8, 0, SIZES) for steps in (5, 50)]  # a figure is logged then
     return out, losses
 
 
 @pytest.mark.parametrize("part", ["spatial", "temporal", "flow"])
 def test_the_loss_falls(trained, part):
     first, last = trained[1][part]
-    assert last < first
+    assert last < 0.9 * first
 
 
 def test_the_text_encoder_learns_which_words_go_together(trained):

@@ -1,4 +1,4 @@
-"""Exports of stores: what the folder holds, what a second call keeps, what is refused. One test makes a process."""
+"""Exports of stores: what the folder holds, what a second call keeps, what is refused. All in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quick_conversions():
         yield
 
 
-# A process for the conversion takes seconds to start.
+# A process for the conversion takes seconds to start; `tests/pipelines/test_plug.py` exports with one.
 export_store = partial(exporting.export_store, workers=0)
 
 
@@ -195,7 +195,9 @@ def test_a_failed_package_leaves_those_before_it(tmp_path, tiny_store):
     assert (out / "tokenizer" / "tokenizer.json").read_text() == "{}"
 
 
-def test_the_command_exports_and_says_what_it_did(tmp_path, tiny_store):
+def test_the_command_exports_and_says_what_it_did(tmp_path, tiny_store, monkeypatch):
+    export_blocks = exporting.export_blocks
+    monkeypatch.setattr(exporting, "export_blocks", lambda *args, **options: export_blocks(*args, **here(options)))
     arguments = ("coreml", "export", "--store", tiny_store, "--out", tmp_path, "--dtype", "fp16", "--blocks", QUICK[1])
     answer = answer_of(*arguments)
     assert answer.pop("exported") == [QUICK[1]]
@@ -207,6 +209,11 @@ def test_the_command_exports_and_says_what_it_did(tmp_path, tiny_store):
     assert "0 of them made now" in outcome.out
     assert "not exported: 22 blocks, the first is t5.embedding" in outcome.out
     assert json.loads((tmp_path / "manifest.json").read_text())["missing"] == answer["missing"]
+
+
+def here(options):
+    assert options["workers"] == 1
+    return {**options, "workers": 0}
 
 
 @pytest.mark.parametrize(

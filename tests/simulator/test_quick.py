@@ -118,7 +118,7 @@ def test_an_unknown_visit_is_named():
 def test_a_plan_for_a_plain_device_is_made_without_numba():
     code = (
         "import sys, cidl_sim as c\n"
-        "w, d = c.find_workload('opensora-v1.2-192x192-17f-30s-fp32-lpl15'), c.find_device('iphone-15-pro')\n"
+        "w, d = c.find_workload('opensora-small-48x48-lpl15-tdtm8'), c.find_device('iphone-15-pro')\n"
         "c.best_plan(w, d, time_limit_s=0.0); sys.exit('numba' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -56,7 +56,7 @@ def text(made: Demo, repeats: int) -> str:
         f"{summary.memory_limit_bytes / 1e6:.0f} MB for the whole process, enforced by {summary.enforced_by}. "
         f"Workload `{summary.workload}`. Control, everything resident: {summary.control.outcome}.",
         "",
-        "| policy | simulated s | measured s, median | range | difference | replay | accounted MB | kernel MB |",
+        "| policy | foreseen s | measured s, median | range | difference | replay | accounted MB | kernel MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in summary.policies.values():
@@ -72,10 +72,18 @@ def text(made: Demo, repeats: int) -> str:
     prediction, replay = summary.prediction_error, summary.replay_error
     lines += [
         "",
-        f"Prediction with the profile calibrated once before the runs: mean error {prediction.mean:.1%}, largest "
-        f"{prediction.max:.1%}. Replay with each run's own mean rates (the largest over its runs): mean "
-        f"{replay.mean:.1%}, largest {replay.max:.1%}. Kendall's tau of the two orders: "
+        f"Predictions of the {len(summary.runs)} runs, each made before the run with all that was known then: mean "
+        f"error {prediction.mean:.1%}, largest {prediction.max:.1%}. Replay with each run's own rates (the largest "
+        f"over its runs): mean {replay.mean:.1%}, largest {replay.max:.1%}. Kendall's tau of the two orders: "
         f"{summary.kendall_tau:.2f}.",
+        "",
+        "| run | predicted s | in nine of ten | measured s | off | probe: loads | products |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {run.repeat}: {run.policy} | {run.predicted_s:.2f} | {run.low_s:.2f} to {run.high_s:.2f} | "
+            f"{run.measured_s:.2f} | {run.error:+.1%} | {run.load_rate:.2f} | {run.execute_rate:.2f} |"
+            for run in summary.runs
+        ),
         "",
         "Every policy's video is the same, byte for byte." if same_videos(made) else "The videos differ.",
         "",

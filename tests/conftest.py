@@ -18,6 +18,9 @@ from cidl_sim.core.workload import Block, Stage, Workload
 # as long, and nothing here is large enough to gain by a second one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Importing them makes next to no garbage: the first test turns this on again.
+gc.disable()
+
 # A busy machine is no reason to fail.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
@@ -28,6 +31,7 @@ def libraries_are_no_garbage() -> None:
     """Half a million objects of the libraries live as long as the process; looking through them again takes time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

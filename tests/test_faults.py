@@ -377,7 +377,7 @@ def long_plan(folder: Path, steps: int) -> Path:
 @needs_proc
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_the_run_and_its_worker_and_leaves_the_trace_until_then(number, tiny_store, tmp_path):
-    plan = long_plan(tmp_path, 600)
+    plan = long_plan(tmp_path, 200)
     saved = tmp_path / "out" / "video.mp4.resume"
     with started_run(run_arguments(plan, tiny_store, tmp_path), tmp_path / "temporary") as (child, worker):
         while not saved.exists():

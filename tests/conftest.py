@@ -18,7 +18,7 @@ from cidl_sim.core.workload import Block, Stage, Workload
 # as long, and nothing here is large enough to gain by a second one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Importing them makes next to no garbage: the first test turns this on again.
+# Importing the libraries makes next to no garbage; the first file of tests turns this on again.
 gc.disable()
 
 # A busy machine is no reason to fail.

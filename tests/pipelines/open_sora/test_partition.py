@@ -11,13 +11,21 @@ from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, OPENSORA_V1_2
 from tests.executor.tiny_runs import SETTINGS, run_control, run_policy
 
 
-@pytest.mark.parametrize(("dtype", "others"), [("fp32", ("fine", "t2.d2.v9")), ("bf16", ("tfine.d2.v2",))])
-def test_every_partition_gives_the_same_video_bit_for_bit(tmp_path, dtype, others):
+@pytest.mark.parametrize(
+    ("dtype", "others", "length"),
+    [
+        # In pieces of one length: each further one is a second to measure.
+        ("fp32", ("fine", "t2.d2.v9"), 16),
+        ("bf16", ("tfine.d2.v2",), 16),
+        pytest.param("fp32", ("fine", "t2.d2.v4", "t9.d9.v9"), 17, marks=pytest.mark.slow),
+        pytest.param("bf16", ("fine", "d2.v2"), 17, marks=pytest.mark.slow),
+    ],
+)
+def test_every_partition_gives_the_same_video_bit_for_bit(tmp_path, dtype, others, length):
     frames = {}
     for partition in ("reference", *others):
         build_random_store(tmp_path / partition, OPENSORA_TINY, dtype, 0, partition=partition)
-        # In pieces of one length: each further one is a second to measure, and the whole model's tests have them.
-        settings = SETTINGS.model_copy(update={"dtype": dtype, "partition": partition, "frames": 16})
+        settings = SETTINGS.model_copy(update={"dtype": dtype, "partition": partition, "frames": length})
         frames[partition] = run_control(tmp_path / partition, settings).frames
         program, _ = run_policy(tmp_path / partition, "spread", settings)
         assert torch.equal(program.frames, frames[partition])

@@ -75,7 +75,7 @@ app = _group(
         Verb(
             "calibrate",
             "measure:calibrate",
-            "Measure this machine with short real runs of a store's blocks, or learn from recorded runs; write a profile.",
+            "Measure this machine with short runs of a store's blocks, or learn from recorded runs; write a profile.",
         ),
         Verb(
             "validate",

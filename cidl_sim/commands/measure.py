@@ -51,7 +51,7 @@ def calibrate(
     threads: ThreadsOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure this machine with short real runs of a store's blocks, or learn from recorded runs; write a profile."""
+    """Measure this machine with short runs of a store's blocks, or learn from recorded runs; write a profile."""
     if (store is None) == (not from_trace):
         raise InputError("give either --store (runs are made) or --from-trace (recorded runs)")
     if store is not None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ import torch
 from cidl_sim.core.feasibility import largest_need
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
+from cidl_sim.executor.arena import PAGE, Arena
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.executor.saved_run import save_run
 from cidl_sim.executor.store import BlockStore
@@ -333,11 +335,20 @@ def worker_of(temporary: Path) -> int | None:
         # Processes come and go while we look.
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes().split(b"\0")
-            if b"cidl_sim.worker" in command and any(str(temporary).encode() in word for word in command):
-                opened = (descriptor.readlink().name for descriptor in (process / "fd").iterdir())
-                if any("cidl-arena" in name for name in opened):
-                    return int(process.name)
+            is_ours = b"cidl_sim.worker" in command and any(str(temporary).encode() in word for word in command)
+            # Where the kernel names no anonymous memory the process has to do.
+            if is_ours and ("cidl-arena" in (process / "maps").read_text() or not names_memory()):
+                return int(process.name)
     return None
+
+
+@cache
+def names_memory() -> bool:
+    """Whether the kernel shows the names of anonymous memory."""
+    arena = Arena(PAGE)
+    shown = "cidl-arena" in Path("/proc/self/maps").read_text()
+    arena.close()
+    return shown
 
 
 def is_running(process: int) -> bool:

@@ -1,10 +1,12 @@
-"""The memory that weights live in: one anonymous file, allocated once, touched as it comes into use.
+"""The memory that weights live in: one range of addresses, reserved once, touched as it comes into use.
 
-A block needs a contiguous range of addresses, not of memory. So the arena hands out extents of its file:
-where one hole is large enough the block lies there; where only several holes together are, or only they
-are touched already, they are mapped side by side at a new address. Blocks of any sizes therefore fit whenever
-their bytes fit, no load ever waits for fragmentation, and none costs memory. A new mapping costs a fault for each
-page, so mappings outlive their slots and serve the next one of the same size.
+A block needs a contiguous range of addresses, not of memory. So the arena hands out extents of its range: where one
+hole is large enough the block lies there; where only several holes together are, or only they are touched already,
+their pages are moved side by side to a new address, and back when the slot is given back. Blocks of any sizes therefore
+fit whenever their bytes fit, no load ever waits for fragmentation, and none costs memory.
+
+On Linux it is anonymous memory in huge pages: what is read past the page cache into scattered pages of 4 KiB goes to
+the disk in that many pieces, and takes up to four times as long (experiments/results/load_conditions.md).
 """
 
 from __future__ import annotations
@@ -17,11 +19,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol
 
 PAGE = 4096
 # Names the mmap module of Python 3.11 lacks.
 _PROT_NONE, _MAP_FIXED, _MADV_POPULATE_WRITE = 0x0, 0x10, 23
-_MOST_SPARE = 32  # mappings kept of slots that were given back
+_MREMAP_MAYMOVE, _MREMAP_FIXED, _MREMAP_DONTUNMAP = 1, 2, 4
+_PR_SET_VMA, _PR_SET_VMA_ANON_NAME = 0x53564D41, 0
+_HUGE = 2 << 20
+# A smaller arena stays in small pages: rounding up to a huge one would cost more than it gains.
+_HUGE_FROM = 64 << 20
 _POPULATE_BYTES = 8 << 20  # touched by one system call; no reader waits longer than that takes
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,9 +43,15 @@ _libc.mmap.argtypes = [
     ctypes.c_long,
 ]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+if sys.platform == "linux":
+    _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    _libc.mremap.restype = ctypes.c_void_p
+    _libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
+    _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_char_p]
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANON
 
 
-Extent = tuple[int, int]  # offset in the arena's file, length; both in bytes and whole pages
+Extent = tuple[int, int]  # offset in the arena, length; both in bytes and whole pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +77,10 @@ class Arena:
     def __init__(self, capacity_bytes: int, maximum_bytes: int = 0) -> None:
         self.capacity_bytes = _round_up(max(capacity_bytes, PAGE))
         self._mapped_bytes = max(self.capacity_bytes, _round_up(maximum_bytes))
-        self._fd = _anonymous_file(self._mapped_bytes)
-        self._base = _map(None, self._mapped_bytes, self._fd, 0)
-        _prefer_huge_pages(self._base, self._mapped_bytes)
+        self._memory: _Memory = (_Anonymous if sys.platform == "linux" else _File)(self._mapped_bytes)
+        self._is_open = True
         self._holes: list[Extent] = [(0, self.capacity_bytes)]
         self._touched: list[Extent] = []
-        self._spare: list[Slot] = []
         self.peak_touched_bytes = 0
         self.stitched_slots = 0
 
@@ -90,8 +102,8 @@ class Arena:
         extent = self._contiguous(needed, free_touched)
         if extent is not None:
             self._holes = _without(self._holes, extent)
-            return self._taken(Slot(self._base + extent[0], needed, (extent,)))
-        return self._taken(self._reuse(needed, free_touched) or self._stitch(needed, free_touched))
+            return self._taken(Slot(self._memory.base + extent[0], needed, (extent,)))
+        return self._taken(self._stitch(needed, free_touched))
 
     def _contiguous(self, needed: int, free_touched: list[Extent]) -> Extent | None:
         """The lowest place in one hole that uses all the touched bytes it can, or None if only several holes do."""
@@ -109,10 +121,7 @@ class Arena:
     def give_back(self, slot: Slot) -> None:
         """Return a slot's extents; neighbouring holes grow together. The pages stay with the arena."""
         if len(slot.extents) > 1:
-            self._spare.append(slot)
-            if len(self._spare) > _MOST_SPARE:
-                oldest = self._spare.pop(0)
-                _libc.munmap(oldest.address, oldest.bytes)
+            self._memory.put_back(slot)
         self._holes = _merged([*self._holes, *slot.extents])
 
     def trim(self, keep_bytes: int) -> None:
@@ -123,7 +132,7 @@ class Arena:
                 break
             piece = min(length, _round_up(excess))
             at = offset + length - piece
-            if not _punch(self._fd, at, piece):
+            if not self._memory.drop(at, piece):
                 return
             self._touched = _without(self._touched, (at, piece))
             excess -= piece
@@ -137,29 +146,15 @@ class Arena:
 
     def close(self) -> None:
         """Give the memory back to the system. No slot may be in use."""
-        if self._fd >= 0:
-            for slot in self._spare:
-                _libc.munmap(slot.address, slot.bytes)
-            self._spare = []
-            _libc.munmap(self._base, self._mapped_bytes)
-            os.close(self._fd)
-            self._fd = -1
+        if self._is_open:
+            self._memory.close()
+            self._is_open = False
 
     def _taken(self, slot: Slot) -> Slot:
         before = self.touched_bytes
         self._touched = _merged(_united([*self._touched, *slot.extents]))
         self.peak_touched_bytes = max(self.peak_touched_bytes, self.touched_bytes)
         return replace(slot, is_fresh=self.touched_bytes > before)
-
-    def _reuse(self, needed: int, free_touched: list[Extent]) -> Slot | None:
-        """A mapping given back whose pages are all free and touched, the latest first."""
-        for slot in reversed(self._spare):
-            if slot.bytes == needed and _length_of(_intersection(list(slot.extents), free_touched)) == needed:
-                self._spare.remove(slot)
-                for used in slot.extents:
-                    self._holes = _without(self._holes, used)
-                return slot
-        return None
 
     def _stitch(self, needed: int, free_touched: list[Extent]) -> Slot:
         untouched = self._holes
@@ -176,13 +171,93 @@ class Arena:
                 break
         for used in extents:
             self._holes = _without(self._holes, used)
-        address = _reserve(needed)
-        at = address
-        for offset, length in extents:
-            _map(at, length, self._fd, offset)
-            at += length
         self.stitched_slots += 1
-        return Slot(address, needed, tuple(extents))
+        return Slot(self._memory.side_by_side(extents), needed, tuple(extents))
+
+
+class _Memory(Protocol):
+    """Where an arena's bytes are."""
+
+    base: int
+
+    def side_by_side(self, extents: list[Extent]) -> int:
+        """The address at which these extents follow each other; nobody uses them elsewhere until they are put back."""
+
+    def put_back(self, slot: Slot) -> None:
+        """End that."""
+
+    def drop(self, offset: int, size: int) -> bool:
+        """Give pages that nobody uses to the kernel, keeping their addresses; False where the system cannot."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class _Anonymous:
+    """Anonymous memory, whose pages are moved from address to address without copying them (Linux)."""
+
+    def __init__(self, size: int) -> None:
+        # Aligned to huge pages; the ends that are too much take no memory.
+        self._start, self._bytes = _mapped(None, size + _HUGE, _PRIVATE), size + _HUGE
+        self.base = -(-self._start // _HUGE) * _HUGE
+        self._cuts: set[int] = set()
+        if size >= _HUGE_FROM:
+            _libc.madvise(self.base, size, mmap.MADV_HUGEPAGE)
+        _libc.prctl(_PR_SET_VMA, _PR_SET_VMA_ANON_NAME, self._start, self._bytes, b"cidl-arena")
+
+    def side_by_side(self, extents: list[Extent]) -> int:
+        address = at = _reserve(sum(length for _, length in extents))
+        for offset, length in extents:
+            for start, size in self._uncut(offset, length):
+                # Its place stays mapped, empty: nobody else may settle there.
+                _move(self.base + start, size, at, _MREMAP_DONTUNMAP)
+                at += size
+        self._cuts.update(edge for offset, length in extents for edge in (offset, offset + length))
+        return address
+
+    def put_back(self, slot: Slot) -> None:
+        at = slot.address
+        for offset, length in slot.extents:
+            for start, size in self._uncut(offset, length):
+                _move(at, size, self.base + start, 0)
+                at += size
+
+    def _uncut(self, offset: int, length: int) -> Iterator[Extent]:
+        """An extent in pieces that were moved as one each time: the kernel moves no two mappings at once."""
+        edges = [offset, *sorted(cut for cut in self._cuts if offset < cut < offset + length), offset + length]
+        return ((start, end - start) for start, end in pairwise(edges))
+
+    def drop(self, offset: int, size: int) -> bool:
+        return bool(_libc.madvise(self.base + offset, size, mmap.MADV_DONTNEED) == 0)
+
+    def close(self) -> None:
+        _libc.munmap(self._start, self._bytes)
+
+
+class _File:
+    """An anonymous file, whose pages can be mapped at several addresses (other systems)."""
+
+    def __init__(self, size: int) -> None:
+        self._bytes = size
+        self._fd = _anonymous_file(size)
+        self.base = _mapped(None, size, mmap.MAP_SHARED, self._fd)
+
+    def side_by_side(self, extents: list[Extent]) -> int:
+        address = at = _reserve(sum(length for _, length in extents))
+        for offset, length in extents:
+            _mapped(at, length, mmap.MAP_SHARED | _MAP_FIXED, self._fd, offset)
+            at += length
+        return address
+
+    def put_back(self, slot: Slot) -> None:
+        _libc.munmap(slot.address, slot.bytes)
+
+    def drop(self, offset: int, size: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        _libc.munmap(self.base, self._bytes)
+        os.close(self._fd)
 
 
 @contextmanager
@@ -217,10 +292,6 @@ def populating(slot: Slot) -> Iterator[None]:
 
 def _length(extent: Extent) -> int:
     return extent[1]
-
-
-def _length_of(extents: list[Extent]) -> int:
-    return sum(length for _, length in extents)
 
 
 def _round_up(size: int) -> int:
@@ -271,43 +342,26 @@ def _without(extents: list[Extent], removed: Extent) -> list[Extent]:
     return result
 
 
-def _punch(fd: int, offset: int, size: int) -> bool:
-    """Free the pages of a range of the file, keeping its size; False where the system cannot."""
-    fallocate = getattr(_libc, "fallocate", None)
-    if fallocate is None:
-        return False
-    keep_size_and_punch_hole = 0x01 | 0x02
-    return bool(fallocate(fd, keep_size_and_punch_hole, ctypes.c_long(offset), ctypes.c_long(size)) == 0)
-
-
 def _anonymous_file(size: int) -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("cidl-arena")
-    else:
-        import _posixshmem
+    import _posixshmem
 
-        name = f"/cidl-{os.getpid()}-{size}"
-        fd = _posixshmem.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
-        _posixshmem.shm_unlink(name)
+    name = f"/cidl-{os.getpid()}-{size}"
+    fd = _posixshmem.shm_open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode=0o600)
+    _posixshmem.shm_unlink(name)
     os.ftruncate(fd, size)
-    return fd
+    return int(fd)
 
 
-def _map(address: int | None, size: int, fd: int, offset: int) -> int:
-    flags = mmap.MAP_SHARED | (_MAP_FIXED if address is not None else 0)
+def _mapped(address: int | None, size: int, flags: int, fd: int = -1, offset: int = 0) -> int:
     return _checked(_libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, offset))
 
 
-def _prefer_huge_pages(address: int, size: int) -> None:
-    # First touch in pages of 2 MiB costs a fraction of what it costs in 4 KiB; where the kernel does not
-    # offer them for shared memory, nothing changes.
-    madvise, huge = getattr(_libc, "madvise", None), getattr(mmap, "MADV_HUGEPAGE", None)
-    if madvise is not None and huge is not None:
-        madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), huge)
+def _move(address: int, size: int, to: int, flags: int) -> None:
+    _checked(_libc.mremap(address, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED | flags, to))
 
 
 def _reserve(size: int) -> int:
-    return _checked(_libc.mmap(None, size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0))
+    return _checked(_libc.mmap(None, size, _PROT_NONE, _PRIVATE, -1, 0))
 
 
 def _checked(address: int | None) -> int:

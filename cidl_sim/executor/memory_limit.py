@@ -230,7 +230,9 @@ def prepare_memory(charged: Charged, size: int) -> None:
     else:
         room = min(size, limit - held - _SAFETY_BYTES)
     if room > 0:
-        with mmap.mmap(-1, room) as memory:
+        with mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            # As the arena takes it.
+            memory.madvise(getattr(mmap, "MADV_HUGEPAGE", mmap.MADV_NORMAL))
             for offset in range(0, room, mmap.PAGESIZE):
                 memory[offset] = 1
         charged.reset_peak()

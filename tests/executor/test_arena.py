@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -251,21 +252,42 @@ def test_touching_ahead_ends_with_the_read_that_fails():
     arena.close()
 
 
-def test_a_stitched_mapping_serves_the_next_slot_of_its_size():
-    with arena_of(4) as arena:
-        slots = [arena.take(PAGE) for _ in range(4)]
-        for slot in (slots[0], slots[2]):
+def test_pages_go_home_when_a_stitched_slot_is_given_back():
+    with arena_of(6) as arena:
+        slots = [arena.take(PAGE) for _ in range(6)]
+        for value, slot in enumerate(slots):
+            fill(slot, value + 1)
+        for slot in slots[::2]:
             arena.give_back(slot)
-        stitched = arena.take(2 * PAGE)
-        fill(stitched, 5)
+        stitched = arena.take(3 * PAGE)
+        assert bytes(stitched.buffer()) == b"".join(bytes([value]) * PAGE for value in (1, 3, 5))
+        fill(stitched, 9)
         arena.give_back(stitched)
-        again = arena.take(2 * PAGE)
-        assert (again.address, again.extents) == (stitched.address, stitched.extents)
-        assert arena.stitched_slots == 1
-        assert bytes(again.buffer()) == b"\5" * (2 * PAGE)
-        # While one of its pages is in use the mapping is of no use.
-        arena.give_back(again)
-        one = arena.take(PAGE)
-        arena.give_back(slots[1])
-        other = arena.take(2 * PAGE)
-        assert not pages_of(one) & pages_of(other)
+        again = arena.take(PAGE)
+        assert bytes(again.buffer()) == b"\t" * PAGE
+        for slot in (again, *slots[1::2]):
+            arena.give_back(slot)
+        # Pages that were moved apart are one piece again.
+        whole = arena.take(6 * PAGE)
+        assert len(whole.extents) == 1
+        assert bytes(whole.buffer()) == b"".join(bytes([value]) * PAGE for value in (9, 2, 9, 4, 9, 6))
+
+
+def test_a_large_arena_lies_in_huge_pages_where_the_system_has_them():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    arena = Arena(64 << 20)
+    slot = arena.take(64 << 20)
+    assert slot.address % (2 << 20) == 0
+    fill(slot, 1)
+    maps, held = Path("/proc/self/smaps").read_text().splitlines(), 0
+    inside = False
+    for line in maps:
+        if "-" in line.split(" ", 1)[0]:
+            start, _, end = line.split(" ", 1)[0].partition("-")
+            inside = int(start, 16) <= slot.address < int(end, 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            held = int(line.split()[1]) << 10
+    arena.close()
+    assert held > 32 << 20

@@ -3,9 +3,9 @@
 - `RETAINED`: everything that fits stays in memory after the first round, so that executions have the machine to
   themselves and find weights where a plan that holds many blocks leaves them: not in a cache. Nothing limits it, so it
   also shows what the process takes.
-- `ALTERNATING`: under the kernel's limit, in an arena with room for a share of the weights. Every second block is
-  loaded beside an execution, the others alone, and in the next round the other way round: what the two cost each other
-  is seen on neighbours, within seconds.
+- `ALTERNATING`: under the kernel's limit, in an arena with room for a share of the weights. Of four blocks that follow
+  each other two are loaded beside an execution and two alone, other ones in the next round: what the two cost each
+  other is seen on neighbours, within seconds.
 
 Both use the real executor on every kind of block of the workload, over a short run of it.
 """
@@ -82,13 +82,14 @@ def observe(
 
 
 def alternating(workload: Workload, device: DeviceProfile) -> Plan:
-    """Every second load from the start of the visit before its own, the others from its end; nothing is kept.
+    """Two loads from the start of the visit before their own, the next two from its end, and so on; nothing is kept.
 
-    Which ones changes from round to round, so that every block is loaded in both ways.
+    So executions beside a load are of weights that were loaded just before, which a cache may still hold, as often as
+    of others, and so are those without. Which loads they are moves on from round to round.
     """
     loads = []
     for visit in workload.visits:
-        beside = (visit.round + visit.position) % 2 == 1
+        beside = (visit.round + visit.position) % 4 >= 2
         gate = Gate(visit=visit.number - 1, edge="start" if beside else "end") if visit.number else None
         loads.append(Load(visit=visit.number, gate=gate))
     return build_plan(ALTERNATING, workload, device, loads, ())

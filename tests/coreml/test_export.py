@@ -206,7 +206,8 @@ def test_the_command_exports_and_says_what_it_did(tmp_path, tiny_store, monkeypa
     assert answer["bytes"] == sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
     outcome = call_cidl(*arguments)
     assert "1 package(s) with 2 functions" in outcome.out
-    assert "0 of them made now" in outcome.out
+    # Where a line ends depends on how long the folder's name is.
+    assert "0 of them made now" in " ".join(outcome.out.split())
     assert "not exported: 22 blocks, the first is t5.embedding" in outcome.out
     assert json.loads((tmp_path / "manifest.json").read_text())["missing"] == answer["missing"]
 

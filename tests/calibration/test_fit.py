@@ -56,16 +56,17 @@ def observations(device: DeviceProfile, seed: int | None = None, repeats: int = 
 @settings(deadline=None, max_examples=12)
 @given(
     bandwidth=st.floats(1, 100),
-    flops=st.floats(1, 100),
-    latency_share=st.floats(0, 0.9),
+    execution_share=st.floats(0.2, 5),
+    latency_share=st.floats(0, 0.7),
     while_executing=st.floats(1, 3),
     while_loading=st.floats(1, 3),
     first_touch=st.none() | st.floats(1, 100),
 )
 def test_known_parameters_are_recovered_from_quiet_traces(
-    bandwidth, flops, latency_share, while_executing, while_loading, first_touch
+    bandwidth, execution_share, latency_share, while_executing, while_loading, first_touch
 ):
-    # Of an execution: where it ends before a transfer begins no contention of loads shows.
+    # Of a load of 15 bytes, and of an execution: overlaps are long enough to show.
+    flops = 20 * bandwidth / (15 * execution_share)
     latency = latency_share * 20 / flops
     truth = DeviceProfile(
         name="truth",

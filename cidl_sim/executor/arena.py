@@ -6,7 +6,7 @@ their pages are moved side by side to a new address, and back when the slot is g
 fit whenever their bytes fit, no load ever waits for fragmentation, and none costs memory.
 
 On Linux it is anonymous memory in huge pages: what is read past the page cache into scattered pages of 4 KiB goes to
-the disk in that many pieces, and takes up to four times as long (experiments/results/load_conditions.md).
+the disk in that many pieces, and takes half as long again (experiments/results/load_conditions.md).
 """
 
 from __future__ import annotations

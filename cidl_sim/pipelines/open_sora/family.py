@@ -215,8 +215,7 @@ class OpenSora(Pipeline):
         return pretrained_folders() if model == OPENSORA_SHAPES.name else None
 
 
-# Not fewer: a shared machine is faster in the first seconds of work than later (executions took 38 ms at first and 62
-# after 12 s of one run).
+# A shared machine is faster in the first seconds of work than later.
 CALIBRATION_STEPS = 12
 
 

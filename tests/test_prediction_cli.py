@@ -107,3 +107,14 @@ def test_a_simulated_run_teaches_nothing(folder, tmp_path):
 def test_runs_are_made_or_read(arguments, tmp_path):
     refused = call_cidl("calibrate", *arguments, "-o", tmp_path / "d.toml")
     assert_refused(refused, 2, "give either --store", "--from-trace")
+
+
+def test_a_profile_that_cannot_be_kept_takes_nothing_away_from_a_run(folder, tiny_store, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run_jobs_here(monkeypatch)
+    arguments = ["--store", tiny_store, "--prompt", "a fox", "-o", tmp_path / "v.mp4", "--json"]
+    run = call_cidl("run", "--plan", folder / "plan.json", *arguments)
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["learned"].startswith("nothing was learned from this run (")
+    assert (tmp_path / "v.mp4").is_file()

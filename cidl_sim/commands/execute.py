@@ -154,7 +154,11 @@ def _forecast(plan: Plan, workload: Workload, limit_bytes: int) -> Forecast | No
 def _learned(workload: Workload, trace: Path, result: JobResult) -> str | None:
     from cidl_sim.calibration.prediction import learn
 
-    said = learn(workload, read_trace(trace), result)
+    try:
+        said = learn(workload, read_trace(trace), result)
+    except (CidlError, ValueError, ArithmeticError) as problem:
+        # The run is whole: what cannot be learned from it, or kept, takes nothing away.
+        said = f"nothing was learned from this run ({str(problem).splitlines()[0]})"
     if said:
         messages.print(said, highlight=False)
     return said

@@ -61,7 +61,8 @@ def test_a_child_within_the_limit_survives_and_reads_its_limit_and_its_peak():
         )
         assert not group.was_killed_by_limit()
     assert child["limit"] == 512 * MIB
-    assert 64 * MIB < child["now"] <= child["baseline"]
+    # Two readings of a live counter: between them the kernel may give back a few pages that it charged in advance.
+    assert 64 * MIB < child["now"] <= child["baseline"] + 1 * MIB
     assert child["peak"] is None or 64 * MIB < child["peak"] <= 512 * MIB
 
 

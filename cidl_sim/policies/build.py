@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.plan import FIRST_PIPELINE, Gate, Load, Plan
@@ -42,8 +43,14 @@ def deep_prefetch(
     """
     previous = workload.previous_same_weights
     missing = [v.number for v in workload.visits if previous[v.number] not in keep]
-    loads = [Load(visit=number, gate=_gate(number, lookahead)) for number in missing]
+    loads = [_load(number, lookahead) for number in missing]
     return build_plan(policy, workload, device, loads, keep)
+
+
+# A policy is tried on one profile after another, and a record takes longer to check than its visit to evaluate.
+@lru_cache(maxsize=1 << 16)
+def _load(number: int, lookahead: int | None) -> Load:
+    return Load(visit=number, gate=_gate(number, lookahead))
 
 
 def _gate(number: int, lookahead: int | None) -> Gate | None:

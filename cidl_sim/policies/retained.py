@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,17 +15,15 @@ from cidl_sim.core.plan import Plan
 from cidl_sim.core.timed import Timed, timed
 from cidl_sim.core.workload import Workload
 from cidl_sim.policies.build import deep_prefetch, keep_positions, repeated_positions, repeating_groups
-from cidl_sim.simulator.quick import deep_makespan_s, deep_makespans_s
+from cidl_sim.simulator.quick import deep_makespan_s
 
 Positions = Callable[[int, int], set[int]]
 Keeps = Callable[[Workload, dict[str, int]], set[int]]  # visits that keep their weights, for numbers by group
 
 # Of a group with more blocks so many numbers are tried, evenly spaced.
 MOST_TRIED = 128
-# More simulated visits than these are evaluated together.
-ONE_BY_ONE_VISITS = 15_000
-# Makespans that differ by less are equal but for rounding.
-SAME = 1e-12
+# Makespans that differ by less are equal but for rounding; what is longer by more than `CLEARLY` is never the best.
+SAME, CLEARLY = 1e-12, 1e-9
 
 
 def first_positions(d: int, n: int) -> set[int]:
@@ -126,11 +125,11 @@ def _best(name: str, keeps: Keeps, workload: Workload, device: DeviceProfile) ->
     """Try every number (or `MOST_TRIED`) in one group after the other; they hardly influence each other."""
     priced = timed(workload, device)
     numbers = dict.fromkeys(repeating_groups(workload), 0)
-    (best_s,) = _makespans_s(priced, [keeps(workload, numbers)])
+    best_s = deep_makespan_s(priced, keeps(workload, numbers))
     for group in tuple(numbers):
         count = repeated_positions(workload, group)
         tried = [{**numbers, group: int(d)} for d in np.unique(np.linspace(1, count, min(count, MOST_TRIED)).round())]
-        found_s = _makespans_s(priced, [keeps(workload, candidate) for candidate in tried])
+        found_s = _makespans_s(priced, [partial(keeps, workload, candidate) for candidate in tried], best_s)
         for candidate, seconds in zip(tried, found_s, strict=True):
             if seconds < best_s * (1 - SAME):
                 numbers, best_s = candidate, seconds
@@ -140,17 +139,28 @@ def _best(name: str, keeps: Keeps, workload: Workload, device: DeviceProfile) ->
     return plan
 
 
-def _makespans_s(priced: Timed, keeps: Sequence[set[int]]) -> list[float]:
-    """With deep prefetch, by what is kept, ever more; infinite where that does not fit."""
-    if len(keeps) * len(priced.workload.visits) > ONE_BY_ONE_VISITS:
-        return deep_makespans_s(priced, keeps)
-    found: list[float] = []
-    for keep in keeps:
-        seconds = deep_makespan_s(priced, keep)
-        if seconds == math.inf:
-            break  # a larger set needs more memory still
-        found.append(seconds)
-    return found + [math.inf] * (len(keeps) - len(found))
+def _makespans_s(priced: Timed, keeps: Sequence[Callable[[], set[int]]], best_s: float) -> list[float]:
+    """With deep prefetch, by what is kept, ever more; infinite where it does not fit or where others are better.
+
+    The largest sets come first: they do not fit, which shows at once, or they leave others no chance, because loads
+    and executions alone take longer.
+    """
+    found = [math.inf] * len(keeps)
+    execute_s = priced.least_execute_s
+    # Latencies of several channels overlap.
+    loads_s = priced.load_work_s + (priced.load_fixed_s if priced.device.loader.channels == 1 else 0.0)
+    cold = priced.previous < 0
+    # Whatever is kept: what is loaded for the first time up to a visit comes before it, and all executions from it on.
+    least_s = float(np.max(np.cumsum(np.where(cold, loads_s, 0.0)) + np.cumsum(execute_s[::-1])[::-1]))
+    if least_s >= best_s * (1 - SAME):
+        return found
+    for number in reversed(range(len(keeps))):
+        keep = keeps[number]()
+        is_loaded = cold | ~np.isin(priced.previous, list(keep))
+        loading_s = float(loads_s[is_loaded].sum() + execute_s[-1])
+        if loading_s < best_s * (1 - SAME) and loading_s <= min(found) * (1 + CLEARLY):
+            found[number] = deep_makespan_s(priced, keep)
+    return found
 
 
 def _label(numbers: dict[str, int]) -> str:

@@ -42,10 +42,43 @@ def evaluate(priced: Timed, plan: Plan) -> Evaluation:
 
 
 def deep_makespan_s(priced: Timed, keep: Collection[int]) -> float:
-    """The makespan if the visits in `keep` keep their weights and all else is loaded in order, as early as it fits."""
+    """The makespan if the visits in `keep` keep their weights and all else is loaded in order, as early as it fits.
+
+    What fits depends on how many visits have ended, not on when. So a load waits for the load before it and for the end
+    of one visit, an execution for the execution before it and for its load: no event has to be looked for.
+    """
     kept = set(keep)
-    loads = [(v, 0) for v, previous in enumerate(_lists_of(priced).previous) if previous < 0 or previous not in kept]
-    return _evaluated(priced, loads, kept).makespan_s
+    lists = _lists_of(priced)
+    previous, following, sizes = lists.previous, lists.following, lists.weight_bytes
+    workspaces, load_s, execute_s = lists.workspace_bytes, lists.load_s, lists.execute_s
+    unknown = priced.unknown_loads
+    loader_s = executor_s = gate_s = 0.0
+    left = priced.room_bytes
+    ended = widest = 0  # visits that have to have ended by now, and the largest workspace from there on
+    ends_s: list[float] = []
+    for visit, workspace in enumerate(workspaces):
+        before = previous[visit]
+        size = sizes[visit] if before < 0 or before not in kept else -1
+        widest = max(widest, workspace)
+        if size >= 0 and unknown:
+            priced.load_cost(visit)
+        needed = max(size, 0)
+        while needed + widest > left or (size >= 0 and before >= ended):
+            if ended == visit:
+                return math.inf
+            if following[ended] < 0 or ended not in kept:
+                left += sizes[ended]
+            gate_s = ends_s[ended]
+            ended += 1
+            if workspaces[ended - 1] == widest:
+                widest = max(workspaces[ended : visit + 1])
+        if size >= 0:
+            left -= size
+            loader_s = (loader_s if loader_s > gate_s else gate_s) + load_s[visit]
+            executor_s = max(executor_s, loader_s)
+        executor_s += execute_s[visit]
+        ends_s.append(executor_s)
+    return executor_s
 
 
 def _lists_of(priced: Timed) -> _Lists:

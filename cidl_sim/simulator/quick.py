@@ -1,4 +1,4 @@
-"""Makespans without a trace, by the evaluator that is done first: they agree to the last bit, but for many at once.
+"""Makespans without a trace, by the evaluator that is done first: they agree to the last bit.
 
 Compiled code has to wait for numba. It is worth that wait once whatever has been evaluated without it took as long.
 """
@@ -6,7 +6,7 @@ Compiled code has to wait for numba. It is worth that wait once whatever has bee
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from cidl_sim.core.errors import InfeasibleError
 from cidl_sim.core.plan import Load, Plan
 from cidl_sim.core.timed import Timed
 from cidl_sim.simulator import batch, engine, plain
-from cidl_sim.simulator.arrays import Bools, Evaluation, arrays_of, evaluation_of
+from cidl_sim.simulator.arrays import Evaluation, arrays_of, evaluation_of
 
 # On two common cores: a visit in plain Python and in the engine, and numba until its first result.
 PLAIN_S, ENGINE_S, COMPILED_S = 3e-6, 1e-4, 0.6
@@ -75,32 +75,16 @@ def deep_makespan_s(priced: Timed, keep: Collection[int]) -> float:
 
     inf where that does not fit. DeviceError where a cost is unknown.
     """
-    if _PATIENCE.is_over(priced, 1):
-        return float(batch.evaluate_many(arrays_of(priced), _rows(priced, [keep]))["makespan_s"][0])
-    return _one_by_one_s(priced, keep)
-
-
-def deep_makespans_s(priced: Timed, keeps: Sequence[Collection[int]]) -> list[float]:
-    """`deep_makespan_s` of many, where sums may be rounded otherwise."""
-    if _PATIENCE.is_over(priced, len(keeps)):
-        return [float(seconds) for seconds in batch.makespans(arrays_of(priced), _rows(priced, keeps))]
-    return [_one_by_one_s(priced, keep) for keep in keeps]
-
-
-def _one_by_one_s(priced: Timed, keep: Collection[int]) -> float:
     if priced.is_plain:
         return plain.deep_makespan_s(priced, keep)
+    if _PATIENCE.is_over(priced, 1):
+        row = np.zeros((1, len(priced.workload.visits)), np.bool_)
+        row[0, list(keep)] = True
+        return float(batch.evaluate_many(arrays_of(priced), row)["makespan_s"][0])
     try:
         return engine.makespan_s(priced.workload, priced.device, _deep_plan(priced, set(keep)))
     except InfeasibleError:
         return math.inf
-
-
-def _rows(priced: Timed, keeps: Sequence[Collection[int]]) -> Bools:
-    rows = np.zeros((len(keeps), len(priced.workload.visits)), np.bool_)
-    for row, keep in zip(rows, keeps, strict=True):
-        row[list(keep)] = True
-    return rows
 
 
 def _deep_plan(priced: Timed, keep: set[int]) -> Plan:

@@ -77,7 +77,6 @@ def test_deep_prefetch_needs_no_plan(case, chance, contention):
     expected_s = math.inf if expected is None else expected.makespan_s
     priced = timed(workload, device)
     assert quick.deep_makespan_s(priced, keep) == expected_s
-    assert quick.deep_makespans_s(priced, [keep, keep]) == pytest.approx([expected_s] * 2, rel=1e-12, abs=0)
 
 
 def test_patience_ends_and_nothing_changes(monkeypatch):
@@ -87,7 +86,6 @@ def test_patience_ends_and_nothing_changes(monkeypatch):
     monkeypatch.setattr(quick, "COMPILED_S", 0.0)
     assert quick.evaluate(priced, plan) == found[0]
     assert quick.deep_makespan_s(priced, {0, 4}) == found[1] == found[2]
-    assert quick.deep_makespans_s(priced, [{0, 4}]) == [found[1]]
 
 
 def test_a_plan_that_cannot_finish_is_named_where_that_is_asked_for():

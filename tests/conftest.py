@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -32,18 +30,6 @@ def libraries_are_no_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def shapes_are_worked_out_once() -> Iterator[None]:
-    """Of equal models under equal settings, which tests ask for again and again: the decoder's take half a second."""
-    from cidl_sim.pipelines.open_sora.family import OPEN_SORA
-
-    family = type(OPEN_SORA)
-    known = lru_cache(maxsize=100)(family.stages)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(family, "stages", lambda self, *asked: list(known(self, *asked)))
-        yield
 
 
 def uniform_workload(blocks: int, rounds: int, **block_fields: int) -> Workload:

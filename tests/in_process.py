@@ -13,7 +13,7 @@ from cidl_sim.core.progress import Progress, silent
 from cidl_sim.executor import job as jobs
 from cidl_sim.executor.job import Job, JobResult
 from cidl_sim.validation import runs
-from cidl_sim.worker.__main__ import do
+from cidl_sim.worker.child import do
 
 
 def do_here(job: Job, on_progress: Progress = silent, **_: Any) -> JobResult:

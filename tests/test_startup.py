@@ -215,7 +215,7 @@ def test_a_worker_that_misses_a_library_says_so(tmp_path):
     job = Job(plan=make_plan("lru", workload, device), store="store", prompts=("a cat",), outputs=(), seed=0)
     (tmp_path / "job.json").write_text(job.model_dump_json())
     code = (
-        "import sys; from cidl_sim.worker import __main__ as worker; sys.modules['av'] = None; "
+        "import sys; from cidl_sim.worker import child as worker; sys.modules['av'] = None; "
         "worker.do = lambda *_: __import__('av'); sys.exit(worker.main())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "job.json")]

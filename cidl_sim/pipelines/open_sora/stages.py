@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from cidl_sim.blocks.cuts import HALVES
+from cidl_sim.blocks.cuts import HALVES, Dtype
 from cidl_sim.blocks.definition import (
     TORCH_DTYPES,
     BlockDefinition,
@@ -19,7 +19,7 @@ from cidl_sim.blocks.definition import (
 )
 from cidl_sim.core.workload import widths
 from cidl_sim.models import stdit3, t5, vae
-from cidl_sim.models.sizes import spatial_chunks, temporal_chunks
+from cidl_sim.models.sizes import VAESizes, spatial_chunks, temporal_chunks
 from cidl_sim.pipelines.open_sora.settings import GRAMMAR, OpenSoraSizes, VideoSettings
 
 
@@ -201,23 +201,39 @@ def geometry_of(settings: VideoSettings) -> stdit3.Geometry:
 
 def _temporal_blocks(sizes: OpenSoraSizes, settings: VideoSettings, latent_frames: int) -> tuple[BlockDefinition, ...]:
     _, height, width = settings.latent_shape
-    example = meta_tensor(1, vae.LATENT_CHANNELS, latent_frames, height, width, dtype=torch.float32)
-    v = sizes.vae
-    own = widths(v.temporal_filters, *v.temporal_multipliers, v.temporal_res_blocks, v.groups)
-    suffix = f"{settings.dtype}.{latent_frames}x{height}x{width}.{own}"
-    return _chain(vae.temporal_parts(sizes.vae), example, suffix, settings)
+    return _temporal_chain(sizes.vae, settings.dtype, settings.partition, (latent_frames, height, width))
 
 
 def _spatial_blocks(sizes: OpenSoraSizes, settings: VideoSettings, frames: int) -> tuple[BlockDefinition, ...]:
-    dtype = TORCH_DTYPES[settings.dtype]
     _, height, width = settings.latent_shape
-    example = meta_tensor(frames, vae.LATENT_CHANNELS, height, width, dtype=dtype)
-    own = widths(*sizes.vae.spatial_channels, sizes.vae.spatial_layers, sizes.vae.groups)
-    suffix = f"{settings.dtype}.{frames}x{height}x{width}.{own}"
-    return _chain(vae.spatial_parts(sizes.vae), example, suffix, settings)
+    return _spatial_chain(sizes.vae, settings.dtype, settings.partition, (frames, height, width))
 
 
-def _chain(parts: list[vae.Part], example: Tensor, suffix: str, settings: VideoSettings) -> tuple[BlockDefinition, ...]:
+# Of all that a run is asked for these few things decide, and working out the shapes takes a third of a second.
+
+
+@cache
+def _temporal_chain(
+    sizes: VAESizes, dtype: Dtype, partition: str, shape: tuple[int, int, int]
+) -> tuple[BlockDefinition, ...]:
+    example = meta_tensor(1, vae.LATENT_CHANNELS, *shape, dtype=torch.float32)
+    own = widths(sizes.temporal_filters, *sizes.temporal_multipliers, sizes.temporal_res_blocks, sizes.groups)
+    return _chain(vae.temporal_parts(sizes), example, f"{dtype}.{'x'.join(map(str, shape))}.{own}", dtype, partition)
+
+
+@cache
+def _spatial_chain(
+    sizes: VAESizes, dtype: Dtype, partition: str, shape: tuple[int, int, int]
+) -> tuple[BlockDefinition, ...]:
+    frames, height, width = shape
+    example = meta_tensor(frames, vae.LATENT_CHANNELS, height, width, dtype=TORCH_DTYPES[dtype])
+    own = widths(*sizes.spatial_channels, sizes.spatial_layers, sizes.groups)
+    return _chain(vae.spatial_parts(sizes), example, f"{dtype}.{frames}x{height}x{width}.{own}", dtype, partition)
+
+
+def _chain(
+    parts: list[vae.Part], example: Tensor, suffix: str, dtype: Dtype, partition: str
+) -> tuple[BlockDefinition, ...]:
     """Blocks that feed each other one tensor; each example is what the part before it gives."""
     blocks = []
     for part in parts:
@@ -234,8 +250,8 @@ def _chain(parts: list[vae.Part], example: Tensor, suffix: str, settings: VideoS
             )
         )
         with torch.device("meta"):
-            example = part.build().to(TORCH_DTYPES[settings.dtype])(example)
-    return tuple(joined_blocks(blocks, GRAMMAR.cuts_of(settings.partition)["decoder"]))
+            example = part.build().to(TORCH_DTYPES[dtype])(example)
+    return tuple(joined_blocks(blocks, GRAMMAR.cuts_of(partition)["decoder"]))
 
 
 def state_bytes(sizes: OpenSoraSizes, settings: VideoSettings, group: str) -> int:

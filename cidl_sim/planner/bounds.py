@@ -21,6 +21,9 @@ from cidl_sim.core.workload import Workload
 if TYPE_CHECKING:
     from scipy.sparse import coo_array
 
+# Between sums of durations in another order.
+ROUNDING = 1e-12
+
 
 def first_load_bound_s(priced: Timed) -> float:
     """l_0 + sum of all e_p: the executor runs one visit at a time, and none before the first load."""
@@ -38,19 +41,28 @@ def loading_then_executing_bound_s(priced: Timed, least_s: Floats) -> float:
     return float(np.max(least_s + remaining))
 
 
-def lower_bound_s(workload: Workload, device: DeviceProfile) -> float:
-    """The best of the bounds above. DeviceError where a cost is unknown."""
-    return best_bound_s(timed(workload, device))
+def lower_bound_s(workload: Workload, device: DeviceProfile, reached_s: float = math.inf) -> float:
+    """The best of the bounds above; see `best_bound_s`. DeviceError where a cost is unknown."""
+    return best_bound_s(timed(workload, device), reached_s)
 
 
-def best_bound_s(priced: Timed) -> float:
-    """`lower_bound_s` of what is priced already."""
+def best_bound_s(priced: Timed, reached_s: float = math.inf) -> float:
+    """`lower_bound_s` of what is priced already.
+
+    `reached_s`: a makespan that some plan is known to reach. Where it is the quick bound no linear program is solved.
+    """
+    quick_s = _quick_bound_s(priced)
+    if quick_s >= reached_s * (1 - ROUNDING):
+        return quick_s
     return _best_bound_s(priced, least_loading_s(priced))
 
 
 def quick_bound_s(workload: Workload, device: DeviceProfile) -> float:
     """The same if memory retained everything after its first load: no linear program, and lower where it does not."""
-    priced = timed(workload, device)
+    return _quick_bound_s(timed(workload, device))
+
+
+def _quick_bound_s(priced: Timed) -> float:
     return _best_bound_s(priced, np.cumsum(_cold_loads_s(priced)))
 
 

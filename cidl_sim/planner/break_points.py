@@ -60,7 +60,7 @@ def memory_curve(reruns: Reruns, points: list[BreakPoint], on_step: StepProgress
         on_step("memory curve", done, len(limits), "")
         outcome = _under(reruns, limit)
         if outcome is not None:
-            bound_s = lower_bound_s(reruns.workload, outcome.device)
+            bound_s = lower_bound_s(reruns.workload, outcome.device, outcome.makespan_s)
             retained = reruns.retained_blocks(outcome)
             point = CurvePoint(
                 memory_limit_bytes=limit,

@@ -112,7 +112,7 @@ class _Planning:
                 self._spreads += [found[1]] if policy in SPREADS else []
         assert best is not None  # without a look ahead and keeps every workload fits whose blocks do
         self.best_s, _, self.plan = best
-        self.bound_s = best_bound_s(priced)
+        self.bound_s = best_bound_s(priced, self.best_s)
         self._instance = instance = instance_of(priced)
         # The models load one block after another; with several channels a small block could pass a large one.
         self._in_one_line = priced.device.loader.channels == 1 or instance.has_equal_loads

@@ -5,11 +5,11 @@
         [--policies sequential,next_block,on_device_sora,spread] [--folder DIR] [--store DIR]
 
 The network is T5-XXL's encoder (t5) or STDiT3 at 192x192 and 17 frames, where a pass is a denoising step (stdit).
-Every system runs in a process of its own under the same limit that the kernel enforces, with the same compute
-threads, interleaved round by round. The store and the competitors' copies of the same weights (for T5 10 GB each in
-bf16, 19 in fp32) go to a temporary folder, or to --folder, where they stay; --store names a store to use instead.
-Writes experiments/results/bench_MODEL_DTYPE.md and .png. On 2 cores T5 takes about 30 minutes in bf16 and 50 in
-fp32, STDiT3 in fp32 over 4 steps an hour.
+Every system runs in a process of its own under the same limit that the kernel enforces, interleaved round by round,
+each with the number of compute threads that it was fastest with before the rounds: all cores or all but one. The store
+and the competitors' copies of the same weights (for T5 10 GB each in bf16, 19 in fp32) go to a temporary folder, or to
+--folder, where they stay; --store names a store to use instead. Writes experiments/results/bench_MODEL_DTYPE.md and
+.png. On 2 cores T5 takes about 40 minutes in bf16 and an hour in fp32, STDiT3 in fp32 over 4 steps more.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def main() -> None:
         store = network_store(arguments.store or folder / "store", arguments.model, arguments.dtype)
         bench = Bench(arguments.model, store, folder, arguments.passes, arguments.limit, arguments.policies)
         bench.calibrate()
+        bench.choose_threads()
         to = ROOT / f"experiments/results/bench_{arguments.model}_{arguments.dtype}.md"
         report = ""
         for number in range(arguments.rounds):
@@ -123,7 +124,6 @@ class Bench:
         self.policies = policies
         self.model, self.store, self.passes, self.limit_bytes = model, store, passes, limit_bytes
         self.dtype = store.index.dtype
-        self.threads = max(1, (os.cpu_count() or 2) - 1)
         self.scratch = folder / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.copies = folder / f"copies-{model}-{self.dtype}"
@@ -133,41 +133,66 @@ class Bench:
         self.results: dict[str, Result] = {}
         self.bandwidths: list[float] = []
         self.magnitudes: dict[str, float] = {}
-        self.device: DeviceProfile | None = None
-        self.best = ""
+        # By number of compute threads: what ours measured, and which policy the simulation then finds fastest.
+        self.devices: dict[int, DeviceProfile] = {}
+        self.best_with: dict[int, str] = {}
         self.compute_s = 0.0
+        # By system: what it was tried with, and seconds of a later pass then.
+        self.tried: dict[str, dict[int, float]] = {}
+        self.best = ""
 
     def calibrate(self) -> None:
-        """Costs of each kind from one sequential run, then the policy with the best simulated makespan.
+        """Costs of each kind from one sequential run with each number of threads, and the best simulated policy then.
 
         Policies that tie (nothing waits) are told apart by what is left when loads take half as long again.
         """
-        device = quick_device(self.store, self.limit_bytes, BASELINE_BYTES)
-        trace = self.ours("sequential", device)[1]
-        kinds = {visit.block.kind: visit.block for visit in self.workload.visits}
-        measured = {}
-        for kind, block in kinds.items():
-            loads, executions = spans_of(trace, kind, "load"), spans_of(trace, kind, "execute")
-            measured[kind] = Measured(
-                load_s=statistics.median(loads),
-                exec_s=statistics.median(executions),
-                weight_bytes=block.weight_bytes,
-                flops=block.flops,
-                samples=len(loads),
-            )
-        self.device = device.model_copy(update={"measured": measured})
-        slower = {k: m.model_copy(update={"load_s": 1.5 * (m.load_s or 0)}) for k, m in measured.items()}
-        slow_disk = self.device.model_copy(update={"measured": slower})
-        makespans = {
-            name: tuple(round(simulate(self.workload, on, plan).makespan_s, 2) for on in (self.device, slow_disk))
-            for name in POLICIES
-            for plan in (make_plan(name, self.workload, self.device),)
-        }
-        self.best = min(POLICIES, key=lambda name: makespans[name])
-        ours = dict.fromkeys((self.best, *self.policies))
-        self.results = {name: Result() for name in (*ours, *COMPETITORS)}
-        self.compute_s = sum(measured[v.block.kind].exec_s or 0 for v in self.workload.visits) / self.passes
-        print(f"best policy {self.best}; simulated, and with slower loads: {makespans}", flush=True)
+        cores = os.cpu_count() or 1
+        compute_s = []
+        for threads in sorted({max(1, cores - 1), cores}):
+            device = quick_device(self.store, self.limit_bytes, BASELINE_BYTES)
+            trace = self.ours("sequential", device, threads)[1]
+            kinds = {visit.block.kind: visit.block for visit in self.workload.visits}
+            measured = {}
+            for kind, block in kinds.items():
+                loads, executions = spans_of(trace, kind, "load"), spans_of(trace, kind, "execute")
+                measured[kind] = Measured(
+                    load_s=statistics.median(loads),
+                    exec_s=statistics.median(executions),
+                    weight_bytes=block.weight_bytes,
+                    flops=block.flops,
+                    samples=len(loads),
+                )
+            device = self.devices[threads] = device.model_copy(update={"measured": measured})
+            slower = {k: m.model_copy(update={"load_s": 1.5 * (m.load_s or 0)}) for k, m in measured.items()}
+            slow_disk = device.model_copy(update={"measured": slower})
+            makespans = {
+                name: tuple(round(simulate(self.workload, on, plan).makespan_s, 2) for on in (device, slow_disk))
+                for name in POLICIES
+                for plan in (make_plan(name, self.workload, device),)
+            }
+            self.best_with[threads] = min(POLICIES, key=lambda name, found=makespans: found[name])
+            compute_s.append(sum(measured[v.block.kind].exec_s or 0 for v in self.workload.visits) / self.passes)
+            print(f"{threads} threads, simulated, and with slower loads: {makespans}", flush=True)
+        self.compute_s = min(compute_s)
+
+    def choose_threads(self) -> None:
+        """Every system once with each number of threads: it keeps the one with the fastest later pass."""
+        names = dict.fromkeys((*self.best_with.values(), *self.policies, *COMPETITORS))
+        for name in names:
+            self.tried[name] = {n: statistics.median(self.one(name, n)[0]["passes_s"][1:]) for n in self.devices}
+            print(f"{name}: seconds of a later pass by threads {self.tried[name]}", flush=True)
+        self.best = min(self.best_with.values(), key=lambda name: min(self.tried[name].values()))
+        self.results = {name: Result() for name in dict.fromkeys((self.best, *self.policies, *COMPETITORS))}
+
+    def threads_of(self, name: str) -> int:
+        """The number of threads that a system was fastest with."""
+        return min(self.tried[name], key=self.tried[name].__getitem__)
+
+    def one(self, name: str, threads: int) -> tuple[dict[str, Any], Trace | None]:
+        """One run of a system: what it said, and the trace of ours."""
+        if name in COMPETITORS:
+            return self.run(name, self.copies, threads), None
+        return self.ours(name, self.devices[threads], threads)
 
     def round(self, number: int) -> None:
         """Every system once, in an order that turns with each round."""
@@ -175,11 +200,8 @@ class Bench:
         for name in names[number % len(names) :] + names[: number % len(names)]:
             self.bandwidths.append(read_rate(self.store))
             result = self.results[name]
-            if name in COMPETITORS:
-                said = self.run(name, self.copies)
-            else:
-                assert self.device is not None
-                said, trace = self.ours(name, self.device)
+            said, trace = self.one(name, self.threads_of(name))
+            if trace is not None:
                 self.note_parts(result, trace)
             result.passes_s.append(said["passes_s"])
             result.peak_bytes.append(said["peak_bytes"])
@@ -198,18 +220,18 @@ class Bench:
         first, median = (max(count / self.bandwidths[-1], self.compute_s) for count in loaded)
         result.limits_s.append((first, median))
 
-    def ours(self, policy: str, device: DeviceProfile) -> tuple[dict[str, Any], Trace]:
+    def ours(self, policy: str, device: DeviceProfile, threads: int) -> tuple[dict[str, Any], Trace]:
         """Our executor under a policy's plan."""
-        plan = make_plan(policy, self.workload, device).model_copy(update={"compute_threads": self.threads})
+        plan = make_plan(policy, self.workload, device).model_copy(update={"compute_threads": threads})
         plan.write(self.scratch / "plan.json")
-        said = self.run("ours", self.scratch)
+        said = self.run("ours", self.scratch, threads)
         return said, read_trace(self.scratch / "trace.json")
 
-    def run(self, system: str, folder: Path) -> dict[str, Any]:
+    def run(self, system: str, folder: Path, threads: int) -> dict[str, Any]:
         """One process under the limit; what it said, with the kernel's peak."""
         script = str(Path(__file__).parent / "shared" / "bench_systems.py")
         with MemoryGroup(self.limit_bytes) as group:
-            arguments = [system, self.model, self.store.root, folder, self.passes, self.threads]
+            arguments = [system, self.model, self.store.root, folder, self.passes, threads]
             command = [sys.executable, script, *map(str, arguments)]
             environment = {**os.environ, **group.environment(), "MALLOC_ARENA_MAX": "2", **ALLOCATOR.get(system, {})}
             done = subprocess.run(group.command(command), capture_output=True, text=True, env=environment, check=False)
@@ -231,7 +253,7 @@ class Bench:
             f"Command: `.venv/bin/python experiments/bench_executor.py --model {self.model} --dtype {self.dtype} "
             f"--rounds {rounds} --passes {self.passes} --policies {','.join(self.policies)}`. "
             f"Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
-            f"{os.cpu_count()} cores, {self.threads} compute{'s' if self.threads == 1 else ''}; {versions}. "
+            f"{os.cpu_count()} cores; {versions}. "
             "Random weights.",
             "",
             f"{weights / 1e9:.2f} GB of weights, every process under {self.limit_bytes / 1e9:.1f} GB held by the "
@@ -243,17 +265,25 @@ class Bench:
             f"({min(self.bandwidths) / 1e9:.2f} to {max(self.bandwidths) / 1e9:.2f}); compute alone takes "
             f"{self.compute_s:.2f} s a pass, loading all weights {weights / disk:.2f} s.",
             "",
-            "| system | first pass s | range | / best | later passes s | range | / best | peak MB |",
-            "|---|---|---|---|---|---|---|---|",
+            "| system | threads | first pass s | range | / best | later passes s | range | / best | peak MB |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for name, result in self.results.items():
             first, later = ratios(result.first, ours.first), ratios(result.later, ours.later)
             every = [s for passes in result.passes_s for s in passes[1:]]
             lines.append(
-                f"| {self.label(name)} | {statistics.median(result.first):.2f} | {span(result.first)} | {first} | "
+                f"| {self.label(name)} | {self.threads_of(name)} | {statistics.median(result.first):.2f} | "
+                f"{span(result.first)} | {first} | "
                 f"{statistics.median(every):.2f} | {span(every)} | {later} | {max(result.peak_bytes) / 1e6:.0f} |"
             )
         lines += [
+            "",
+            "Seconds of a later pass in the one run with each number of threads that chose it: "
+            + "; ".join(
+                f"{self.label(name)} {', '.join(f'{n}: {seconds:.2f}' for n, seconds in tried.items())}"
+                for name, tried in self.tried.items()
+            )
+            + ".",
             "",
             "Against max(bytes that the plan loads / disk rate measured just before, compute), and against the "
             "same with all weights:",

@@ -72,7 +72,7 @@ def main() -> None:
             made = run_foreseen(POLICIES, store, workload, device, folder / f"runs-{number}", prompt=PROMPT)
             alone, left, structure = {}, {share: list[float]() for share in SHARES}, []
             for case in made.cases:
-                case.device = device
+                case.device = device.with_threads(case.plan.compute_threads)
                 alone[case.name] = case.prediction_error
                 structure += case.replay_errors
                 for share in SHARES:

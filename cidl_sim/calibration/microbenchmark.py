@@ -3,9 +3,10 @@
 - `RETAINED`: everything that fits stays in memory after the first round, so that executions have the machine to
   themselves and find weights where a plan that holds many blocks leaves them: not in a cache. Nothing limits it, so it
   also shows what the process takes.
-- `ALTERNATING`: under the kernel's limit, in an arena with room for a share of the weights. Of four blocks that follow
-  each other two are loaded beside an execution and two alone, other ones in the next round: what the two cost each
-  other is seen on neighbours, within seconds.
+- `ALTERNATING`: under the kernel's limit, in an arena with room for a share of the weights. Some visits in a row are
+  loaded beside an execution, then as many alone, other ones in the next round: what the two cost each other is seen on
+  neighbours, within seconds. In a row, because a machine may lend what it takes back a tenth of a second later: of a
+  virtual machine's cores the host uses some of the time for its disk, and those who compute wait for it.
 
 Both use the real executor on every kind of block of the workload, over a short run of it.
 """
@@ -34,6 +35,8 @@ from cidl_sim.policies.catalog import make_plan
 RETAINED, ALTERNATING = "prefix:999", "alternating"  # the policies of the runs
 PURPOSES = (RETAINED, ALTERNATING)
 PROMPT = "calibration"
+# So many visits in a row are all loaded beside an execution, or all alone.
+IN_A_ROW = 12
 # Of the weights, this much has room in the run that alternates: as in the runs that people make.
 WEIGHTS_FRACTION = 0.3
 
@@ -82,14 +85,13 @@ def observe(
 
 
 def alternating(workload: Workload, device: DeviceProfile) -> Plan:
-    """Two loads from the start of the visit before their own, the next two from its end, and so on; nothing is kept.
+    """Loads from the start of the visit before their own, `IN_A_ROW`, then as many from its end; nothing is kept.
 
-    So executions beside a load are of weights that were loaded just before, which a cache may still hold, as often as
-    of others, and so are those without. Which loads they are moves on from round to round.
+    A kind has many blocks, and most rounds are no multiple of twice as many: each comes to be loaded in both ways.
     """
     loads = []
     for visit in workload.visits:
-        beside = (visit.round + visit.position) % 4 >= 2
+        beside = visit.number // IN_A_ROW % 2 == 1
         gate = Gate(visit=visit.number - 1, edge="start" if beside else "end") if visit.number else None
         loads.append(Load(visit=visit.number, gate=gate))
     return build_plan(ALTERNATING, workload, device, loads, ())

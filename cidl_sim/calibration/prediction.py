@@ -26,13 +26,13 @@ _SEEDS, _MOST_VISITS = 40, 20_000
 
 
 def known_machine(threads: int | None) -> DeviceProfile | None:
-    """The profile that is kept of this machine, if it is of this processor computing with as many threads."""
+    """The profile that is kept of this machine, if it is of this processor and knows this number of threads."""
     try:
         device = read_device(this_machine_file())
     except CidlError:
         return None
     is_this = device.provenance.device.startswith(f"{processor_name()}, ")
-    return device if is_this and device.executor.threads == threads else None
+    return device.with_threads(threads) if is_this and threads in device.thread_numbers else None
 
 
 def compute_threads(plan: Plan) -> int:
@@ -42,6 +42,7 @@ def compute_threads(plan: Plan) -> int:
 
 def forecast(workload: Workload, plan: Plan, device: DeviceProfile, memory_limit_bytes: int) -> Forecast:
     """What `plan` will take on a profile of this machine. DeviceError if a kind of block was never measured there."""
+    device = device.with_threads(compute_threads(plan))
     for block in {visit.block.kind: visit.block for visit in workload.visits}.values():
         if not (load_cost(block, device, cold=False).measured and execute_cost(block, device).measured):
             raise DeviceError(f"{device.name}: {block.kind!r} was never measured")
@@ -64,8 +65,8 @@ def forecast(workload: Workload, plan: Plan, device: DeviceProfile, memory_limit
 def learn(workload: Workload, trace: Trace, result: JobResult) -> str | None:
     """Let the kept profile of this machine learn from a run; what it learned, in a sentence, None if nothing.
 
-    Without a profile, or with another processor's, the run makes one. A run with another number of threads than the
-    profile's teaches it nothing.
+    Without a profile, or with another processor's, the run makes one. A run with a number of threads that the profile
+    does not know teaches it nothing.
     """
     seen = Seen(workload, trace)
     if not trace.of("load") or not trace.of("execute"):

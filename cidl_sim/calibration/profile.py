@@ -16,9 +16,10 @@ from cidl_sim.executor.job import JobResult
 
 # On top of the largest excess seen in the calibration runs: what differs from run to run, up to 7 % in one validation.
 BASELINE_MARGIN_BYTES = 24 << 20
-# Of two runs one after the other the later one counts twice as much for what the next will be like; what was known
-# before the runs that are learned from counts as a run before them.
-RECENT = 0.5
+# Each run counts this much less than the one after it for what the next will be like, so the last four count about two
+# thirds; a profile counts as all the runs that were before. A machine with other guests is faster or slower by a third
+# for some seconds: a single run says little of the next.
+RECENT = 0.75
 _NINE_IN_TEN = 1.645  # standard deviations
 _DERIVED = {
     "executor.flops_per_s": "arithmetic of all blocks over their time",
@@ -39,11 +40,28 @@ class Observation:
     result: JobResult
 
 
-def fit_device(name: str, observations: Sequence[Observation], memory_limit_bytes: int | None = None) -> DeviceProfile:
+def fit_device(
+    name: str,
+    observations: Sequence[Observation],
+    memory_limit_bytes: int | None = None,
+    *,
+    threads: int | None = None,
+) -> DeviceProfile:
     """A profile from calibration's runs, of one or several workloads, in their order in time.
 
-    Without `memory_limit_bytes` the limit leaves room for everything; set it to what you plan for.
+    Without `memory_limit_bytes` the limit leaves room for everything; set it to what you plan for. Of runs with several
+    numbers of compute threads those with `threads` (None: the first run's) say what holds, the others what would hold.
     """
+    by_threads: dict[int, list[Observation]] = {}
+    for observation in observations:
+        by_threads.setdefault(observation.result.threads, []).append(observation)
+    own = by_threads.pop(threads or observations[0].result.threads)
+    profile = _fitted(name, own, memory_limit_bytes)
+    others = (_fitted(name, found, None).thread_choice for _, found in sorted(by_threads.items()))
+    return profile.model_copy(update={"other_threads": tuple(others)})
+
+
+def _fitted(name: str, observations: Sequence[Observation], memory_limit_bytes: int | None) -> DeviceProfile:
     runs = [observation.seen for observation in observations]
     results = [observation.result for observation in observations]
     costs = fit_machine(runs)
@@ -89,11 +107,12 @@ def fit_device(name: str, observations: Sequence[Observation], memory_limit_byte
 def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
     """`device`, a profile of the machine that made `runs`, with what they show: costs, rates of now, contention, noise.
 
-    Of `runs`, in their order in time, later ones count more (`RECENT`), and `device` counts as a run before the first.
-    Memory stays: the limit, the baseline, and what visits take beside weights.
+    Of `runs`, in their order in time, later ones count more (`RECENT`), and `device` counts as many before the first.
+    Memory stays: the limit, the baseline, and what visits take beside weights; what is known of other numbers of
+    compute threads than the executor's stays too.
     """
     weighted = [Seen(seen.workload, seen.trace, RECENT ** (len(runs) - 1 - i)) for i, seen in enumerate(runs)]
-    costs = fit_machine(weighted, device, RECENT ** len(runs))
+    costs = fit_machine(weighted, device, RECENT ** len(runs) / (1 - RECENT))
     blocks = _blocks(runs)
     measured = {}
     for kind in [*device.measured, *(kind for kind in blocks if kind not in device.measured)]:
@@ -102,7 +121,7 @@ def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
         if kind in blocks:
             found |= {"weight_bytes": blocks[kind].weight_bytes, "flops": blocks[kind].flops}
         measured[kind] = known.model_copy(update=found)
-    share = (1 - RECENT ** len(runs)) / (1 - RECENT ** (len(runs) + 1))  # by how much all runs together count
+    share = 1 - RECENT ** len(runs)  # by how much all runs together count
     loader, executor = device.loader, device.executor
     return device.model_copy(
         update={

@@ -22,7 +22,7 @@ Numbers = NDArray[np.int64]
 
 # Neighbours: at most so many samples of the same key apart, one of them under overlap for so much of its time, the
 # other for at most half as long: that one of two takes longer, and is overlapped for longer, says nothing.
-_NEIGHBOURS = 6
+_NEIGHBOURS = 16
 _LEAST_SHARE = 0.01
 # An interval as wide as this tells nothing: an overlap may cost nothing or all of it.
 _TELLS_NOTHING = 0.5
@@ -123,7 +123,8 @@ def fit_costs(
         if np.allclose(known, before, rtol=0, atol=1e-10):
             break
     weight = np.where(np.isnan(rates), 0.0, np.asarray(weights, float))
-    expected = float((weight * known).sum() / weight.sum()) if weight.sum() > 0 else 0.0
+    # The next run takes the mean of such rates, not their geometric mean.
+    expected = float(np.log((weight * np.exp(known)).sum() / weight.sum())) if weight.sum() > 0 else 0.0
     residual = logs - costs[key] - known[stretch]
     costs, known = costs + expected, known - expected
     own = np.ones(len(logs), bool) if prior is None else stretch != prior

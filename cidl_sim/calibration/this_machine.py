@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from cidl_sim.calibration.microbenchmark import ALTERNATING, PURPOSES, observe
+from cidl_sim.calibration.microbenchmark import PURPOSES, observe
 from cidl_sim.calibration.profile import Observation, fit_device
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.progress import Progress, silent
@@ -14,8 +14,8 @@ from cidl_sim.executor.job import ComputeDevice, JobResult
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.pipeline import RunSettings
 
-# Computing on every core has to be this much faster with a load beside it before the loader loses its core:
-# such runs come out very differently from minute to minute.
+# Where a plan does not say it: computing on every core has to be this much faster, with and without loads beside it,
+# before the loader loses its core.
 CLEARLY_FASTER = 0.95
 Target = tuple[BlockStore, RunSettings]
 
@@ -24,7 +24,7 @@ class Calibration:
     """Rounds of short runs on some targets, and the profile that fits all of them so far.
 
     A round's runs may lie between other runs: what drifts, drifts in both. `compute_device`: the processor, or an
-    accelerator. `compute_threads` None: measured, see `runs`.
+    accelerator. `compute_threads` None: several numbers are measured, and plans choose.
     """
 
     def __init__(
@@ -38,14 +38,13 @@ class Calibration:
         self._targets = targets
         self._on_progress = on_progress
         self._compute_device = compute_device
-        self._wanted_threads = compute_threads
-        self._threads = compute_threads or 1
+        self._threads = _threads_to_try(compute_device, compute_threads)
         self.observations: list[Observation] = []
 
     @property
     def runs_per_round(self) -> int:
-        """How many runs a round makes after the first one."""
-        return len(PURPOSES) * len(self._targets)
+        """How many runs a round makes."""
+        return len(self._threads) * len(PURPOSES) * len(self._targets)
 
     def round(self) -> None:
         """Run each target's runs (`microbenchmark`) once."""
@@ -53,24 +52,15 @@ class Calibration:
             pass
 
     def runs(self) -> Iterator[None]:
-        """The runs of a round, one at each step.
-
-        Before the first round it is measured whether one core is better left to the loader: the same run with overlap,
-        on all cores and on all but one.
-        """
-        chose: Observation | None = None
-        if not self.observations and self._compute_device == "cpu" and self._wanted_threads is None:
-            self._threads, chose = _compute_threads(self._targets[0], self._on_progress)
-            self.observations += [] if chose is None else [chose]
-        for i, (store, settings) in enumerate(self._targets):
+        """The runs of a round, one at each step: each with every number of threads, one after another."""
+        for store, settings in self._targets:
             for purpose in PURPOSES:
-                # The run that chose the number of threads is the first round's.
-                if chose is None or (i, purpose) != (0, ALTERNATING):
+                for threads in self._threads:
                     found = observe(
                         store,
                         settings,
                         purpose,
-                        self._threads,
+                        threads,
                         self._on_progress,
                         process=self._process,
                         compute_device=self._compute_device,
@@ -92,8 +82,15 @@ class Calibration:
         )
 
     def device(self) -> DeviceProfile:
-        """The profile of this machine, with room for all weights."""
-        return fit_device(THIS_MACHINE, self.observations)
+        """The profile of this machine, with room for all weights, and what other numbers of threads would change."""
+        took = {threads: self._took_s(threads) for threads in self._threads}
+        fewest = self._threads[0]
+        fastest = min(took, key=took.__getitem__)
+        threads = fastest if took[fastest] < CLEARLY_FASTER * took[fewest] else fewest
+        return fit_device(THIS_MACHINE, self.observations, threads=threads)
+
+    def _took_s(self, threads: int) -> float:
+        return sum(o.seen.trace.makespan_s for o in self.observations if o.result.threads == threads)
 
 
 def measure_this_machine(
@@ -111,12 +108,9 @@ def measure_this_machine(
     return calibration.device()
 
 
-def _compute_threads(target: Target, on_progress: Progress) -> tuple[int, Observation | None]:
-    """With how many threads the executor computes best beside a load, and the run that showed it."""
+def _threads_to_try(compute_device: ComputeDevice, wanted: int | None) -> tuple[int, ...]:
+    """Fewest first: on a processor all cores, and all but one, which is left to the loader."""
+    if wanted is not None or compute_device != "cpu":
+        return (wanted or 1,)
     cores = os.cpu_count() or 1
-    if cores == 1:
-        return 1, None
-    all_but_one, on_all = (observe(*target, ALTERNATING, n, on_progress) for n in (cores - 1, cores))
-    if on_all.seen.trace.makespan_s < CLEARLY_FASTER * all_but_one.seen.trace.makespan_s:
-        return cores, on_all
-    return cores - 1, all_but_one
+    return tuple(sorted({max(1, cores - 1), cores}))

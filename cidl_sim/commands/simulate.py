@@ -112,10 +112,13 @@ def _case(
     workload, device = find_workload(workload_name), device_with(device_name, settings)
     if plan_file is not None:
         plan = read_plan(plan_file)
+        device = device.with_threads(plan.compute_threads)
         check_plan(workload, device, plan)
     else:
         from cidl_sim.policies.catalog import make_plan
+        from cidl_sim.policies.threads import with_best_threads
 
+        device = with_best_threads(policy or "", workload, device)
         plan = make_plan(policy or "", workload, device)
     return workload, device, plan
 

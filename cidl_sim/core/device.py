@@ -63,6 +63,20 @@ class Measured(Record):
     workspace_bytes: int | None = Field(default=None, ge=0)
 
 
+class ThreadChoice(Record):
+    """What is different where the executor computes with another number of `threads`: executions, and contention.
+
+    `exec_s`: by kind of block, in seconds. The other fields are those of `Executor` and `Loader`.
+    """
+
+    threads: int = Field(ge=1)
+    exec_s: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    flops_per_s: float | None = Field(default=None, gt=0)
+    launch_s: float = Field(default=0.0, ge=0)
+    slowdown_while_loading: float = Field(default=1.0, ge=1)
+    slowdown_while_executing: float = Field(default=1.0, ge=1)
+
+
 class Noise(Record):
     """Relative standard deviations of log-normal factors: on each load and execution, and on all of a run.
 
@@ -130,7 +144,8 @@ class CoreML(Record):
 class DeviceProfile(Record):
     """A device as the simulator and the planner see it (file format `cidl-device/1`, TOML).
 
-    `coreml` is None where cold loads come in every run, the first of a block's weights each.
+    `coreml` is None where cold loads come in every run, the first of a block's weights each. `other_threads`: with how
+    many threads the executor may compute instead; every figure elsewhere is of `executor.threads`.
     """
 
     format: Literal["cidl-device/1"] = "cidl-device/1"
@@ -142,6 +157,7 @@ class DeviceProfile(Record):
     measured: dict[str, Measured] = Field(default_factory=dict)
     noise: Noise = Noise()
     thermal: tuple[ThermalStep, ...] = ()
+    other_threads: tuple[ThreadChoice, ...] = ()
     coreml: CoreML | None = None
     provenance: Provenance = Provenance()
 
@@ -156,7 +172,8 @@ class DeviceProfile(Record):
     def sha256(self) -> str:
         """Identity of the profile: the SHA-256 of its canonical JSON."""
         # Other devices keep the identity that recorded runs know them by.
-        return sha256_of(self.model_dump(mode="json", exclude=None if self.coreml else {"coreml"}))
+        unused = {name for name in ("coreml", "other_threads") if not getattr(self, name)}
+        return sha256_of(self.model_dump(mode="json", exclude=unused))
 
     def to_toml(self) -> str:
         """The profile as the text of a device file."""
@@ -165,6 +182,49 @@ class DeviceProfile(Record):
     def write(self, path: Path) -> None:
         """Write the device file in one step."""
         write_text(path, self.to_toml())
+
+    @property
+    def thread_numbers(self) -> tuple[int | None, ...]:
+        """With how many threads the executor may compute, its own number first."""
+        return (self.executor.threads, *(choice.threads for choice in self.other_threads))
+
+    @property
+    def thread_choice(self) -> ThreadChoice:
+        """What holds with the number of threads that the executor computes with."""
+        executor = self.executor
+        return ThreadChoice(
+            threads=executor.threads or 1,
+            exec_s={kind: m.exec_s for kind, m in self.measured.items() if m.exec_s is not None},
+            flops_per_s=executor.flops_per_s,
+            launch_s=executor.launch_s,
+            slowdown_while_loading=executor.slowdown_while_loading,
+            slowdown_while_executing=self.loader.slowdown_while_executing,
+        )
+
+    def with_threads(self, threads: int | None) -> DeviceProfile:
+        """The same device computing with `threads`; what holds now becomes one of `other_threads`.
+
+        As it is for None, and where only one number was measured. DeviceError where others were, but not this one.
+        """
+        if threads in (None, self.executor.threads) or not self.other_threads:
+            return self
+        found = next((choice for choice in self.other_threads if choice.threads == threads), None)
+        if found is None:
+            raise DeviceError(f"{self.name}: executions were not measured with {threads} compute threads")
+        others = [self.thread_choice, *(choice for choice in self.other_threads if choice is not found)]
+        shared = {"flops_per_s", "launch_s", "slowdown_while_loading", "threads"}
+        kinds = [*self.measured, *(kind for kind in found.exec_s if kind not in self.measured)]
+        return self.model_copy(
+            update={
+                "executor": self.executor.model_copy(update=found.model_dump(include=shared)),
+                "loader": self.loader.model_copy(update={"slowdown_while_executing": found.slowdown_while_executing}),
+                "measured": {
+                    kind: self.measured.get(kind, Measured()).model_copy(update={"exec_s": found.exec_s.get(kind)})
+                    for kind in kinds
+                },
+                "other_threads": tuple(sorted(others, key=lambda choice: choice.threads)),
+            }
+        )
 
     def without_cold_loads(self) -> DeviceProfile:
         """The device once everything was loaded there before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -79,8 +79,24 @@ def find_plan(
 ) -> FoundPlan:
     """The plan that was asked for; `choices`: the cuts that there are of the workload.
 
-    InfeasibleError if none fits, PolicyError, DeviceError where a cost is unknown.
+    Where the profile knows several numbers of compute threads, with the one that makes it fastest. InfeasibleError if
+    none fits, PolicyError, DeviceError where a cost is unknown.
     """
+    numbers = sorted(device.thread_numbers, key=lambda number: number or 0)
+    if len(numbers) == 1:
+        return _find_plan(workload, device, asked, choices, on_step)
+    share = replace(asked, time_limit_s=asked.time_limit_s / len(numbers))
+    found = [_find_plan(workload, device.with_threads(n), share, choices, on_step) for n in numbers]
+    best = min(found, key=lambda one: one.planned.plan.makespan_s or 0.0)
+    others = (one.planned.plan for one in found if one is not best)
+    slower = ", ".join(f"{plan.makespan_s:.2f} s with {plan.compute_threads}" for plan in others)
+    note = f"computes with {best.planned.plan.compute_threads} threads; the plan found for others takes {slower}"
+    return replace(best, planned=replace(best.planned, notes=(*best.planned.notes, note)))
+
+
+def _find_plan(
+    workload: Workload, device: DeviceProfile, asked: PlanQuestions, choices: CutChoices, on_step: StepProgress
+) -> FoundPlan:
     if asked.chooses_partition:
         chosen = best_partition(
             workload,

@@ -295,7 +295,9 @@ def calibration_table(device: DeviceProfile) -> Table:
             _figure(m.samples, "d"),
         )
     bandwidth = (loader.bandwidth_bytes_per_s or 0.0) / 1e9
-    threads = f"{executor.threads} threads, " if executor.threads else ""
+    numbers = " or ".join(map(str, sorted(n for n in device.thread_numbers if n)))
+    threads = f"{executor.threads} threads{f' ({numbers}, as a plan chooses)' if device.other_threads else ''}, "
+    threads = threads if executor.threads else ""
     table.caption = (
         f"loads: {loader.latency_s * 1e3:.2f} ms + bytes at {bandwidth:.2f} GB/s, "
         f"x{loader.slowdown_while_executing:.2f} while executing; executions: {threads}"

@@ -74,7 +74,7 @@ def run_foreseen(
             after = probe.rates()
             trace = case.measured[-1]
             runs.append(_row(case, number, foreseen.prediction, trace.makespan_s, first, (before, after)))
-            now = learned(now, [Seen(workload, trace)])
+            now = learned(now.with_threads(case.plan.compute_threads), [Seen(workload, trace)])
             on_learned(now)
     return Foreseen(list(cases.values()), runs, now)
 

@@ -26,6 +26,7 @@ from cidl_sim.executor.job import ComputeDevice, Job, JobResult, run_job
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import pipeline_of_workload
 from cidl_sim.policies.catalog import make_plan
+from cidl_sim.policies.threads import with_best_threads
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.validation.compare import MeasuredCase
 
@@ -48,12 +49,16 @@ class Scenario:
 
 
 def prepare(scenarios: Sequence[Scenario], device: DeviceProfile, folder: Path) -> list[MeasuredCase]:
-    """Plan each scenario and write what its runs need. InfeasibleError if a policy does not fit its limit."""
+    """Plan each scenario and write what its runs need. InfeasibleError if a policy does not fit its limit.
+
+    Each computes with the number of threads that makes it fastest, where the profile knows several.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     device.write(folder / DEVICE_FILE)
     cases = []
     for scenario in scenarios:
         limited = with_value(device, "memory_limit_bytes", scenario.memory_limit_bytes)
+        limited = with_best_threads(scenario.policy, scenario.workload, limited)
         plan = make_plan(scenario.policy, scenario.workload, limited)
         simulated = simulate(scenario.workload, limited, plan)
         figures = {"makespan_s": simulated.makespan_s, "peak_resident_bytes": simulated.peak_resident_bytes}
@@ -168,6 +173,7 @@ def read_runs(folder: Path) -> list[MeasuredCase]:
         limited = with_value(
             read_device(own) if own.is_file() else device, "memory_limit_bytes", plan.memory_limit_bytes
         )
+        limited = limited.with_threads(plan.compute_threads)
         cases.append(MeasuredCase(plan_file.parent.name, workload, plan, limited, traces))
     if not cases:
         raise TraceError(f"{folder}: no recorded runs (folders with plan.json, workload.json and run-*.json.gz)")

@@ -94,9 +94,10 @@ def text(made: Demo, repeats: int) -> str:
 def machine(made: Demo) -> str:
     header = last_trace(made).header
     versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+    threads = sorted({case.measured[-1].header.machine["compute_threads"] for case in made.cases})
     return (
         f"Date: {header.date}. Machine: {header.machine['processor']}, {header.machine['cores']} cores "
-        f"({header.machine['compute_threads']} computes, one is left to the loader), {header.machine['system']} "
+        f"({' or '.join(map(str, threads))} compute, as each plan says), {header.machine['system']} "
         f"{header.machine['release']}; {versions}."
     )
 

@@ -4,17 +4,17 @@
 
 Builds two stores of opensora-small in a temporary folder, does what `cidl validate` does with them, and writes
 experiments/results/validation.md, .png and .json and traces/validation/ (compare again: `cidl validate --traces
-traces/validation`). About 15 minutes on 2 cores.
+traces/validation`). About half an hour on 2 cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
+from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.reports import ValidationReport
 from cidl_sim.demo import PROMPT, SETTINGS
 from cidl_sim.pipelines.model_store import build_random_store
@@ -40,9 +40,7 @@ def main() -> None:
             for partition in ("reference", "fine")
         ]
         targets = default_targets(stores, SETTINGS)
-        # One core is left to the loader: where both computed, runs of one plan differed by up to 40 %.
-        threads = max(1, (os.cpu_count() or 2) - 1)
-        validate_machine(targets, out / "runs", prompt=PROMPT, repeats=repeats, on_step=show, compute_threads=threads)
+        validate_machine(targets, out / "runs", prompt=PROMPT, repeats=repeats, on_step=show)
         for video in (out / "runs").glob("*/video.mp4"):
             video.unlink()
         shutil.rmtree(TRACES, ignore_errors=True)
@@ -69,11 +67,24 @@ def show(step: str, done: int, total: int, detail: str) -> None:
 def machine(cases: list[MeasuredCase]) -> str:
     header = cases[0].measured[0].header
     versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
+    threads = sorted({case.measured[0].header.machine["compute_threads"] for case in cases})
     return (
         f"Date: {header.date}. Machine: {header.machine['processor']}, {header.machine['cores']} cores "
-        f"({header.machine['compute_threads']} computes), {header.machine['system']} {header.machine['release']}; "
-        f"{versions}."
+        f"({' or '.join(map(str, threads))} compute, as each plan says), {header.machine['system']} "
+        f"{header.machine['release']}; {versions}."
     )
+
+
+def contention(device: DeviceProfile) -> str:
+    """How loads and executions slow each other down, by the number of threads that compute."""
+    found = []
+    for threads in sorted(device.thread_numbers, key=lambda number: number or 0):
+        one = device.with_threads(threads)
+        found.append(
+            f"with {threads} computing loads x{one.loader.slowdown_while_executing:.2f} while executing, executions "
+            f"x{one.executor.slowdown_while_loading:.2f} while loading"
+        )
+    return ", ".join(found)
 
 
 def text(figures: ValidationReport, cases: list[MeasuredCase], repeats: int) -> str:
@@ -89,9 +100,8 @@ def text(figures: ValidationReport, cases: list[MeasuredCase], repeats: int) -> 
         "",
         f"{len(cases)} policies that the calibration never saw, {repeats} interleaved runs each, under limits held by "
         f"{cases[0].measured[0].header.enforced_by}; makespans span a factor of {figures.makespan_span:.2f}. "
-        "A round of calibration before, then one between the runs of each further repeat; loads "
-        f"x{device.loader.slowdown_while_executing:.2f} while executing, executions "
-        f"x{device.executor.slowdown_while_loading:.2f} while loading; noise of single loads and executions "
+        f"A round of calibration before, then one between the runs of each further repeat; {contention(device)}; noise "
+        "of single loads and executions "
         f"{device.noise.load:.1%} and {device.noise.execute:.1%}, shared by a run {device.noise.load_drift:.1%} and "
         f"{device.noise.execute_drift:.1%}.",
         "",

@@ -3,10 +3,10 @@
 - `RETAINED`: everything that fits stays in memory after the first round, so that executions have the machine to
   themselves and find weights where a plan that holds many blocks leaves them: not in a cache. Nothing limits it, so it
   also shows what the process takes.
-- `ALTERNATING`: under the kernel's limit, in an arena with room for a share of the weights. Some visits in a row are
-  loaded beside an execution, then as many alone, other ones in the next round: what the two cost each other is seen on
-  neighbours, within seconds. In a row, because a machine may lend what it takes back a tenth of a second later: of a
-  virtual machine's cores the host uses some of the time for its disk, and those who compute wait for it.
+- `ALTERNATING`: under the kernel's limit, in an arena with room for a share of the weights. For some two seconds all
+  loads lie beside an execution, then as many alone: what the two cost each other is seen on neighbours. For seconds,
+  because a machine may lend what it takes back a moment later: of a virtual machine's cores the host uses some of the
+  time for its disk, and where all of them compute, executions that follow wait as well.
 
 Both use the real executor on every kind of block of the workload, over a short run of it.
 """
@@ -16,11 +16,14 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from cidl_sim.calibration.fit import Seen
 from cidl_sim.calibration.profile import BASELINE_MARGIN_BYTES, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.progress import Progress, silent
+from cidl_sim.core.timed import timed
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.executor.job import ComputeDevice, Job, JobResult, run_job
@@ -35,8 +38,8 @@ from cidl_sim.policies.catalog import make_plan
 RETAINED, ALTERNATING = "prefix:999", "alternating"  # the policies of the runs
 PURPOSES = (RETAINED, ALTERNATING)
 PROMPT = "calibration"
-# So many visits in a row are all loaded beside an execution, or all alone.
-IN_A_ROW = 12
+# For about so long all loads lie beside an execution, or all alone, and for so many visits at least and at most.
+ROW_S, LEAST_ROW, LONGEST_ROW = 2.0, 8, 48
 # Of the weights, this much has room in the run that alternates: as in the runs that people make.
 WEIGHTS_FRACTION = 0.3
 
@@ -85,16 +88,21 @@ def observe(
 
 
 def alternating(workload: Workload, device: DeviceProfile) -> Plan:
-    """Loads from the start of the visit before their own, `IN_A_ROW`, then as many from its end; nothing is kept.
-
-    A kind has many blocks, and most rounds are no multiple of twice as many: each comes to be loaded in both ways.
-    """
+    """Loads from the start of the visit before their own, a row of them, then as many from its end; nothing is kept."""
+    row = _row(workload, device)
     loads = []
     for visit in workload.visits:
-        beside = visit.number // IN_A_ROW % 2 == 1
+        beside = visit.number // row % 2 == 1
         gate = Gate(visit=visit.number - 1, edge="start" if beside else "end") if visit.number else None
         loads.append(Load(visit=visit.number, gate=gate))
     return build_plan(ALTERNATING, workload, device, loads, ())
+
+
+def _row(workload: Workload, device: DeviceProfile) -> int:
+    """How many visits take some `ROW_S` on a device that nobody measured."""
+    priced = timed(workload, device)
+    visit_s = float(np.maximum(priced.least_load_s, priced.least_execute_s).mean())
+    return round(min(max(ROW_S / visit_s, LEAST_ROW), LONGEST_ROW)) if visit_s > 0 else LONGEST_ROW
 
 
 def _device(workload: Workload, room_bytes: int, baseline_bytes: int) -> DeviceProfile:

@@ -22,7 +22,7 @@ Numbers = NDArray[np.int64]
 
 # Neighbours: at most so many samples of the same key apart, one of them under overlap for so much of its time, the
 # other for at most half as long: that one of two takes longer, and is overlapped for longer, says nothing.
-_NEIGHBOURS = 16
+_NEIGHBOURS = 48
 _LEAST_SHARE = 0.01
 # An interval as wide as this tells nothing: an overlap may cost nothing or all of it.
 _TELLS_NOTHING = 0.5

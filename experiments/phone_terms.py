@@ -41,7 +41,7 @@ Errors = dict[str, list[float]]
 
 
 def main() -> None:
-    rows = read_published(ROOT / "traces/published/on_device_sora.toml")
+    rows = read_published(*(ROOT / f"traces/published/{name}.toml" for name in ("on_device_sora", "core_ml")))
     device = find_device("iphone-15-pro")
     found = {(term, share): errors(rows, with_term(device, term, share)) for term in TERMS for share in SHARES}
     text = report(found)

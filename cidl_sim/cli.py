@@ -175,7 +175,7 @@ app = _group(
 
 def main() -> None:
     """Run the command line and leave with the documented exit code."""
-    # Libraries make objects that stay: up to a sixth of a short command went into looking for garbage in them.
+    # Libraries make objects that stay: looking for garbage in them takes a short command longer than leaving it.
     gc.set_threshold(50_000)
     signal.signal(signal.SIGTERM, _terminate)
     # A shell that starts us in the background has SIGINT ignored; whoever sends it means it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import groupby
 
 from cidl_sim.calibration.fit import Seen
 from cidl_sim.calibration.profile import Observation, fit_device, learned
@@ -89,14 +90,19 @@ def learned_from_traces(
     """A profile from runs that were made anyway, in their order in time; `device` is what was known before.
 
     `workload`: that of all the traces; without it each is looked up by its name. TraceError for a trace that is not of
-    real loads and executions on one machine.
+    real loads and executions on one machine, DeviceError for one with a number of threads that `device` does not know.
     """
     for trace in traces:
         if trace.header.origin == "simulated" or not (trace.of("load") and trace.of("execute")):
             raise TraceError(f"a trace of {trace.header.policy!r}: nothing to learn from, it is no run of a machine")
     runs = [Seen(workload or recorded_workload(trace), trace) for trace in traces]
     if device is not None:
-        return learned(device, runs)
+        # Runs with another number of threads say nothing of this one's executions.
+        for threads, some in groupby(runs, lambda seen: seen.trace.header.machine.get("compute_threads")):
+            if threads and device.executor.threads and threads not in device.thread_numbers:
+                raise DeviceError(f"{device.name}: executions were not measured with {threads} compute threads")
+            device = learned(device.with_threads(threads), list(some))
+        return device
     results = [_reported(trace) for trace in traces]
     return fit_device(THIS_MACHINE, [Observation(s, r) for s, r in zip(runs, results, strict=True)])
 

@@ -168,6 +168,13 @@ class DeviceProfile(Record):
             raise ValueError("thermal: after_s must increase from step to step")
         return self
 
+    @model_validator(mode="after")
+    def _every_number_of_threads_is_there_once(self) -> DeviceProfile:
+        numbers = self.thread_numbers
+        if self.other_threads and (None in numbers or len(set(numbers)) < len(numbers)):
+            raise ValueError("other_threads: executor.threads has to say a number, and each may be there once")
+        return self
+
     @cached_property
     def sha256(self) -> str:
         """Identity of the profile: the SHA-256 of its canonical JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,10 +88,10 @@ def find_plan(
         return _find_plan(workload, device, asked, choices, on_step)
     share = replace(asked, time_limit_s=asked.time_limit_s / len(numbers))
     found = [_find_plan(workload, device.with_threads(n), share, choices, on_step) for n in numbers]
-    best = min(found, key=lambda one: one.planned.plan.makespan_s or 0.0)
+    best = min(found, key=lambda one: one.planned.plan.makespan_s or math.inf)
     others = (one.planned.plan for one in found if one is not best)
     slower = ", ".join(f"{plan.makespan_s:.2f} s with {plan.compute_threads}" for plan in others)
-    note = f"computes with {best.planned.plan.compute_threads} threads; the plan found for others takes {slower}"
+    note = f"compute threads: {best.planned.plan.compute_threads}; the plan found for others takes {slower}"
     return replace(best, planned=replace(best.planned, notes=(*best.planned.notes, note)))
 
 

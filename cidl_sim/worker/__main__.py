@@ -8,7 +8,7 @@ import sys
 
 def start() -> int:
     """Import what a run needs and do the job. Returns the exit code."""
-    # Libraries make millions of objects that stay: a fifth of their import would go into looking for garbage in them.
+    # Libraries make millions of objects that stay: much of their import would go into looking for garbage in them.
     gc.disable()
     from cidl_sim.worker.child import main
 

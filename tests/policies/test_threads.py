@@ -67,10 +67,19 @@ def test_the_file_holds_all_numbers(tmp_path):
     assert read_device(tmp_path / "device.toml") == ONE_OR_TWO
 
 
+@pytest.mark.parametrize("own", ["", "threads = 2"])
+def test_a_number_that_is_missing_or_there_twice_is_one_clear_line(tmp_path, own):
+    file = tmp_path / "device.toml"
+    file.write_text(f'name = "d"\nmemory_limit_bytes = 9\n[executor]\n{own}\n[[other_threads]]\nthreads = 2\n')
+    with pytest.raises(DeviceError, match=r"other_threads: executor\.threads has to say a number") as problem:
+        read_device(file)
+    assert "\n" not in str(problem.value)
+
+
 def test_a_plan_that_is_asked_for_says_what_the_other_number_takes():
     found = find_plan(WORKLOAD, ONE_OR_TWO, PlanQuestions("next_block"), cut_choices(WORKLOAD))
     assert found.planned.plan.compute_threads == 1
     assert found.device.executor.threads == 1
     (note,) = found.planned.notes
-    assert note.startswith("computes with 1 threads; the plan found for others takes ")
+    assert note.startswith("compute threads: 1; the plan found for others takes ")
     assert note.endswith(" s with 2")

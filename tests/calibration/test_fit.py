@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 
 from cidl_sim.calibration.fit import Seen, fit_machine
 from cidl_sim.calibration.microbenchmark import ALTERNATING, PURPOSES, RETAINED, alternating
+from cidl_sim.calibration.prediction import learned_from_traces
 from cidl_sim.calibration.profile import BASELINE_MARGIN_BYTES, Observation, fit_device, learned
 from cidl_sim.calibration.robust import lost_to_overlap
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise
+from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.estimates import load_line
 from cidl_sim.core.plan import Plan
+from cidl_sim.core.trace import Trace
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.executor.job import JobResult
@@ -325,3 +328,22 @@ def test_contention_that_a_run_does_not_show_stays_as_it_was():
     before = with_value(known(), "loader.slowdown_while_executing", 1.7)
     after = learned(before, [seen(QUICK, "sequential")])
     assert after.loader.slowdown_while_executing == 1.7
+
+
+def test_recorded_runs_teach_only_the_number_of_threads_that_they_computed_with():
+    def recorded(device: DeviceProfile, threads: int) -> Trace:
+        trace = seen(device, "sequential").trace
+        header = trace.header.model_copy(
+            update={"origin": "torch-cpu", "machine": {**MACHINE, "compute_threads": threads}}
+        )
+        return trace.model_copy(update={"header": header})
+
+    twice_as_fast = with_value(QUICK, "executor.flops_per_s", 20)
+    two = fit_device("two", observations(twice_as_fast)).thread_choice.model_copy(update={"threads": 2})
+    before = known().model_copy(update={"other_threads": (two,)})
+    after = learned_from_traces(before, [recorded(QUICK, 1), recorded(twice_as_fast, 2)], workload())
+    for threads in (1, 2):
+        was, now = (device.with_threads(threads).measured["k0"].exec_s for device in (before, after))
+        assert now == pytest.approx(was, rel=1e-6)
+    with pytest.raises(DeviceError, match="not measured with 3 compute threads"):
+        learned_from_traces(before, [recorded(QUICK, 3)], workload())

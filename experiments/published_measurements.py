@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from cidl_sim.validation.disagreements import Disagreement, LoadRate, disagreeme
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments/results"
-DATE = "2026-11-21"
 COLOURS = {"fitted": "#1f5fa8", "predicted": "#d1761c", "assumed": "#f0c48a", "claim": "#8a8a8a"}
 LEGEND = {
     "fitted": "the profile is fitted to it",
@@ -60,9 +60,10 @@ def text(
         [
             "# Published measurements",
             "",
-            f"Command: `.venv/bin/python experiments/published_measurements.py`. Date: {DATE}; cidl-sim "
-            f"{version('cidl-sim')}; profile `{device.name}`, sha256 {device.sha256[:16]}. Simulated, and what others "
-            "published; nothing here was run on a phone or with Core ML by this project.",
+            "Command: `.venv/bin/python experiments/published_measurements.py`. "
+            f"Date: {datetime.now(UTC).date()}; cidl-sim {version('cidl-sim')}; profile `{device.name}`, sha256 "
+            f"{device.sha256[:16]}. Simulated, and what others published; nothing here was run on a phone or "
+            "with Core ML by this project.",
             "",
             f"Fitted: {len(FITTED_ROWS)} rows ({', '.join(f'`{row}`' for row in FITTED_ROWS)}) on `{FITTED_WORKLOAD}`. "
             "Everything else is predicted.",

@@ -5,8 +5,10 @@
 
 A measurement of the block's kind replaces the formula. Kinds are dotted paths: without a measurement of
 `stdit.pair.fp32.5x16` that of `stdit.pair.fp32`, then of `stdit.pair`, and so on, stands in. A block of
-another size than the measured one scales it by the ratio of the formulas. A cold load adds the measured
-cold difference, scaled in the same way. Figures whose quotient is no usable number of seconds are an error that
+another size than the measured one scales it: a load by the ratio of the formulas, an execution by the ratio of flops.
+Where the measurement says how many bytes it moved and the device has a memory bandwidth, the seconds that these bytes
+take there scale by bytes instead, and only the rest by flops. A cold load adds the measured cold difference, scaled as
+the load. Figures whose quotient is no usable number of seconds are an error that
 names the kind.
 
 Where a block says what it is `like`, measurements of those blocks come before the formula: their loads and executions
@@ -189,10 +191,24 @@ def _execute_cost(block: Block, device: DeviceProfile) -> Cost:
                 "nor the figures of [executor] with the block's flops are given"
             )
         return Cost(0.0, device.executor.launch_s + formula, measured=False)
-    seconds = measured.exec_s
+    traffic_s = measured_traffic_s(measured, device) if block.bytes_moved else 0.0
+    arithmetic_s = measured.exec_s - traffic_s
     if measured.flops and block.flops and measured.flops != block.flops:
-        seconds *= block.flops / measured.flops
-    return Cost(0.0, seconds, measured=True)
+        arithmetic_s *= block.flops / measured.flops
+    if traffic_s and measured.bytes_moved != block.bytes_moved:
+        traffic_s *= _share(block.bytes_moved, measured.bytes_moved or 0.0)
+    return Cost(0.0, arithmetic_s + traffic_s, measured=True)
+
+
+def measured_traffic_s(measured: Measured, device: DeviceProfile) -> float:
+    """How much of a measured execution goes with the bytes that it moved: what they take at the memory's bandwidth.
+
+    0 where the bytes or the bandwidth are not given, the whole execution at most.
+    """
+    bandwidth = device.executor.memory_bandwidth_bytes_per_s
+    if not measured.exec_s or not measured.bytes_moved or not bandwidth:
+        return 0.0
+    return min(measured.exec_s, measured.bytes_moved / bandwidth)
 
 
 def _check_length(cost: Cost, what: str, block: Block, device: DeviceProfile) -> None:

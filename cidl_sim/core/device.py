@@ -46,7 +46,7 @@ class Executor(Record):
 
 
 class Measured(Record):
-    """Costs measured for one block kind, and the size they were measured at.
+    """Costs measured for one block kind, and the size they were measured at: bytes of weights, flops, bytes moved.
 
     `samples`, the relative standard deviations `load_spread` and `exec_spread`, and `workspace_bytes`, the memory
     beyond weights that a visit really took, say how good the figures are; no simulation depends on them.
@@ -57,6 +57,7 @@ class Measured(Record):
     exec_s: float | None = Field(default=None, ge=0)
     weight_bytes: int | None = Field(default=None, ge=0)
     flops: float | None = Field(default=None, ge=0)
+    bytes_moved: float | None = Field(default=None, ge=0)
     samples: int | None = Field(default=None, ge=0)
     load_spread: float | None = Field(default=None, ge=0)
     exec_spread: float | None = Field(default=None, ge=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cidl_sim.core.costs import roofline_s, transfer_s
+from cidl_sim.core.costs import measured_traffic_s, roofline_s, transfer_s
 from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import DeviceError, did_you_mean
 from cidl_sim.core.files import validated
@@ -74,9 +74,11 @@ def _rescaled(measured: Measured, before: DeviceProfile, after: DeviceProfile) -
         if value is not None:
             update[name] = value * load_ratio
     if measured.exec_s is not None:
-        update["exec_s"] = measured.exec_s * _ratio(
-            _execute_formula(measured, before), _execute_formula(measured, after)
-        )
+        # What the bytes moved take follows the memory's bandwidth, the rest the other figures of the executor.
+        traffic_s = measured_traffic_s(measured, before)
+        ratio = _ratio(_execute_formula(measured, before), _execute_formula(measured, after))
+        bandwidths = (device.executor.memory_bandwidth_bytes_per_s for device in (after, before))
+        update["exec_s"] = (measured.exec_s - traffic_s) * ratio + traffic_s * _ratio(*bandwidths)
     return measured.model_copy(update=update)
 
 

@@ -83,6 +83,22 @@ CASES = {
             visit 1 7-8.5. A block that says nothing of its arithmetic takes what was measured: load 2 2-3, visit 2
             8.5-11.5.""",
     ),
+    "a_measured_execution_scales_with_bytes_moved_and_flops": draft(
+        "Costs: of a measured execution what its bytes take by the bandwidth scales by bytes, the rest by flops.",
+        chain(
+            block("a", 1, 4, kind="k", bytes_moved=10),
+            block("b", 1, 2, kind="k", bytes_moved=30),
+            block("c", 1, 4, kind="k"),
+        ),
+        device(
+            3,
+            executor={"memory_bandwidth_bytes_per_s": 10.0},
+            measured={"k": Measured(load_s=1, exec_s=4, flops=2, bytes_moved=20)},
+        ),
+        by_hand="""Twenty bytes take 2 of the 4 s. Half the bytes and twice the operations take 1 + 4: load 0 0-1, visit
+            0 1-6. Half as many bytes again and as many operations take 3 + 2: load 1 1-2, visit 1 6-11. A block that
+            says nothing of its bytes scales by operations alone, 8 s: load 2 2-3, visit 2 11-19.""",
+    ),
     "a_measurement_without_sizes_does_not_scale": draft(
         "Costs: without the size that it was measured at a cost holds for every block of the kind.",
         chain(block("a", 1, 1, kind="k"), block("b", 4, 9, kind="k")),

@@ -36,6 +36,23 @@ def test_the_measurement_of_an_ancestor_kind_is_scaled_to_the_block():
     assert execute_cost(BLOCK, profile).seconds == pytest.approx(6)
 
 
+def test_what_a_measured_executions_bytes_take_scales_by_bytes_and_the_rest_by_flops():
+    memory = Executor(memory_bandwidth_bytes_per_s=50)  # a hundred bytes take 2 of the 3 s
+    measured = {"stdit.pair": Measured(exec_s=3, flops=500, bytes_moved=100)}
+    assert execute_cost(BLOCK, device(measured=measured, executor=memory)).seconds == pytest.approx(1 * 2 + 2 / 2)
+    without = BLOCK.model_copy(update={"bytes_moved": 0})
+    assert execute_cost(without, device(measured=measured, executor=memory)).seconds == pytest.approx(6)
+    assert execute_cost(BLOCK, device(measured=measured)).seconds == pytest.approx(6)
+
+
+def test_bytes_never_take_longer_than_the_execution_that_moved_them():
+    slow = device(
+        measured={"stdit.pair": Measured(exec_s=3, flops=500, bytes_moved=100)},
+        executor=Executor(memory_bandwidth_bytes_per_s=1),
+    )
+    assert execute_cost(BLOCK, slow).seconds == pytest.approx(3 / 2)
+
+
 def test_a_cold_difference_is_scaled_to_the_block_like_its_load():
     profile = device(
         measured={"stdit.pair": Measured(load_s=2, cold_load_s=5, weight_bytes=50)},

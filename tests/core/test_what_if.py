@@ -33,6 +33,17 @@ def test_changing_a_parameter_scales_the_measured_costs_it_governs(key, factor, 
     assert changed.measured["k"].weight_bytes == 100
 
 
+def test_of_a_measured_execution_what_its_bytes_take_follows_the_memorys_bandwidth():
+    profile = device(
+        executor=Executor(flops_per_s=300, memory_bandwidth_bytes_per_s=100),
+        measured={"k": Measured(exec_s=3, flops=1000, bytes_moved=100)},
+    )
+    halved = with_value(profile, "executor.memory_bandwidth_bytes_per_s", 50)
+    assert halved.measured["k"].exec_s == pytest.approx(2 + 2)
+    faster = with_value(profile, "executor.flops_per_s", 600)
+    assert faster.measured["k"].exec_s == pytest.approx(1 + 1)
+
+
 def test_figures_of_measured_kinds_can_be_set_although_kinds_contain_dots():
     profile = device(measured={"a.b.c": Measured(load_s=1)})
     assert with_value(profile, "measured.a.b.c.load_s", 2.5).measured["a.b.c"].load_s == 2.5

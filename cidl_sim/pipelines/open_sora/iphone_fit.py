@@ -42,8 +42,8 @@ class BlockCosts:
 def fit_iphone_15_pro(rows: Rows, base: DeviceProfile) -> DeviceProfile:
     """`base` with loader bandwidth, efficiency and measured costs replaced by those that FITTED_ROWS give.
 
-    Of `base` the memory limit, the baseline and `flops_per_s` count. PublishedError if a row is missing or the
-    rows contradict the assumption about which operation hides the other.
+    Of `base` the memory limit, the baseline, `flops_per_s` and the memory's bandwidth count. PublishedError if a row is
+    missing or the rows contradict the assumption about which operation hides the other.
     """
     workload = named_in(OPEN_SORA, FITTED_WORKLOAD)
     text_encoder, denoiser = workload.stages[0], workload.stages[1]
@@ -125,13 +125,17 @@ def fit_stdit(rows: Rows, denoiser: Stage, *, cold_load_s: float, first_pair_ret
 
 
 def fit_vae(rows: Rows, workload: Workload, bandwidth_bytes_per_s: float) -> Measured:
-    """The decoder as a whole: its published time less its loads; kinds below `vae` scale by arithmetic."""
+    """The decoder as a whole: its published time less its loads; kinds below `vae` scale by arithmetic and bytes."""
     visits = [visit for visit in workload.visits if workload.stages[visit.stage].group == "decoder"]
     loads_s = sum(visit.block.weight_bytes for visit in visits) / bandwidth_bytes_per_s
     exec_s = row_of(rows, "components.vae").seconds - loads_s
     if exec_s <= 0:
         raise PublishedError(f"components.vae: {loads_s:.1f} s of loads leave nothing to execute")
-    return Measured(exec_s=round(exec_s, 2), flops=sum(visit.block.flops for visit in visits))
+    return Measured(
+        exec_s=round(exec_s, 2),
+        flops=sum(visit.block.flops for visit in visits),
+        bytes_moved=sum(visit.block.bytes_moved for visit in visits),
+    )
 
 
 def _retains(base: DeviceProfile, denoiser: Stage) -> bool:
@@ -147,4 +151,4 @@ def _loaded_once(block: Block, costs: BlockCosts, later_bytes_per_s: float) -> M
 
 def _measured(block: Block, **seconds: float) -> Measured:
     rounded = {name: round(value, 4) for name, value in seconds.items()}
-    return Measured(weight_bytes=block.weight_bytes, flops=block.flops, **rounded)
+    return Measured(weight_bytes=block.weight_bytes, flops=block.flops, bytes_moved=block.bytes_moved, **rounded)

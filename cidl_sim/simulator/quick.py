@@ -52,14 +52,17 @@ def evaluate(priced: Timed, plan: Plan) -> Evaluation:
     return evaluation_of(trace)
 
 
-def makespan_s(priced: Timed, plan: Plan) -> float:
-    """The makespan of `plan` in seconds without noise, inf where it cannot finish; the rest as in `evaluate`."""
+def makespan_s(priced: Timed, plan: Plan, seed: int | None = None) -> float:
+    """The makespan of `plan` in seconds, inf where it cannot finish; without a seed that without noise.
+
+    The rest as in `evaluate`.
+    """
     if _PATIENCE.is_over(priced, 1):
-        return batch.makespan_s(arrays_of(priced), plan)
-    if priced.is_plain:
+        return batch.makespan_s(arrays_of(priced), plan, seed=seed)
+    if priced.is_plain and seed is None:
         return plain.evaluate(priced, plan).makespan_s
     try:
-        return engine.makespan_s(priced.workload, priced.device, plan)
+        return engine.makespan_s(priced.workload, priced.device, plan, seed=seed)
     except InfeasibleError:
         return math.inf
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cidl_sim.core.device import Noise
-from cidl_sim.core.errors import InputError
+from cidl_sim.core.errors import InfeasibleError, InputError
 from cidl_sim.core.reports import MakespanQuantiles
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import makespan_s, simulate
@@ -24,6 +24,18 @@ def test_quantiles_are_those_of_the_seeded_runs():
     found = makespan_quantiles(WORKLOAD, NOISY, PLAN, runs=21, first_seed=5)
     assert (found.p5, found.p50, found.p95) == pytest.approx((second, middle, last_but_one))
     assert found == makespan_quantiles(WORKLOAD, NOISY, PLAN, runs=21, first_seed=5)
+
+
+def test_of_many_runs_each_is_the_engines_though_compiled_code_takes_over():
+    makespans = [makespan_s(WORKLOAD, NOISY, PLAN, seed=seed) for seed in range(301)]
+    found = makespan_quantiles(WORKLOAD, NOISY, PLAN, runs=301)
+    assert (found.p5, found.p50, found.p95) == tuple(sorted(makespans)[i] for i in (15, 150, 285))
+
+
+def test_a_run_that_cannot_finish_names_its_visit():
+    small = NOISY.model_copy(update={"memory_limit_bytes": 0})
+    with pytest.raises(InfeasibleError, match="visit"):
+        makespan_quantiles(WORKLOAD, small, PLAN, runs=3)
 
 
 def test_the_middle_of_many_runs_lies_above_the_run_without_noise():

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -32,7 +33,15 @@ class Verb(TyperCommand):
         module, _, function = self._home.partition(":")
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         verb = getattr(import_module(f"cidl_sim.commands.{module}"), function)
-        alone.command(self.name, context_settings=self._settings)(verb)
+
+        @wraps(verb)
+        def answered(*args: Any, **kwargs: Any) -> Any:
+            from cidl_sim.commands.console import answering
+
+            with answering():
+                return verb(*args, **kwargs)
+
+        alone.command(self.name, context_settings=self._settings)(answered)
         return typer.main.get_command(alone)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

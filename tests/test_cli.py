@@ -665,9 +665,10 @@ def test_validate_wants_a_store_or_traces(arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_validate_measures_the_machine_and_chooses_policies_that_calibration_never_saw(tiny_store, tmp_path):
-    figures = validation_of("--store", tiny_store, "--repeats", 2, "-o", tmp_path / "o")
-    assert len(figures["policies"]) >= 4
+    figures = validation_of("--store", tiny_store, "--repeats", 2, "--threads", 1, "-o", tmp_path / "o")
+    assert figures["policies"]
     assert not {row["plan"] for row in figures["policies"]} & {"sequential", "next_block"}
     assert {len(row["runs_s"]) for row in figures["policies"]} == {2}
     assert figures["run_to_run_spread"] > 0
@@ -1108,6 +1109,19 @@ def test_a_workload_from_a_torch_module_can_be_simulated(users_module, tmp_path)
     assert written == made
     assert workload.stages[0].rounds == 5
     assert answer_of("simulate", "w.json", "iphone-15-pro", "--policy", "spread")["makespan_s"] > 0
+
+
+def test_what_a_users_module_prints_leaves_the_json_alone(tmp_path, monkeypatch):
+    source = (
+        "import os, torch\nprint('imported')\n"
+        "def f():\n    print('built')\n    os.write(1, b'from below\\n')\n"
+        "    return torch.nn.Linear(8, 8), torch.empty(1, 8)\n"
+    )
+    (tmp_path / "module_that_prints.py").write_text(source)
+    command = [sys.executable, "-m", "cidl_sim.cli", "workloads", "--from-torch", "module_that_prints:f", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert json.loads(done.stdout)["stages"][0]["blocks"][0]["weight_bytes"] == 4 * 72
+    assert done.stderr.splitlines() == ["imported", "built", "from below"]
 
 
 def test_blocks_smaller_than_a_layer_are_infeasible(users_module):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import torch
 from torch import Tensor, nn
 
 from cidl_sim.blocks.layer_graph import layer_graph
+from cidl_sim.blocks.without_memory import WithoutMemory
 from cidl_sim.core.errors import WorkloadError
 
 
@@ -20,19 +20,19 @@ def graph_from_torch(reference: str, *, depth: int | None = None) -> nx.DiGraph[
     """The layer graph of what the function `reference` ("package.module:function") gives.
 
     The function takes nothing and returns a torch module, or a list of modules that feed each other, and the
-    input tensor or a tuple of them. It is called under the meta device, so that what it builds takes no memory.
+    input tensor or a tuple of them. What it builds takes no memory (`without_memory`).
 
     Raises:
         WorkloadError: it cannot be imported or called, gives something else, or does not run without values.
     """
-    factory = _imported(reference)
+    factory, world = _imported(reference), WithoutMemory()
     try:
-        with torch.device("meta"):
+        with world.inside():
             given = factory()
     except Exception as problem:
         raise WorkloadError(f"{reference}() failed: {type(problem).__name__}: {problem}") from problem
     module, inputs = _module_and_inputs(reference, given)
-    return layer_graph(module, inputs, depth=depth)
+    return layer_graph(module, inputs, depth=depth, world=world)
 
 
 def _imported(reference: str) -> Any:

@@ -1,10 +1,9 @@
-"""What modules weigh and cost, layer by layer, measured on the meta device: no memory is used for weights."""
+"""What modules weigh and cost, layer by layer, measured without memory for weights (`without_memory`)."""
 
 from __future__ import annotations
 
-import copy
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import networkx as nx
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from cidl_sim.blocks.coverage import Coverage, Piece, storage_key
+from cidl_sim.blocks.without_memory import NoValueError, WithoutMemory
 from cidl_sim.core.errors import WorkloadError
 
 
@@ -37,7 +36,7 @@ class Measurement:
 
 
 def measure_module(module: nn.Module, inputs: Sequence[Tensor]) -> Measurement:
-    """Measure one call of `module` (on the meta device) with `inputs` (meta tensors)."""
+    """Measure one call of `module` with `inputs`; neither needs values."""
     graph = layer_graph(module, inputs, depth=0)
     (layer,) = graph.nodes.values()
     return Measurement(
@@ -61,66 +60,69 @@ class Chain(nn.Module):
 
 
 def layer_graph(
-    module: nn.Module | Sequence[nn.Module], inputs: Sequence[Tensor], *, depth: int | None = None
+    module: nn.Module | Sequence[nn.Module],
+    inputs: Sequence[Tensor],
+    *,
+    depth: int | None = None,
+    world: WithoutMemory | None = None,
 ) -> nx.DiGraph[int]:
     """The layers of a module, or of modules in a chain, in the order in which one call runs them.
 
     Args:
-        module: a module, or several that feed each other. One that is not on the meta device stays as it is;
-            a copy without values is measured.
-        inputs: what it is called with; only shapes and dtypes matter.
+        module: a module, or several that feed each other, on whatever device; a copy without values is measured.
+        inputs: what it is called with; only shapes and dtypes matter, unless its own code reads values.
         depth: how many levels of modules are taken apart; None goes down to those without submodules, 0 takes
             the whole as one layer. Work between two layers counts with the one before it.
+        world: where module and inputs were made, if they were made without memory.
 
     Returns:
         A graph whose nodes 0, 1, ... are the calls of layers. Each has `name` (dotted, as in
-        `named_modules`), `module` (its class), `parameters` (bytes by name, buffers included; tensors that
-        layers share have one name), `weight_bytes`, `flops`, `bytes_moved` and `workspace_bytes` as in
+        `named_modules`), `module` (its class), `parameters` (bytes by name, buffers included; bytes that layers
+        share have one name), `weight_bytes`, `flops`, `bytes_moved` and `workspace_bytes` as in
         `Measurement`, and `activation_bytes`: what is live after it and has to be carried on. An edge's `bytes` are
         those of the tensors that its first layer made and its second one used.
 
     Raises:
-        WorkloadError: the module cannot run on the meta device with these inputs.
+        WorkloadError: the module cannot be called with these inputs, or not without values.
     """
+    world = world or WithoutMemory()
     root = module if isinstance(module, nn.Module) else Chain(module)
-    root = _on_meta(root)
-    recorder = _Recorder(root)
-    with ExitStack() as stack:
-        layers = _layers_of(root, depth, "" if isinstance(module, nn.Module) else "layers")
-        for name, layer in layers:
+    with world.inside(), ExitStack() as stack:
+        root = world.module(root)
+        inputs = world.tensors(inputs)
+        recorder = _Recorder(root)
+        for name, layer in _layers_of(root, depth, "" if isinstance(module, nn.Module) else "layers"):
             recorder.follow(name, layer, stack)
-        inputs = [tensor.to("meta") for tensor in inputs]
         counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping={_FUSED: _fused_flops}))
         recorder.count_flops = counter.get_total_flops
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_FusedAttention())
         stack.enter_context(recorder)
         recorder.hold(inputs)
         try:
             outputs = root(*inputs)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as problem:
-            text = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-            raise WorkloadError(f"{type(root).__name__} does not run on the meta device: {text}") from problem
+        except NoValueError as problem:
+            raise WorkloadError(
+                f"{type(root).__name__} cannot be measured without weights: {problem}; return a constant there while "
+                "it is measured, or give the parts before and after it as a list"
+            ) from problem
+        except Exception as problem:
+            # Whatever the user's own code raises is said in its own words.
+            raise WorkloadError(f"{type(root).__name__} does not run: {own_words(problem)}") from problem
         recorder.close()
     del outputs
     return recorder.graph
 
 
+def own_words(problem: Exception) -> str:
+    """What an exception says, in one line; its type where that says what the words do not."""
+    words = next((line.strip() for line in str(problem).splitlines() if line.strip()), "")
+    if isinstance(problem, RuntimeError | TypeError | ValueError | AssertionError) and words:
+        return words
+    return f"{type(problem).__name__}: {words}" if words else type(problem).__name__
+
+
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
-
-
-def _on_meta(module: nn.Module) -> nn.Module:
-    """The module itself if it is there already, else a copy without values; shared tensors stay shared."""
-    tensors = [tensor for _, tensor in _tensors_of(module)]
-    if all(tensor.is_meta for tensor in tensors):
-        return module
-    memo: dict[int, Any] = {}
-    for tensor in tensors:
-        empty = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(module, memo)
 
 
 def _layers_of(root: nn.Module, depth: int | None, transparent: str) -> Iterator[tuple[str, nn.Module]]:
@@ -147,21 +149,6 @@ def _layers_of(root: nn.Module, depth: int | None, transparent: str) -> Iterator
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as a processor's fused kernel does it. The meta device alone would write out all scores."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
-            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-            call = {**dict(zip(names, args, strict=False)), **kwargs}
-            q, k, v = (call[name] for name in names[:3])
-            mask = call.get("attn_mask")
-            if q.ndim == 4 and q.shape[-1] == v.shape[-1] and (mask is None or mask.ndim in (2, 4)):
-                return _FUSED(q, k, v, 0.0, call.get("is_causal", False), attn_mask=mask, scale=call.get("scale"))[0]
-        return function(*args, **kwargs)
-
-
 def _fused_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     batch, heads, queries, width = q
     return int(4 * batch * heads * queries * k[-2] * width)
@@ -176,9 +163,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.graph: nx.DiGraph[int] = nx.DiGraph()
         self.count_flops: Callable[[], int] = lambda: 0
-        self._weights: dict[int, tuple[str, int]] = {}
-        for name, tensor in _tensors_of(root):
-            self._weights.setdefault(_storage_key(tensor), (name, tensor.numel() * tensor.element_size()))
+        self._weights = Coverage(_tensors_of(root))
         self._root = root
         self._producers: dict[int, int | None] = {}
         self._carried: dict[tuple[int, int], weakref.WeakSet[Any]] = {}
@@ -210,9 +195,7 @@ class _Recorder(TorchDispatchMode):
         """After the call: finish the last layer, and give it the parameters that no layer used."""
         self._finish()
         seen = {name for node in self.graph.nodes.values() for name in node["parameters"]}
-        for name, size in self._weights.values():
-            if name not in seen:
-                self._node["parameters"][name] = size
+        self._own(piece for piece in self._weights.pieces if piece.name not in seen)
         for node in self.graph.nodes.values():
             node["weight_bytes"] = sum(node["parameters"].values())
 
@@ -234,8 +217,10 @@ class _Recorder(TorchDispatchMode):
     def _name(self, name: str, module: nn.Module) -> None:
         self._node.update(name=name or type(self._root).__name__, module=type(module).__name__)
         for _, tensor in _tensors_of(module):
-            own, size = self._weights[_storage_key(tensor)]
-            self._node["parameters"][own] = size
+            self._own(self._weights.of(tensor) or ())
+
+    def _own(self, pieces: Iterable[Piece]) -> None:
+        self._node["parameters"].update((piece.name, piece.size_bytes) for piece in pieces)
 
     def _finish(self) -> None:
         flops = self.count_flops()
@@ -245,6 +230,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
+        if function is torch.ops.prim.device.default:
+            return result
         used = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in used:
@@ -256,11 +243,11 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _use(self, tensor: Tensor) -> None:
-        key = _storage_key(tensor)
-        if key in self._weights:
-            name, size = self._weights[key]
-            self._node["parameters"].setdefault(name, size)
+        weights = self._weights.of(tensor)
+        if weights is not None:
+            self._own(weights)
             return
+        key = storage_key(tensor)
         producer = self._producers.get(key)
         if producer is None or producer == self._number:
             return
@@ -272,8 +259,8 @@ class _Recorder(TorchDispatchMode):
             self.graph.add_edge(producer, self._number, bytes=before + storage.nbytes())
 
     def _count(self, tensor: Tensor, producer: int | None, *, changed: bool = False) -> None:
-        key = _storage_key(tensor)
-        if key in self._weights:
+        key = storage_key(tensor)
+        if self._weights.of(tensor) is not None:
             return
         if key in self._producers:
             if changed:
@@ -289,7 +276,3 @@ class _Recorder(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._producers.pop(key, None)
         self._live_bytes -= size
-
-
-def _storage_key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast, get_args
 
 import typer
 from rich.console import Console
 
+from cidl_sim.core.answers import answers_alone
 from cidl_sim.core.errors import InputError
 from cidl_sim.core.files import Record
 from cidl_sim.core.progress import StepProgress
@@ -22,8 +23,20 @@ if TYPE_CHECKING:
     from cidl_sim.core.trace import Trace
     from cidl_sim.executor.job import ComputeDevice
 
+
+class _Answers:
+    """What a verb answers to: standard output, as it was before foreign code lost it (`answers_alone`)."""
+
+    def __init__(self) -> None:
+        self.stream: TextIO | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream or sys.stdout, name)
+
+
+_ANSWERS = _Answers()
 # A pipe has no width of its own; names would be cut at 80 columns.
-screen = Console(width=None if sys.stdout.isatty() else 132)
+screen = Console(file=cast("TextIO", _ANSWERS), width=None if sys.stdout.isatty() else 132)
 messages = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else there.")]
@@ -74,6 +87,17 @@ def _above_zero(text: str, parse: Callable[[str], float]) -> float:
 # Printing
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Until the end only `show`, `screen` and `print_json_text` reach standard output."""
+    with answers_alone() as stream:
+        _ANSWERS.stream = stream
+        try:
+            yield
+        finally:
+            _ANSWERS.stream = None
+
+
 def rows_as_object(key: str, rows: Sequence[Any]) -> dict[str, Any]:
     """One JSON object around a list."""
     return {key: rows}
@@ -81,7 +105,7 @@ def rows_as_object(key: str, rows: Sequence[Any]) -> dict[str, Any]:
 
 def print_json_text(text: str) -> None:
     """Put JSON on standard output untouched."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    _ANSWERS.write(text if text.endswith("\n") else text + "\n")
 
 
 def show(data: Any, as_json: bool, for_people: Callable[[], Any]) -> None:

@@ -1,7 +1,8 @@
 """The child process of a run: `python -m cidl_sim.worker JOB.json`.
 
 Standard output carries lines of JSON: {"done", "total", "stage"} while it runs, then one {"result"} or
-{"error", "exit_code"}. It is started inside its memory group, so all it ever touches is charged there.
+{"error", "exit_code"}; whatever else is printed goes to standard error. It is started inside its memory group, so all
+it ever touches is charged there.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
+from cidl_sim.core.answers import answers_alone
 from cidl_sim.core.errors import CidlError, MachineError, PlanError
 from cidl_sim.core.extras import missing_extra
 from cidl_sim.core.feasibility import check_plan_within
@@ -45,26 +47,37 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     _end_with_parent()
+    with answers_alone() as answers:
+        return _answered(answers)
+
+
+def _answered(answers: TextIO) -> int:
+    def say(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    def say_progress(done: int, total: int, stage: str) -> None:
+        say({"done": done, "total": total, "stage": stage})
+
+    def failed(problem: CidlError) -> int:
+        say({"error": str(problem), "exit_code": problem.exit_code})
+        return problem.exit_code
+
     try:
         job = Job.model_validate_json(Path(sys.argv[1]).read_text())
-        _say({"result": do(job, _say_progress).model_dump(mode="json")})
+        say({"result": do(job, say_progress).model_dump(mode="json")})
         return 0
     except SystemExit as stopped:
         return int(stopped.code or 0)
     except CidlError as problem:
-        return _failed(problem)
+        return failed(problem)
     except ModuleNotFoundError as problem:
         missing = missing_extra(problem)
         if missing is None:
             raise
-        return _failed(missing)
+        return failed(missing)
     except OSError as problem:
-        return _failed(MachineError(f"{problem.strerror or problem}"))
-
-
-def _failed(problem: CidlError) -> int:
-    _say({"error": str(problem), "exit_code": problem.exit_code})
-    return problem.exit_code
+        return failed(MachineError(f"{problem.strerror or problem}"))
 
 
 def do(job: Job, on_progress: Progress = silent) -> JobResult:
@@ -176,15 +189,6 @@ def _program(job: Job, source: Source, prepared: Prepared, pipeline: Pipeline) -
         for prompt in job.prompts
     ]
     return SeveralPrompts(prepared.workload, programs)
-
-
-def _say(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-
-
-def _say_progress(done: int, total: int, stage: str) -> None:
-    _say({"done": done, "total": total, "stage": stage})
 
 
 def _stop(number: int, _: FrameType | None) -> None:

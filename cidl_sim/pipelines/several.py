@@ -13,6 +13,12 @@ from cidl_sim.executor.backend import Call, Outcome
 from cidl_sim.pipelines.pipeline import PromptProgram
 
 
+def of_one_prompt(workload: Workload, prompts: int) -> Workload:
+    """What the program of one prompt runs: the first of as many parts that are alike. Nothing is measured again."""
+    stages = workload.stages[: len(workload.stages) // prompts]
+    return Workload(name=workload.name, settings={**workload.settings, "prompts": 1}, stages=stages)
+
+
 class SeveralPrompts:
     """The programs of some prompts as one: each has its own part of the workload's stages."""
 

@@ -33,9 +33,9 @@ from cidl_sim.executor.job import Job, JobResult
 from cidl_sim.executor.memory_limit import PeakMemory, charged_to_this_process, prepare_memory
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.executor.source import Prepared, Source, Wanted
-from cidl_sim.pipelines.catalog import pipeline_named, workload_of
+from cidl_sim.pipelines.catalog import pipeline_named
 from cidl_sim.pipelines.pipeline import Feed, Pipeline
-from cidl_sim.pipelines.several import SeveralPrompts
+from cidl_sim.pipelines.several import SeveralPrompts, of_one_prompt
 from cidl_sim.worker.estimating import Estimates
 from cidl_sim.worker.machine import Machine, Watch, warm_up
 from cidl_sim.worker.saving import Keeper, write_result, write_trace
@@ -183,7 +183,7 @@ def _program(job: Job, source: Source, prepared: Prepared, pipeline: Pipeline) -
         raise PlanError(f"the plan was made for {settings.prompts} prompts, {len(job.prompts)} were given")
     options = pipeline.options_type.model_validate(job.options)
     alone = settings.model_copy(update={"prompts": 1})
-    one = prepared.workload if settings.prompts == 1 else workload_of(sizes, alone)
+    one = of_one_prompt(prepared.workload, settings.prompts)
     programs = [
         pipeline.program(Feed(one, sizes, alone, prompt, job.seed, options, source.root, job.device))
         for prompt in job.prompts

@@ -6,7 +6,7 @@ OUT    ?= demo-out
 TORCH  ?= torch==2.13.0
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: setup demo test test-slow test-full-size test-browser lint format clean
+.PHONY: setup demo test test-slow test-full-size test-browser fuzz lint format clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +42,10 @@ test-slow: setup
 
 test-full-size: setup
 	$(BIN)/python -m pytest -m full_size
+
+# A hundred thousand broken inputs; under half an hour on two cores.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --inputs 100000
 
 test-browser: setup
 	$(BIN)/python -m pytest -m browser

@@ -685,7 +685,7 @@ def test_validate_measures_the_machine_and_chooses_policies_that_calibration_nev
         ("--nonsense", ["--nonsense"]),
         ("trace nonsense", ["nonsense"]),
         ("workloads nonsense", ["nonsense", "opensora-v1.2"]),
-        ("workloads opensora-tiny-33x32", ["workload 'opensora-tiny-33x32': height and width", "multiples of 16"]),
+        ("workloads opensora-tiny-8x32", ["workload 'opensora-tiny-8x32': height", "greater than or equal to 16"]),
         ("workloads opensora-tiny-wide", ["'wide'"]),
         ("workloads {folder}/none.json", ["none.json", "No such file"]),
         ("devices iphone-15-por", ["did you mean 'iphone-15-pro'?"]),

@@ -12,11 +12,11 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cidl_sim.blocks.coverage import Coverage, Piece, storage_key
-from cidl_sim.blocks.without_memory import NoValueError, WithoutMemory
+from cidl_sim.blocks.scratch import FLOPS, FUSED_LAYERS, scratch_bytes
+from cidl_sim.blocks.without_memory import NoValueError, WithoutMemory, tensors_in
 from cidl_sim.core.errors import WorkloadError
 
 
@@ -36,8 +36,8 @@ class Measurement:
 
 
 def measure_module(module: nn.Module, inputs: Sequence[Tensor]) -> Measurement:
-    """Measure one call of `module` with `inputs`; neither needs values."""
-    graph = layer_graph(module, inputs, depth=0)
+    """Measure one call of `module` with `inputs`; neither needs values. The same on every machine: without scratch."""
+    graph = layer_graph(module, inputs, depth=0, scratch=False)
     (layer,) = graph.nodes.values()
     return Measurement(
         sum(layer["parameters"].values()), layer["flops"], layer["bytes_moved"], layer["workspace_bytes"]
@@ -65,6 +65,7 @@ def layer_graph(
     *,
     depth: int | None = None,
     world: WithoutMemory | None = None,
+    scratch: bool = True,
 ) -> nx.DiGraph[int]:
     """The layers of a module, or of modules in a chain, in the order in which one call runs them.
 
@@ -74,6 +75,7 @@ def layer_graph(
         depth: how many levels of modules are taken apart; None goes down to those without submodules, 0 takes
             the whole as one layer. Work between two layers counts with the one before it.
         world: where module and inputs were made, if they were made without memory.
+        scratch: whether the workspace holds what this processor's kernels take for themselves, too.
 
     Returns:
         A graph whose nodes 0, 1, ... are the calls of layers. Each has `name` (dotted, as in
@@ -88,12 +90,12 @@ def layer_graph(
     world = world or WithoutMemory()
     root = module if isinstance(module, nn.Module) else Chain(module)
     with world.inside(), ExitStack() as stack:
-        root = world.module(root)
+        root = world.module(root).eval()
         inputs = world.tensors(inputs)
-        recorder = _Recorder(root)
+        recorder = _Recorder(root, scratch=scratch)
         for name, layer in _layers_of(root, depth, "" if isinstance(module, nn.Module) else "layers"):
             recorder.follow(name, layer, stack)
-        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping={_FUSED: _fused_flops}))
+        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=FLOPS))
         recorder.count_flops = counter.get_total_flops
         stack.enter_context(recorder)
         recorder.hold(inputs)
@@ -136,7 +138,8 @@ def _layers_of(root: nn.Module, depth: int | None, transparent: str) -> Iterator
         children = list(module.named_children())
         # A list of modules is never called itself: it is no level.
         is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)
-        if not children or (level == 0 and not is_list):
+        # Of a fused layer PyTorch calls one operation, not its parts.
+        if not children or (level == 0 and not is_list) or isinstance(module, FUSED_LAYERS):
             yield name, module
             return
         for child_name, child in children:
@@ -146,21 +149,16 @@ def _layers_of(root: nn.Module, depth: int | None, transparent: str) -> Iterator
     yield from walk("", root, -1 if depth is None else depth)
 
 
-_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-
-def _fused_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    batch, heads, queries, width = q
-    return int(4 * batch * heads * queries * k[-2] * width)
-
-
 class _Recorder(TorchDispatchMode):
     """Follows the storages that operations create and says which layer made, used and carried what."""
 
-    HEAVY = ("mm", "addmm", "bmm", "baddbmm", "convolution", "scaled_dot_product")
+    HEAVY = (
+        "mm", "addmm", "bmm", "baddbmm", "convolution", "scaled_dot_product", "multi_head_attention", "encoder_layer",
+    )  # fmt: skip
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, *, scratch: bool) -> None:
         super().__init__()
+        self._with_scratch = scratch
         self.graph: nx.DiGraph[int] = nx.DiGraph()
         self.count_flops: Callable[[], int] = lambda: 0
         self._weights = Coverage(_tensors_of(root))
@@ -174,17 +172,22 @@ class _Recorder(TorchDispatchMode):
 
     def follow(self, name: str, layer: nn.Module, stack: ExitStack) -> None:
         """Make each call of `layer` a node."""
+        forward = layer.forward
 
-        def entered(module: nn.Module, _: Any) -> None:
+        def entered(*args: Any, **kwargs: Any) -> Any:
             if self._opened:
                 self._finish()
-                self._open(name, module)
+                self._open(name, layer)
             else:
                 # What ran before the first layer counts with it.
                 self._opened = True
-                self._name(name, module)
+                self._name(name, layer)
+            return forward(*args, **kwargs)
 
-        stack.callback(layer.register_forward_pre_hook(entered).remove)
+        # Not a hook: layers that have one do not take PyTorch's fused path.
+        had_own = "forward" in vars(layer)
+        layer.forward = entered
+        stack.callback(setattr, layer, "forward", forward) if had_own else stack.callback(delattr, layer, "forward")
 
     def hold(self, tensors: Sequence[Tensor]) -> None:
         """Count tensors that are live from the start."""
@@ -232,12 +235,14 @@ class _Recorder(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if function is torch.ops.prim.device.default:
             return result
-        used = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        used, made = tensors_in((args, kwargs)), tensors_in(result)
         for tensor in used:
             self._use(tensor)
         for tensor in made:
             self._count(tensor, self._number, changed=function._schema.is_mutable)
+        if self._with_scratch:
+            most = self._live_bytes + scratch_bytes(function, args, made)
+            self._node["workspace_bytes"] = max(self._node["workspace_bytes"], most)
         if any(heavy in str(function) for heavy in self.HEAVY):
             self._node["bytes_moved"] += sum(t.numel() * t.element_size() for t in (*used, *made))
         return result

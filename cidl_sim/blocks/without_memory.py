@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from cidl_sim.blocks.coverage import storage_key
 
 # Values are kept of storages of so many bytes: a table of positions, a mask of a thousand tokens, no weights.
 MOST_BYTES = 1 << 22
+_DEVICE_OF, _PROCESSOR = torch.ops.prim.device.default, torch.device("cpu")
 _LOGGER = logging.getLogger("torch._subclasses.fake_tensor")
 
 
@@ -37,19 +38,21 @@ class WithoutMemory:
     """A world in which tensors take no memory. What is made in one `inside()` can be used in the next."""
 
     def __init__(self) -> None:
-        self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fakes = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
         self._values = _Values(self._fakes)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Until the end tensors are made here, whichever device is asked for."""
-        # What goes wrong is raised; PyTorch logs it with its traceback as well.
-        was_disabled, _LOGGER.disabled = _LOGGER.disabled, True
+        # What goes wrong is raised; PyTorch logs it with its traceback as well. And layers that have a fused path leave
+        # it where a function may be overridden, as `_OneDevice` does: nothing is here.
+        was_disabled, has_function = _LOGGER.disabled, torch.overrides.has_torch_function
+        _LOGGER.disabled, torch.overrides.has_torch_function = True, _is_never_overridden
         try:
             with _OneDevice(self._values), self._fakes, self._values, torch.no_grad():
                 yield
         finally:
-            _LOGGER.disabled = was_disabled
+            _LOGGER.disabled, torch.overrides.has_torch_function = was_disabled, has_function
 
     def tensors(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """Stand-ins for tensors from elsewhere; those that share a storage share one here."""
@@ -67,6 +70,10 @@ class WithoutMemory:
             memo[key] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
         with _alone():
             return copy.deepcopy(module, memo)
+
+
+def _is_never_overridden(args: Iterable[Any]) -> bool:
+    return False
 
 
 class _OneDevice(TorchFunctionMode):
@@ -148,39 +155,46 @@ class _Values(TorchDispatchMode):
             return whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.prim.device.default:
-            return torch.device("cpu")
-        args, kwargs = tree_map_only(Tensor, self.stand_in, (args, kwargs or {}))
-        used = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if function is _DEVICE_OF:
+            return _PROCESSOR
+        kwargs = kwargs or {}
+        used = tensors_in((args, kwargs))
+        if not all(self.is_here(tensor) for tensor in used):
+            args, kwargs = tree_map_only(Tensor, self.stand_in, (args, kwargs))
+            used = tensors_in((args, kwargs))
         if function is torch.ops.aten._local_scalar_dense.default:
             value = self.of(args[0])
             with _alone():
                 return value.item()
         are_known = all(storage_key(tensor) in self._known for tensor in used)
-        is_random = torch.Tag.nondeterministic_seeded in function.tags
+        is_computed = are_known and torch.Tag.nondeterministic_seeded not in function.tags
         try:
             result = function(*args, **kwargs)
         except Exception:
             # Shapes that depend on values.
-            if not used or not are_known or is_random:
+            if not used or not is_computed:
                 raise
             return tree_map_only(Tensor, self.stand_in, self._computed(function, args, kwargs))
         changed = _changed(function, args, kwargs) if function._schema.is_mutable else []
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        new = [tensor for tensor in made if storage_key(tensor) not in self._known]
-        if are_known and not is_random and (new or changed) and all(_is_small(tensor) for tensor in made):
-            try:
-                computed = self._computed(function, args, kwargs)
-            except (NotImplementedError, RuntimeError):
-                # Such as a type that the processor has no kernel for.
-                self._forget(changed)
-                return result
-            for tensor, value in zip(made, (x for x in tree_leaves(computed) if isinstance(x, Tensor)), strict=False):
-                if storage_key(tensor) not in self._known:
-                    self._learn(tensor, value)
-        else:
+        made = tensors_in(result) if is_computed else []
+        is_new = bool(changed) or any(storage_key(tensor) not in self._known for tensor in made)  # else views
+        if is_computed and is_new and all(_is_small(tensor) for tensor in made):
+            self._follow(function, args, kwargs, made, changed)
+        elif is_new:
             self._forget(changed)
         return result
+
+    def _follow(self, function: Any, args: Any, kwargs: Any, made: list[Tensor], changed: list[Tensor]) -> None:
+        """Do with the values what was done without them."""
+        try:
+            computed = self._computed(function, args, kwargs)
+        except (NotImplementedError, RuntimeError):
+            # Such as a type that the processor has no kernel for.
+            self._forget(changed)
+            return
+        for tensor, value in zip(made, tensors_in(computed), strict=False):
+            if storage_key(tensor) not in self._known:
+                self._learn(tensor, value)
 
     def _computed(self, function: Any, args: Any, kwargs: Any) -> Any:
         with _alone():
@@ -212,6 +226,23 @@ class _Values(TorchDispatchMode):
             self._known.pop(storage_key(tensor), None)
 
 
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors among the arguments or results of an operation, those in lists and dictionaries too."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, tuple | list):
+        return []
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list | dict):
+            found += tensors_in(value)
+    return found
+
+
 @contextmanager
 def _alone() -> Iterator[None]:
     """Real tensors, whatever modes are on."""
@@ -229,5 +260,5 @@ def _changed(function: Callable[..., Any], args: Any, kwargs: Any) -> list[Tenso
     for number, argument in enumerate(function._schema.arguments):  # type: ignore[attr-defined]
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[number] if number < len(args) else kwargs.get(argument.name)
-            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            found += tensors_in((value,))
     return found

@@ -103,6 +103,11 @@ def rows_as_object(key: str, rows: Sequence[Any]) -> dict[str, Any]:
     return {key: rows}
 
 
+def note(words: str) -> None:
+    """A remark on standard error."""
+    messages.print(words, markup=False, highlight=False)
+
+
 def print_json_text(text: str) -> None:
     """Put JSON on standard output untouched."""
     _ANSWERS.write(text if text.endswith("\n") else text + "\n")

@@ -13,6 +13,7 @@ from cidl_sim.commands.console import (
     AsJson,
     Option,
     StoreOption,
+    note,
     progress,
     show,
 )
@@ -52,9 +53,9 @@ def model_build(
     with progress() as step:
         counted = _Counted(lambda done, weights: step("write blocks", done, count, weights))
         if trained is not None:
-            built = import_checkpoints(store, sizes, chosen, trained, counted, partition=cut)
+            built = import_checkpoints(store, sizes, chosen, trained, counted, partition=cut, on_note=note)
         else:
-            built = build_random_store(store, sizes, chosen, seed or 0, counted, partition=cut)
+            built = build_random_store(store, sizes, chosen, seed or 0, counted, partition=cut, on_note=note)
     show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
 
@@ -64,6 +65,9 @@ def model_import(
     dtype: Annotated[str, Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     partition: PartitionOption = "reference",
     size: Annotated[str | None, Option("--size", help="The model, where its parts are given: its name.")] = None,
+    variant: Annotated[
+        str | None, Option("--variant", help="Of files that come in several: fp16 takes model.fp16.safetensors.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a block store from a published checkpoint; an interrupted import goes on where it stopped.
@@ -82,14 +86,14 @@ def model_import(
     if arguments:
         if size is not None:
             raise InputError("--size goes with the folders of parts; of a CHECKPOINT it is found")
-        sizes, parts = recognised(Path(arguments[0]))
+        sizes, parts = recognised(Path(arguments[0]), variant)
     else:
         sizes = _model_with_parts(parts, size)
     cut = _partition(sizes, partition)
     count = len(distinct_blocks(sizes, chosen, cut))
     with progress() as step:
         counted = _Counted(lambda done, weights: step("import blocks", done, count, weights))
-        built = import_checkpoints(store, sizes, chosen, parts, counted, partition=cut)
+        built = import_checkpoints(store, sizes, chosen, parts, counted, partition=cut, variant=variant, on_note=note)
     show(counted.summary(built, sizes.name, dtype), as_json, lambda: counted.line(built))
 
 

@@ -24,8 +24,8 @@ from cidl_sim.core.device import DeviceProfile, Measured
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.workload import Block
 
-# Even five million visits of this length add up to a finite makespan.
-LONGEST_S = 1e300
+# Even five million visits of this length add up to a makespan that a trace can hold.
+LONGEST_S = 1e110
 
 
 @dataclass(frozen=True, slots=True)

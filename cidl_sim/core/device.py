@@ -15,6 +15,12 @@ from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_t
 from cidl_sim.core.quantities import MAX_BYTES
 
 Mark = Literal["measured", "published", "derived", "assumed"]
+# Beyond these magnitudes products and quotients of figures would be no numbers any more.
+LEAST, MOST = 1e-100, 1e100
+Rate = Annotated[float, Field(ge=LEAST, le=MOST)]
+Seconds = Annotated[float, Field(ge=0, le=MOST)]
+Slowdown = Annotated[float, Field(ge=1, le=1e9)]
+Deviation = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Loader(Record):
@@ -25,10 +31,10 @@ class Loader(Record):
     """
 
     channels: int = Field(default=1, ge=1, le=64)
-    latency_s: float = Field(default=0.0, ge=0)
-    bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
-    slowdown_while_executing: float = Field(default=1.0, ge=1)
-    first_touch_bytes_per_s: float | None = Field(default=None, gt=0)
+    latency_s: Seconds = 0.0
+    bandwidth_bytes_per_s: Rate | None = None
+    slowdown_while_executing: Slowdown = 1.0
+    first_touch_bytes_per_s: Rate | None = None
 
 
 class Executor(Record):
@@ -37,11 +43,11 @@ class Executor(Record):
     `threads`: with how many the executor computes where it is a processor (None: all cores but the loader's).
     """
 
-    flops_per_s: float | None = Field(default=None, gt=0)
-    efficiency: float = Field(default=1.0, gt=0, le=1)
-    memory_bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
-    launch_s: float = Field(default=0.0, ge=0)
-    slowdown_while_loading: float = Field(default=1.0, ge=1)
+    flops_per_s: Rate | None = None
+    efficiency: float = Field(default=1.0, ge=LEAST, le=1)
+    memory_bandwidth_bytes_per_s: Rate | None = None
+    launch_s: Seconds = 0.0
+    slowdown_while_loading: Slowdown = 1.0
     threads: int | None = Field(default=None, ge=1)
 
 
@@ -52,9 +58,9 @@ class Measured(Record):
     beyond weights that a visit really took, say how good the figures are; no simulation depends on them.
     """
 
-    load_s: float | None = Field(default=None, ge=0)
-    cold_load_s: float | None = Field(default=None, ge=0)
-    exec_s: float | None = Field(default=None, ge=0)
+    load_s: Seconds | None = None
+    cold_load_s: Seconds | None = None
+    exec_s: Seconds | None = None
     weight_bytes: int | None = Field(default=None, ge=0)
     flops: float | None = Field(default=None, ge=0)
     bytes_moved: float | None = Field(default=None, ge=0)
@@ -62,6 +68,14 @@ class Measured(Record):
     load_spread: float | None = Field(default=None, ge=0)
     exec_spread: float | None = Field(default=None, ge=0)
     workspace_bytes: int | None = Field(default=None, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _bytes_moved_if_known(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Profiles from before keep their identity.
+        data: dict[str, Any] = handler(self)
+        if self.bytes_moved is None:
+            data.pop("bytes_moved", None)
+        return data
 
 
 class ThreadChoice(Record):
@@ -71,11 +85,11 @@ class ThreadChoice(Record):
     """
 
     threads: int = Field(ge=1)
-    exec_s: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    flops_per_s: float | None = Field(default=None, gt=0)
-    launch_s: float = Field(default=0.0, ge=0)
-    slowdown_while_loading: float = Field(default=1.0, ge=1)
-    slowdown_while_executing: float = Field(default=1.0, ge=1)
+    exec_s: dict[str, Seconds] = Field(default_factory=dict)
+    flops_per_s: Rate | None = None
+    launch_s: Seconds = 0.0
+    slowdown_while_loading: Slowdown = 1.0
+    slowdown_while_executing: Slowdown = 1.0
 
 
 class Noise(Record):
@@ -84,17 +98,17 @@ class Noise(Record):
     The drifts are shared by all loads, or all executions, of one run: shared hardware is slower for minutes.
     """
 
-    load: float = Field(default=0.0, ge=0)
-    execute: float = Field(default=0.0, ge=0)
-    load_drift: float = Field(default=0.0, ge=0)
-    execute_drift: float = Field(default=0.0, ge=0)
+    load: Deviation = 0.0
+    execute: Deviation = 0.0
+    load_drift: Deviation = 0.0
+    execute_drift: Deviation = 0.0
 
 
 class ThermalStep(Record):
     """From `after_s` seconds into the run on, the executor's rate is multiplied by `factor`."""
 
-    after_s: float = Field(ge=0)
-    factor: float = Field(gt=0)
+    after_s: Seconds
+    factor: float = Field(ge=1e-9, le=1e9)
 
 
 class Figure(Record):
@@ -138,7 +152,7 @@ class CoreML(Record):
     """
 
     compute_units: str | None = None
-    compile_s: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    compile_s: dict[str, Seconds] = Field(default_factory=dict)
     compiled_bytes: dict[str, Annotated[int, Field(ge=0, le=MAX_BYTES)]] = Field(default_factory=dict)
 
 

@@ -49,9 +49,9 @@ def validated(model: type[Model], data: Any, source: str, error: type[InputError
 
 
 def read_text(path: Path, error: type[InputError]) -> str:
-    """The text of `path`, or `error` with a line that names it."""
+    """The text of `path`, a byte order mark left out, or `error` with a line that names it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         reason = getattr(problem, "strerror", None) or "not UTF-8 text"
         raise error(f"{path}: cannot be read ({reason})") from None
@@ -69,11 +69,13 @@ def read_json(path: Path, error: type[InputError]) -> Any:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it over `path` only if the body succeeds.
 
-    Raises MachineError where the disk or the permissions fail; `path` is then as it was.
+    What a process that was killed has left of it is removed. Raises MachineError where the disk or the permissions
+    fail; `path` is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_what_was_left(path)
         yield temporary
         temporary.replace(path)
     except OSError as problem:
@@ -81,6 +83,27 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the error that kept it from being written is the one to report
             temporary.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _remove_what_was_left(path: Path) -> None:
+    beginning = f".{path.name}."
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if entry.name.startswith(beginning) and entry.name.endswith(path.suffix):
+                number = entry.name[len(beginning) : len(entry.name) - len(path.suffix)]
+                if number.isdecimal() and not is_alive(int(number)):
+                    Path(entry.path).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

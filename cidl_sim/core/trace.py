@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -20,6 +22,10 @@ Origin = Literal["simulated", "torch-cpu", "torch-cuda", "torch-mps", "mil", "co
 EnforcedBy = Literal["none", "accounting", "cgroup-v1", "cgroup-v2", "systemd-scope"]
 Operation = Literal["load", "execute", "wait", "unload"]
 Label = TypeVar("Label", int, str)
+# Of what is later sums and products would be no numbers any more.
+LATEST_S = 1e150
+# A compressed trace of more is none: a million visits take half as much.
+MOST_UNPACKED_BYTES = 1 << 30
 
 
 class Span(Record):
@@ -32,8 +38,8 @@ class Span(Record):
     operation: Operation
     worker: str
     visit: int = Field(ge=0)
-    start_s: float = Field(ge=0)
-    end_s: float = Field(ge=0)
+    start_s: float = Field(ge=0, le=LATEST_S)
+    end_s: float = Field(ge=0, le=LATEST_S)
     bytes: int = Field(default=0, ge=0)
     cold: bool = False
     cause: str | None = None
@@ -50,7 +56,7 @@ class Event(Record):
     """Something that happened at one moment, such as a stage that ended early."""
 
     kind: str
-    at_s: float = Field(ge=0)
+    at_s: float = Field(ge=0, le=LATEST_S)
     values: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
 
 
@@ -329,11 +335,13 @@ def read_trace(path: Path) -> Trace:
     """Read and validate a trace file, compressed or not; TraceError names the file and the field."""
     if path.suffix != ".gz":
         return validated(Trace, read_json(path, TraceError), str(path), TraceError)
-    import json
-
     try:
-        data = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError) as problem:
+        with gzip.open(path) as packed:
+            text = packed.read(MOST_UNPACKED_BYTES + 1)
+        if len(text) > MOST_UNPACKED_BYTES:
+            raise ValueError(f"more than {MOST_UNPACKED_BYTES >> 20} MiB unpacked")
+        data = json.loads(text)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as problem:
         raise TraceError(f"{path}: cannot be read ({problem})") from None
     return validated(Trace, data, str(path), TraceError)
 

@@ -7,6 +7,7 @@ place when it is whole. `manifest.json` is written anew after each, so the same 
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 
 from cidl_sim.blocks.variants import MakeVariants
 from cidl_sim.core.errors import InputError, MachineError, StoreError
+from cidl_sim.core.processes import end_with
 from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.workload import kind_without_widths
 from cidl_sim.coreml.manifest import (
@@ -119,8 +121,11 @@ def export_blocks(
 
 def export_package(job: PackageJob) -> Package:
     """Make one package and put it into its place. StoreError if the block's file is not of this model."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from cidl_sim.blocks.finite import check_finite, converted
 
     with quiet():
         from cidl_sim.coreml.compression import compress
@@ -133,6 +138,10 @@ def export_package(job: PackageJob) -> Package:
             tensors = load_file(job.file)
         except (OSError, SafetensorError) as problem:
             raise StoreError(f"{job.file}: cannot be read ({problem})") from None
+        for key, tensor in tensors.items():
+            check_finite(tensor, f"{job.file}: {key!r}", StoreError)
+            if job.precision == "fp16":
+                converted(tensor, torch.float16, f"{job.file}: {key!r}", StoreError)
         for kind, variant in variants.items():
             name = _function_name(kind) if len(variants) > 1 else "main"
             functions[name] = function_of(variant, job.precision)
@@ -226,7 +235,9 @@ def _exported(jobs: Sequence[PackageJob], workers: int) -> Iterator[tuple[str, P
     if workers == 0:
         yield from ((job.weights, export_package(job)) for job in jobs)
         return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)
+    )
     try:
         running = {pool.submit(export_package, job): job.weights for job in jobs}
         for future in as_completed(running):

@@ -6,12 +6,17 @@ an error. The child is `python -m cidl_sim.worker`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +114,10 @@ class RunSummary(JobResult):
         return data if self.video is not None else {k: v for k, v in data.items() if k not in ("video", "videos")}
 
 
+_FOLDER, _LOCK = "cidl-job-", "lock"
+_JUST_MADE_S = 60  # in which it is locked
+
+
 class JobInterruptedError(CidlError):
     """The run ended by a signal that was sent to it."""
 
@@ -129,13 +138,19 @@ def run_job(
     With `tolerate_kill` a child that the kernel killed for its memory gives a result with `killed` set;
     otherwise that is an InfeasibleError. Other failures come back as the errors that the child raised.
     """
-    with MemoryGroup(kernel_limit_bytes) as group, tempfile.TemporaryDirectory(prefix="cidl-job-") as folder:
-        file = Path(folder) / "job.json"
+    with MemoryGroup(kernel_limit_bytes) as group, _own_folder() as folder:
+        file = folder / "job.json"
         file.write_text(job.model_dump_json())
         command = group.command([sys.executable, "-m", "cidl_sim.worker", str(file)])
-        environment = {**os.environ, **group.environment(), "PYTHONUNBUFFERED": "1", **_allocator_settings(job)}
+        environment = {
+            **os.environ,
+            **group.environment(),
+            "PYTHONUNBUFFERED": "1",
+            "CIDL_PARENT": str(os.getpid()),
+            **_allocator_settings(job),
+        }
         # Not a pipe: nobody reads it while the child runs, and a full pipe would stop the child.
-        errors = Path(folder) / "stderr.txt"
+        errors = folder / "stderr.txt"
         with (
             errors.open("w") as stderr,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as child,
@@ -169,6 +184,20 @@ def run_job(
     if code in (130, 143):
         raise JobInterruptedError(code - 128)
     raise CidlError(f"the worker failed with exit code {code}: {message}")
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A temporary folder, locked while it is in use; those of processes that were killed are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError), (left / _LOCK).open() as lock:
+            if time.time() - left.stat().st_mtime < _JUST_MADE_S:
+                continue
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder, (Path(folder) / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield Path(folder)
 
 
 def _follow(child: subprocess.Popen[str], on_progress: Progress) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from cidl_sim.core.files import is_alive
 from cidl_sim.core.trace import EnforcedBy
 
 _SAFETY_BYTES = 16 << 20
@@ -271,12 +272,22 @@ def _own_group(root: Path, controller: str) -> Path | None:
 
 
 def _make_group(parent: Path) -> Path | None:
+    _remove_what_was_left(parent)
     folder = parent / f"cidl-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         folder.mkdir()
     except OSError:
         return None
     return folder
+
+
+def _remove_what_was_left(parent: Path) -> None:
+    """Groups of processes that were killed before they could remove them."""
+    for folder in parent.glob("cidl-*-*"):
+        process = folder.name.split("-")[1]
+        if process.isdecimal() and not is_alive(int(process)):
+            with contextlib.suppress(OSError):  # a child is still leaving
+                folder.rmdir()
 
 
 def _words(path: Path) -> list[str]:

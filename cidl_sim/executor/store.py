@@ -134,18 +134,23 @@ def write_store(
     model: dict[str, Any],
     pipeline: str,
     on_block: Callable[[str, int], None] = lambda weights, data_bytes: None,
+    made_from: Any = None,
+    on_note: Callable[[str], None] = lambda words: None,
 ) -> BlockStore:
     """Write a store block by block; `blocks` gives the weights' names and functions that make their tensors.
 
     Only one block is held in memory. `store.json` comes last: a folder without it is not a store. After an
-    interruption the same call goes on where it stopped: blocks that are whole are not made again.
+    interruption the same call goes on where it stopped: blocks that are whole are not made again. `made_from`: what
+    else has to be the same for that, such as the state of the files that tensors come from, in JSON's terms.
     MachineError where the disk is full or not writable.
     """
     identity = {
         **{"name": name, "dtype": dtype, "partition": partition, "source": source},
         **{"pipeline": pipeline, "model": model},
     }
-    journal = _Journal(root, identity)
+    journal = _Journal(root, {**identity, "made_from": made_from})
+    if journal.is_of_another:
+        on_note(f"{root}: begun anew; what was written there before has other sources or settings")
     with _writing_errors(root):
         (root / "store.json").unlink(missing_ok=True)
     for weights, make in blocks:
@@ -168,12 +173,14 @@ class _Journal:
         self.path = root / ".writing.json"
         self._identity = identity
         self.entries: dict[str, BlockFile] = {}
+        self.is_of_another = False
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
             entries = {weights: BlockFile.model_validate(entry) for weights, entry in known["entries"].items()}
         except (OSError, ValueError, KeyError):
             return  # none, or of no use: begin anew
-        if known["identity"] == identity:
+        self.is_of_another = bool(entries) and known["identity"] != identity
+        if not self.is_of_another:
             self.entries = {w: entry for w, entry in entries.items() if _is_whole(root / entry.file, entry)}
 
     def add(self, weights: str, entry: BlockFile) -> None:

@@ -172,7 +172,14 @@ def read_package(path: Path, bytes_of: Callable[[Path], Bytes] = mapped) -> Save
     """
     model_path = _model_path(path)
     model = _parsed(model_path)
-    reader = _Reader(path, model_path.parent, cache(bytes_of))
+    try:
+        return _program_of(path, model, _Reader(path, model_path.parent, cache(bytes_of)))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as problem:
+        # A message that can be parsed may still hold anything.
+        raise PackageError(f"{path}: its program cannot be read ({type(problem).__name__}: {problem})") from None
+
+
+def _program_of(path: Path, model: Any, reader: _Reader) -> SavedProgram:
     if model.WhichOneof("Type") == "pipeline":
         stages = [reader.functions(stage)["main"] for stage in model.pipeline.models]
         whole = _joined(stages, tuple(output.name for output in model.description.output))

@@ -31,9 +31,9 @@ class Geometry:
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Frames T and patches per frame S."""
+        """Frames T and patches per frame S; an odd side of the latent is padded to an even one."""
         t, h, w = self.latent
-        return t, (h // 2) * (w // 2)
+        return t, math.ceil(h / 2) * math.ceil(w / 2)
 
 
 class RMSNorm(nn.Module):
@@ -249,7 +249,7 @@ class STDiT3Part1(nn.Module):
 
         Returns x (2, T*S, C), t (2, C), t_mlp (2, 6*C), y (2, L, C), rotary frequencies (D/2,).
         """
-        patches = self.x_embedder.proj(z.to(self.x_embedder.proj.weight.dtype))
+        patches = self.x_embedder.proj(padded(z).to(self.x_embedder.proj.weight.dtype))
         x = patches.flatten(3).permute(0, 2, 3, 1)
         x = (x + self._positions(x)).flatten(1, 2)
         t = self.t_embedder(timestep) + self.fps_embedder(fps)
@@ -261,7 +261,7 @@ class STDiT3Part1(nn.Module):
     def _positions(self, x: Tensor) -> Tensor:
         _, height, width = self.geometry.latent
         scale = math.sqrt(self.geometry.pixels) / self.sizes.base_pixels
-        return position_embedding(height // 2, width // 2, self.sizes.hidden, scale).to(x)
+        return position_embedding(math.ceil(height / 2), math.ceil(width / 2), self.sizes.hidden, scale).to(x)
 
 
 class _FinalLayer(nn.Module):
@@ -315,8 +315,9 @@ class STDiT3(STDiT3Part1):
         latent = (z.shape[2], z.shape[3], z.shape[4])
         geometry, sizes = Geometry(latent, pixels), self.sizes
         scale = math.sqrt(pixels) / sizes.base_pixels
-        positions = position_embedding(latent[1] // 2, latent[2] // 2, sizes.hidden, scale)
-        x = (self.x_embedder.proj(z).flatten(3).permute(0, 2, 3, 1) + positions).flatten(1, 2)
+        grid = math.ceil(latent[1] / 2), math.ceil(latent[2] / 2)
+        positions = position_embedding(*grid, sizes.hidden, scale)
+        x = (self.x_embedder.proj(padded(z)).flatten(3).permute(0, 2, 3, 1) + positions).flatten(1, 2)
         t = self.t_embedder(timestep) + self.fps_embedder(fps)
         y, t_mlp = self.y_embedder.y_proj(text), self.t_block(t)
         for depth, pair in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
@@ -337,10 +338,21 @@ def final_drift(layer: _FinalLayer, x: Tensor, t: Tensor, geometry: Geometry, si
 
 
 def unpatchify(x: Tensor, latent: tuple[int, int, int], channels: int) -> Tensor:
-    """x: (B, T*S, 1*2*2*channels) -> (B, channels, T, H, W); within a patch the channel varies fastest."""
+    """x: (B, T*S, 1*2*2*channels) -> (B, channels, T, H, W), what was padded cut off.
+
+    Within a patch the channel varies fastest.
+    """
     frames, height, width = latent
-    x = x.view(x.shape[0], frames, height // 2, width // 2, 2, 2, channels)
-    return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], channels, frames, height, width)
+    rows, columns = math.ceil(height / 2), math.ceil(width / 2)
+    x = x.view(x.shape[0], frames, rows, columns, 2, 2, channels)
+    x = x.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape[0], channels, frames, 2 * rows, 2 * columns)
+    return x if (2 * rows, 2 * columns) == (height, width) else x[..., :height, :width]
+
+
+def padded(z: Tensor) -> Tensor:
+    """Latents (..., H, W) with zeros below and to the right, so that both sides are even."""
+    height, width = z.shape[-2:]
+    return F.pad(z, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else z
 
 
 def sinusoid(scalar: Tensor) -> Tensor:

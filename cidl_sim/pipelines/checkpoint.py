@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cidl_sim.core.errors import InputError
+from cidl_sim.blocks.finite import check_finite
+from cidl_sim.pipelines.shards import CheckpointError, check_whole, fingerprint, library_words, weight_files
 
 SHOWN_KEYS = 5
-
-
-class CheckpointError(InputError):
-    """A checkpoint that is missing, unreadable, or not of the model it should be."""
 
 
 class Checkpoint:
     """The tensors of one folder by key. Safetensors are read from disk one by one; .bin shards are mapped."""
 
-    def __init__(self, folder: Path) -> None:
-        """Look into every shard of `folder`; .bin files count only where there are no safetensors."""
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder}: not a folder with a checkpoint")
+    def __init__(self, folder: Path, variant: str | None = None) -> None:
+        """Look into every file of weights in `folder` (`weight_files`)."""
         self.folder = folder
         self._files: dict[str, Path] = {}
         self._mapped: tuple[Path, dict[str, Tensor]] | None = None
-        shards = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-        if not shards:
-            raise CheckpointError(f"{folder}: neither .safetensors nor .bin files in it")
+        self._stored_as: dict[str, str] = {}
+        shards = weight_files(folder, variant)
+        # What the files are by now, so that an import that goes on later knows whether they are others.
+        self.fingerprint = fingerprint(shards)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for shard in shards:
+            check_whole(shard)
             for key, shape in self._contents(shard).items():
                 if key in self._files:
                     raise CheckpointError(f"{shard}: {key!r} is also in {self._files[key].name}")
                 self._files[key] = shard
                 self.shapes[key] = shape
 
+    def rename(self, other_names: Mapping[str, str]) -> None:
+        """Let a tensor be known by its key where it lies under the other name alone: `other_names` by key."""
+        for key, other in other_names.items():
+            if key not in self._files and other in self._files:
+                self._files[key], self.shapes[key] = self._files[other], self.shapes.pop(other)
+                self._stored_as[key] = other
+
     def tensor(self, key: str) -> Tensor:
-        """One tensor, as it is stored."""
-        shard = self._files[key]
+        """One tensor, as it is stored. CheckpointError if it has values that are not finite."""
+        tensor = self._read(key)
+        check_finite(tensor, f"{self._files[key]}: {self._stored_as.get(key, key)!r}", CheckpointError)
+        return tensor
+
+    def _read(self, key: str) -> Tensor:
+        key, shard = self._stored_as.get(key, key), self._files[key]
         if shard.suffix == ".safetensors":
             with safe_open(str(shard), framework="pt") as file:
                 tensor: Tensor = file.get_tensor(key)
@@ -55,7 +65,7 @@ class Checkpoint:
             with safe_open(str(shard), framework="pt") as file:
                 return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as problem:
-            raise CheckpointError(f"{shard}: cannot be read ({problem})") from None
+            raise CheckpointError(f"{shard}: cannot be read ({library_words(problem)})") from None
 
     def _bin(self, shard: Path) -> dict[str, Tensor]:
         """The tensors of a .bin shard, mapped; only the last shard stays open. Nothing in it is executed."""
@@ -63,7 +73,7 @@ class Checkpoint:
             try:
                 loaded = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
             except (pickle.UnpicklingError, RuntimeError, OSError, ValueError) as problem:
-                reason = str(problem).splitlines()[0]
+                reason = library_words(problem)
                 raise CheckpointError(f"{shard}: cannot be read as weights alone ({reason})") from None
             if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
                 raise CheckpointError(f"{shard}: holds something else than tensors by key")

@@ -54,6 +54,10 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def of_the_result(self) -> dict[str, Any]:
+        """What the result depends on: a saved run goes on under the same alone."""
+        return self.model_dump(mode="json")
+
 
 class NamePart:
     """One part of a workload's name: the settings that it gives, and how it is written.
@@ -223,6 +227,10 @@ class Pipeline(ABC):
 
     def unused_keys(self, sizes: Any, part: str) -> dict[str, tuple[int, ...]]:
         """Keys of a published checkpoint, with their shapes, that the pipeline has no use for."""
+        return {}
+
+    def other_names(self, part: str) -> dict[str, str]:
+        """By key of a published checkpoint the other name that its tensor may have there instead."""
         return {}
 
     def tokenizer_part(self) -> str | None:

@@ -7,6 +7,7 @@ Signposts (docs/guides/recording_traces.md): subsystem `cidl`, category `blocks`
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,12 @@ from cidl_sim.recordings.xctrace_xml import CORE_ML, GPU, NEURAL_ENGINE, SIGNPOS
 
 SUBSYSTEM, CATEGORY = "cidl", "blocks"
 _DESCRIPTIONS = ("machine", "os", "compute_units")
+# What groups digits where a value is given as it is shown: English, German, Swiss, French (two kinds of space), Arabic.
+_SIGNS = ",.'\u2019\u00a0\u2009\u202f\u066c "
+_GROUPED = re.compile(rf"\d{{1,3}}(?P<sign>[{_SIGNS}])\d{{2,3}}(?:(?P=sign)\d{{2,3}})*")
+# A number goes on for as long as signs and digits do, to the end of its word and with its unit (of French too): it is
+# read whole or refused.
+_VALUE = re.compile(rf"(\w+)=\s*((?:\d[\d{_SIGNS}]*\d\S*|\S+)(?:\s+(?:[kKMGT]i?[Bo]|B|bytes?|octets?)\b)?)")
 
 
 def read_recording(files: Sequence[Path], workload: Workload) -> Recording:
@@ -27,7 +34,7 @@ def read_recording(files: Sequence[Path], workload: Workload) -> Recording:
     TraceError names a file that is no export, a table that is missing or empty, a row that makes no sense.
     """
     tables = read_tables(list(files))
-    own = [row for name in SIGNPOSTS for row in tables.get(name, ())]
+    own = _once([tables.get(name, []) for name in SIGNPOSTS])
     ours = [row for row in own if (row.text("subsystem"), row.text("category")) == (SUBSYSTEM, CATEGORY)]
     core_ml = _core_ml_intervals(tables.get(CORE_ML, []), workload)
     if ours:
@@ -44,6 +51,22 @@ def read_recording(files: Sequence[Path], workload: Workload) -> Recording:
     process = ours[0].text("process") if ours else ""
     facts |= _hardware(tables, recording.began_ns, last_ns, process)
     return replace(recording, intervals=intervals, facts=facts)
+
+
+def _once(tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of some tables; what is in several is the same interval under both of the table's names."""
+    rows: list[Row] = []
+    seen: Counter[tuple[object, ...]] = Counter()
+    for table in tables:
+        again = seen.copy()
+        for row in table:
+            interval = (*row.interval_ns, _name(row), row.message, row.text("process"))
+            if again[interval]:
+                again[interval] -= 1
+                continue
+            rows.append(row)
+            seen[interval] += 1
+    return rows
 
 
 def _of_signposts(rows: Sequence[Row], core_ml: Sequence[Interval]) -> Recording:
@@ -90,12 +113,15 @@ def _name(row: Row) -> str:
 
 def _values(message: str) -> dict[str, str]:
     """`key=value` in a message; Instruments may put a space after the sign."""
-    return dict(re.findall(r"(\w+)=\s*(\S+)", message))
+    return dict(_VALUE.findall(message))
 
 
 def _number(row: Row, name: str, text: str) -> int:
-    digits = text.replace(",", "")  # thousands are grouped where a value is given as it is shown
-    if not digits.isascii() or not digits.isdigit():
+    text = text.rstrip(",;.")
+    grouped = _GROUPED.fullmatch(text)
+    digits = text.replace(grouped["sign"], "") if grouped else text
+    last_group = len(text) - 1 - text.rfind(grouped["sign"]) if grouped else 3
+    if not digits.isascii() or not digits.isdigit() or last_group != 3:
         raise TraceError(f"{row.named}: {name}={text} is not a number")
     return int(digits)
 

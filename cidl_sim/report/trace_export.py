@@ -227,7 +227,11 @@ def _samples(curve: Iterable[tuple[float, int]]) -> list[Sample]:
 
 
 def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
+    """TraceError beyond the 292 years that viewers can count: they do it in 64 bits."""
+    nanoseconds = round(seconds * 1e9)
+    if nanoseconds >= 2**63:
+        raise TraceError(f"a time of {seconds:.3g} s is beyond the 292 years that viewers of traces can show")
+    return nanoseconds
 
 
 # Chrome's events, Perfetto's annotations

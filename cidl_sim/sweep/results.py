@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,15 +97,23 @@ def _parts(folder: Path) -> list[Path]:
     return parts
 
 
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """SweepError where a part cannot be read; its library panics over some damage, beyond what `Exception` is."""
+    import polars as pl
+
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        raise SweepError(f"{folder}: a part is damaged; the same 'cidl sweep' makes it again") from None
+
+
 def row_at(folder: Path, index: int) -> dict[str, Any]:
     """The row with that index. SweepError if there is none."""
     import polars as pl
 
-    rows = scan(folder)
-    try:
-        found = rows.filter(pl.col("index") == index).collect()
-    except pl.exceptions.PolarsError:
-        raise SweepError(f"{folder}: a part is damaged; the same 'cidl sweep' makes it again") from None
+    with _damage_named(folder):
+        found = scan(folder).filter(pl.col("index") == index).collect()
     if found.is_empty():
         raise SweepError(f"{folder}: no row {index}; rows count from 0")
     row: dict[str, Any] = found.row(0, named=True)
@@ -118,7 +128,8 @@ def best_rows(folder: Path) -> list[dict[str, Any]]:
     import polars as pl
 
     # Part by part: of millions of rows one group may have them all.
-    found = pl.concat([_best_of_part(pl.read_parquet(path)) for path in _parts(folder)])
+    with _damage_named(folder):
+        found = pl.concat([_best_of_part(pl.read_parquet(path)) for path in _parts(folder)])
     rows = found.group_by(_CASE).agg(
         pl.col("rows").sum(),
         pl.col("fit").sum(),

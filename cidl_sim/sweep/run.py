@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cidl_sim.core.errors import MachineError
 from cidl_sim.core.files import sha256_of
+from cidl_sim.core.processes import end_with
 from cidl_sim.sweep.evaluate import Evaluator, Inputs, count_parts, find_inputs, rows_per_part
 from cidl_sim.sweep.parts import evaluate_part, part_identity
 from cidl_sim.sweep.points import count_points
@@ -113,7 +114,9 @@ def _on_processes(inputs: Inputs, identity: str, missing: list[int], processes: 
 
 def _on_pool(inputs: Inputs, identity: str, missing: Sequence[int], processes: int) -> Iterator[tuple[int, bytes]]:
     waiting = iter(missing)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)
+    ) as pool:
         running: dict[Future[bytes], int] = {}
 
         def hand_out() -> None:

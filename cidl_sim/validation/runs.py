@@ -155,6 +155,10 @@ def read_runs(folder: Path) -> list[MeasuredCase]:
 
     TraceError if there is none, or if a trace was not made under the plan beside it.
     """
+    if folder.is_dir() and not (folder / DEVICE_FILE).is_file():
+        inner = sorted(str(file.parent) for file in folder.glob(f"*/{DEVICE_FILE}"))
+        if inner:
+            raise TraceError(f"{folder}: no recorded runs itself, but folders of some; name one: {', '.join(inner)}")
     device = read_device(folder / DEVICE_FILE)
     cases = []
     for plan_file in sorted(folder.glob("*/plan.json")):

@@ -1,7 +1,8 @@
 """Which runs a validation makes: policies that the calibration never saw, chosen for what binds them.
 
 Candidates are combinations of settings, policy and memory limit. Each is simulated on the calibrated
-profile; the chosen ones spread over loader-bound, balanced and executor-bound runs, over settings and policies.
+profile; the chosen ones spread over loader-bound, balanced and executor-bound runs, over settings and policies. What a
+machine does not have of one kind (a fast disk beside slow cores binds nothing to the loader) others make up for.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _CLEARLY_LOADER, _BALANCED, _CLEARLY_EXECUTOR = 1.35, (0.88, 1.14), 0.75
 @dataclass(frozen=True)
 class _Candidate:
     scenario: Scenario
-    bound_by: str
+    bound_by: str | None
     ratio: float
     policy: str
 
@@ -59,7 +60,7 @@ def choose_scenarios(
     device: DeviceProfile,
     on_candidate: Progress = silent,
 ) -> list[Scenario]:
-    """Scenarios of `WANTED` kinds, as far as the targets have them; the same input gives the same choice.
+    """Scenarios of `WANTED` kinds, as far as there are any, and others instead; the same input gives the same choice.
 
     `on_candidate` observes the simulations of candidates.
     """
@@ -68,7 +69,10 @@ def choose_scenarios(
     for done, ((store, settings), policy, fraction) in enumerate(combinations):
         candidates += _candidates(store, settings, policy, fraction, device)
         on_candidate(done + 1, len(combinations), policy)
-    chosen = [c for kind, count in WANTED.items() for c in _diverse(candidates, kind, count)]
+    chosen: list[_Candidate] = []
+    for kind, count in WANTED.items():
+        chosen += _diverse([c for c in candidates if c.bound_by == kind], count, chosen)
+    chosen += _diverse(candidates, sum(WANTED.values()) - len(chosen), chosen)
     return [_numbered(number, c) for number, c in enumerate(chosen, start=1)]
 
 
@@ -85,9 +89,7 @@ def _candidates(
     except InfeasibleError:
         return
     ratio = trace.loader_busy_s / trace.executor_busy_s
-    kind = _kind(trace, ratio)
-    if kind is not None:
-        yield _Candidate(Scenario("", store, workload, policy, limit), kind, ratio, plan.policy)
+    yield _Candidate(Scenario("", store, workload, policy, limit), _kind(trace, ratio), ratio, plan.policy)
 
 
 def _kind(trace: Trace, ratio: float) -> str | None:
@@ -101,20 +103,19 @@ def _kind(trace: Trace, ratio: float) -> str | None:
     return "balanced" if _BALANCED[0] <= ratio <= _BALANCED[1] and waits < 0.5 * trace.makespan_s else None
 
 
-def _diverse(candidates: Sequence[_Candidate], kind: str, count: int) -> list[_Candidate]:
-    """Up to `count` of a kind: each time the one whose settings, policy and limit were taken least often."""
-    left = [c for c in candidates if c.bound_by == kind]
-    taken: Counter[object] = Counter()
+def _diverse(candidates: Sequence[_Candidate], count: int, before: Sequence[_Candidate]) -> list[_Candidate]:
+    """Up to `count` more than `before`: each time the one whose settings, policy and limit were taken least often."""
+    taken = Counter(feature for candidate in before for feature in _features(candidate))
+    known = {(c.scenario.workload.name, c.policy) for c in before}
     chosen: list[_Candidate] = []
-    while left and len(chosen) < count:
+    while len(chosen) < count:
+        left = [c for c in candidates if (c.scenario.workload.name, c.policy) not in known]
+        if not left:
+            break
         best = min(left, key=lambda c: sum(taken[feature] for feature in _features(c)))
         taken.update(_features(best))
+        known.add((best.scenario.workload.name, best.policy))
         chosen.append(best)
-        left = [
-            c
-            for c in left
-            if (c.scenario.workload.name, c.policy) not in {(t.scenario.workload.name, t.policy) for t in chosen}
-        ]
     return chosen
 
 

@@ -7,14 +7,13 @@ it ever touches is charged there.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -46,7 +45,6 @@ def main() -> int:
     """Do the job in the file named on the command line; returns the exit code."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    _end_with_parent()
     with answers_alone() as answers:
         return _answered(answers)
 
@@ -193,13 +191,6 @@ def _program(job: Job, source: Source, prepared: Prepared, pipeline: Pipeline) -
 
 def _stop(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM here when the parent dies, however it dies (Linux only)."""
-    set_parent_death_signal = 1
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
 
 
 @contextmanager

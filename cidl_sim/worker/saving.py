@@ -30,7 +30,7 @@ class Keeper:
             "backend": job.backend,
             "prompts": list(job.prompts),
             "seed": job.seed,
-            **pipeline.options_type.model_validate(job.options).model_dump(mode="json"),
+            **pipeline.options_type.model_validate(job.options).of_the_result(),
         }
 
     def resume(self) -> None:

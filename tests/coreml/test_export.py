@@ -152,7 +152,7 @@ def test_compression_is_told_in_the_manifest(tmp_path, tiny_store):
     [
         ({"workloads": ["opensora-small"]}, "the store .* holds 'opensora-tiny'"),
         ({"workloads": ["opensora-tiny-fine"]}, "cut as 'reference'"),
-        ({"workloads": ["opensora-tiny-33x32"]}, "multiples of 16"),
+        ({"workloads": ["opensora-tiny-8x32"]}, "greater than or equal to 16"),
         ({"blocks": ["t6.*"]}, "no such block"),
     ],
 )

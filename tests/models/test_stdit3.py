@@ -15,6 +15,7 @@ from cidl_sim.models.stdit3 import (
     Mlp,
     RMSNorm,
     SelfAttention,
+    STDiT3,
     STDiT3Block,
     STDiT3Pair,
     STDiT3Part1,
@@ -330,6 +331,25 @@ def test_patches_of_two_by_two_become_tokens_with_their_position():
                 token = torch.einsum("oihw,ihw->o", weight, patch) + bias + positions[row * 3 + column]
                 assert_close(x[0, t, row * 3 + column], token)
     assert torch.equal(x[0], x[1])
+
+
+@pytest.mark.parametrize("latent", [(2, 5, 6), (2, 4, 7), (1, 3, 3)])
+def test_an_odd_side_is_as_if_zeros_had_been_added_and_their_drift_cut_off(latent):
+    frames, height, width = latent
+    even = (frames, height + height % 2, width + width % 2)
+    z = torch.randn(1, 4, *latent)
+    padded = torch.zeros(1, 4, *even)
+    padded[..., :height, :width] = z
+    torch.manual_seed(0)
+    network = STDiT3(SIZES, 32, Geometry(latent, 1024))
+    for tensor in (*network.parameters(), *network.buffers()):
+        nn.init.normal_(tensor, std=0.1)
+    same = STDiT3(SIZES, 32, Geometry(even, 1024))
+    same.load_state_dict(network.state_dict())
+    rest = torch.tensor([300.0]), torch.tensor([24.0]), torch.randn(1, 5, 32)
+    with torch.no_grad():
+        found, expected = network.drift(z, *rest), same.drift(padded, *rest)
+    assert torch.equal(found, expected[..., :height, :width])
 
 
 def test_the_scale_of_positions_is_the_side_of_the_video_over_the_base_resolution():

@@ -32,7 +32,7 @@ def test_parts_of_a_name_may_be_left_out():
         "opensora-v1.2-",
         "opensora-v1.2-256",
         "opensora-v1.2-17f-17f",
-        "opensora-v1.2-100x100",
+        "opensora-v1.2-8x100",
         "opensora-v1.2-0f",
         "opensora-v1.2-30s-lpl30",
         "opensora-v1.2-tdtm31",

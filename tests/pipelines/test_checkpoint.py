@@ -63,6 +63,60 @@ def test_weights_are_rounded_to_the_asked_for_dtype(tmp_path, folders, dtype, ex
     assert torch.equal(tensors["spatial.attn.qkv.weight"], original.to(expected))
 
 
+def test_an_import_that_goes_on_with_other_files_under_the_same_names_begins_anew_and_says_so(tmp_path, folders):
+    def stop(weights: str, _: int) -> None:
+        if weights.startswith("stdit"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_checkpoints(tmp_path / "a", SIZES, "fp32", folders, stop)
+    file = folders["t5"] / "model-00001-of-00002.safetensors"
+    tensors = {key: torch.full_like(tensor, 7) for key, tensor in load_file(file).items()}
+    save_file(tensors, file)
+    said: list[str] = []
+    store = import_checkpoints(tmp_path / "a", SIZES, "fp32", folders, on_note=said.append)
+    assert len(said) == 1
+    assert "begun anew" in said[0]
+    whole = import_checkpoints(tmp_path / "b", SIZES, "fp32", folders, on_note=said.append)
+    assert store.index.blocks == whole.index.blocks
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_named_with_their_key_and_number(value, tmp_path, folders):
+    file = folders["stdit"] / "model.safetensors"
+    tensors = load_file(file)
+    tensors["spatial_blocks.1.attn.qkv.weight"].view(-1)[3:5] = value
+    save_file(tensors, file)
+    with pytest.raises(
+        CheckpointError, match=r"'spatial_blocks\.1\.attn\.qkv\.weight' has 2 of \d+ values that are not"
+    ):
+        import_checkpoints(tmp_path / "a", SIZES, "fp32", folders)
+    assert not (tmp_path / "a" / "store.json").exists()
+
+
+def test_values_that_do_not_fit_the_dtype_are_named_with_the_largest(tmp_path, folders):
+    file = folders["stdit"] / "model.safetensors"
+    tensors = load_file(file)
+    tensors["spatial_blocks.1.attn.qkv.weight"].view(-1)[3] = 7e4
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"1 of \d+ values beyond float16: up to 7e\+04, at most 6.55e\+04 fits"):
+        import_checkpoints(tmp_path / "a", SIZES, "fp16", folders)
+    import_checkpoints(tmp_path / "b", SIZES, "bf16", folders)
+
+
+def test_t5s_table_may_have_either_of_its_names(tmp_path, folders):
+    both = import_checkpoints(tmp_path / "both", SIZES, "fp32", folders)
+    table = published("t5")["shared.weight"]
+    for file in folders["t5"].iterdir():
+        tensors = load_file(file)
+        held_it = tensors.pop("shared.weight", None) is not None
+        tensors.pop("encoder.embed_tokens.weight", None)
+        save_file(tensors | ({"encoder.embed_tokens.weight": table} if held_it else {}), file)
+    one = import_checkpoints(tmp_path / "one", SIZES, "fp32", folders)
+    assert one.index.blocks == both.index.blocks
+
+
 def test_an_interrupted_import_goes_on_where_it_stopped(tmp_path, folders):
     done: list[str] = []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -54,6 +56,43 @@ def spans_ns(trace: Trace) -> list[tuple[object, ...]]:
 
 
 # Tables made by hand
+
+
+@pytest.mark.parametrize(
+    "shown",
+    ["640000000", "640,000,000", "640.000.000", "640\u202f000\u202f000", "640\u00a0000\u00a0000", "640'000'000",
+     "640\u2019000\u2019000", "64,00,00,000", "640 000 000"],
+)  # fmt: skip
+def test_digits_that_are_grouped_as_in_any_country_are_read_whole(shown, tmp_path):
+    recording = read_recording([with_peak(shown, tmp_path)], WORKLOAD)
+    assert recording.peak_footprint_bytes == 640_000_000
+
+
+@pytest.mark.parametrize("shown", ["640.0", "640,00", "6.4e8", "640 MB", "640\u202f00", "1.234,5", "-640", "640 000x"])
+def test_what_is_no_whole_number_is_refused_and_never_cut(shown, tmp_path):
+    with pytest.raises(TraceError, match=r"peak_footprint_bytes=.* is not a number"):
+        read_recording([with_peak(shown, tmp_path)], WORKLOAD)
+
+
+def with_peak(shown: str, folder: Path) -> Path:
+    """Signposts whose run says its peak as `shown`."""
+    text = signposts_of(simulate(WORKLOAD, DEVICE, make_plan("next_block", WORKLOAD, DEVICE)))
+    message = f'<os-log-metadata id="999" fmt="machine= Example1,1 peak_footprint_bytes= {shown}"/>'
+    text, found = re.subn(r"<os-log-metadata id=\"\d+\" fmt=\"machine=.*?</os-log-metadata>", message, text, count=1)
+    assert found
+    (folder / "shown.xml").write_text(text, encoding="utf-8")
+    return folder / "shown.xml"
+
+
+def test_an_interval_under_both_names_of_the_table_is_one(tmp_path):
+    trace = simulate(WORKLOAD, DEVICE, make_plan("next_block", WORKLOAD, DEVICE))
+    files = [tmp_path / "old.xml", tmp_path / "new.xml"]
+    for file, name in zip(files, ("OSSignpostIntervals", "os-signpost-interval"), strict=True):
+        file.write_text(signposts_of(trace, schema=name))
+    once, twice = read_recording(files[:1], WORKLOAD), read_recording(files, WORKLOAD)
+    assert twice.intervals == [
+        replace(i, source=j.source) for i, j in zip(once.intervals, twice.intervals, strict=True)
+    ]
 
 
 def test_an_apps_signposts_become_loads_and_executions_to_the_nanosecond():

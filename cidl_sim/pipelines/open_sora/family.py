@@ -37,9 +37,17 @@ if TYPE_CHECKING:
 
 
 class VideoOptions(RunOptions):
-    """`lpl_rule`: when dynamic LPL leaps, see `cidl_sim.sampling.linear_proportional_leap`."""
+    """`lpl_rule`: when dynamic LPL leaps, see `cidl_sim.sampling.linear_proportional_leap`.
+
+    `not_finite`: what to do at a step after which values of the latent are not finite.
+    """
 
     lpl_rule: Literal["paper", "reference-python", "reference-app"] = "paper"
+    not_finite: Literal["stop", "go-on"] = "stop"
+
+    def of_the_result(self) -> dict[str, Any]:
+        """Where a run stops is no part of what it makes."""
+        return self.model_dump(mode="json", exclude={"not_finite"})
 
 
 class OpenSora(Pipeline):
@@ -143,16 +151,16 @@ class OpenSora(Pipeline):
         return settings.model_copy(update={"steps": CALIBRATION_STEPS, "lpl": "off", "tdtm": merged, "prompts": 1})
 
     def validating(self, settings: VideoSettings) -> list[VideoSettings]:
-        """Other resolutions, with and without LPL and TDTM, fewer steps.
+        """Other sizes, with and without LPL and TDTM, fewer steps.
 
-        The smaller the picture, the more a run is bound by the loader.
+        The smaller the video, the more a run is bound by the loader: of the smallest, reading weights is most.
         """
-        small, large = max(16, settings.height - 16), settings.height + 16
+        small = max(16, settings.height - 16)
         variants: tuple[dict[str, Any], ...] = (
-            {"height": small, "width": small, "lpl": "15" if settings.steps > 15 else "off", "tdtm": 0},
+            {"height": 16, "width": 16, "frames": 4, "lpl": "15" if settings.steps > 15 else "off", "tdtm": 0},
             {},
-            {"height": large, "width": large, "steps": min(settings.steps, 12), "lpl": "off", "tdtm": 4},
-            {"height": 2 * small, "width": small, "steps": min(settings.steps, 14), "lpl": "dynamic", "tdtm": 0},
+            {"height": small, "width": small, "steps": min(settings.steps, 12), "lpl": "off", "tdtm": 4},
+            {"height": small, "width": 16, "steps": min(settings.steps, 14), "lpl": "dynamic", "tdtm": 0},
         )
         return [_changed(settings, variant) for variant in variants]
 
@@ -173,8 +181,16 @@ class OpenSora(Pipeline):
 
         tokenizer = feed.folder / TOKENIZER_FOLDER
         tokens = encode_prompt(feed.prompt, feed.sizes.text_encoder_tokens, tokenizer if tokenizer.is_dir() else None)
-        rule = stopping_rule(feed.options.lpl_rule, feed.settings.steps)
-        return TextToVideo(feed.workload, feed.sizes, feed.settings, tokens, feed.seed, rule=rule, device=feed.device)
+        return TextToVideo(
+            feed.workload,
+            feed.sizes,
+            feed.settings,
+            tokens,
+            feed.seed,
+            rule=stopping_rule(feed.options.lpl_rule, feed.settings.steps),
+            device=feed.device,
+            stops_where_not_finite=feed.options.not_finite == "stop",
+        )
 
     def write(self, path: Path, result: Any) -> None:
         """Frames (F, H, W, 3) in 8-bit RGB as an mp4."""
@@ -205,6 +221,10 @@ class OpenSora(Pipeline):
         from cidl_sim.pipelines.open_sora.initial import unused_keys
 
         return unused_keys(sizes, part)
+
+    def other_names(self, part: str) -> dict[str, str]:
+        """T5's table of tokens has two names; some files hold one of them, some the other."""
+        return {"shared.weight": "encoder.embed_tokens.weight"} if part == "t5" else {}
 
     def tokenizer_part(self) -> str:
         """The text encoder's."""

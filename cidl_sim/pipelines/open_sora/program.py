@@ -20,6 +20,7 @@ from cidl_sim.pipelines.open_sora.prompt import Tokens
 from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OpenSoraSizes, VideoSettings
 from cidl_sim.pipelines.pipeline import State
 from cidl_sim.sampling import rectified_flow as flow
+from cidl_sim.sampling.finite import check_latent
 from cidl_sim.sampling.linear_proportional_leap import DynamicLeap, StoppingRule, stopping_rule
 
 
@@ -39,6 +40,7 @@ class TextToVideo:
         *,
         rule: StoppingRule | None = None,
         device: str = "cpu",
+        stops_where_not_finite: bool = True,
     ) -> None:
         self._workload = workload
         self._sizes = sizes
@@ -54,11 +56,12 @@ class TextToVideo:
         # Drawn on the CPU, so that a seed means the same everywhere.
         self._z = flow.initial_noise((1, sizes.stdit.in_channels, *settings.latent_shape), seed).to(device)
         self._device = device
+        self._stops_where_not_finite = stops_where_not_finite
         rule = rule or stopping_rule("paper", settings.steps)
         self._leap = DynamicLeap(rule) if settings.lpl == "dynamic" else None
         self._conditioning: tuple[Tensor, ...] = ()
         self._decoded: list[Tensor] = []
-        self.frames = torch.empty((settings.frames, settings.height, settings.width, 3), dtype=torch.uint8)
+        self.frames = torch.empty((*settings.video_shape, 3), dtype=torch.uint8)
         self.evaluations = 0
 
     def run(self, visit: Visit, block: Call) -> Outcome:
@@ -140,6 +143,8 @@ class TextToVideo:
         leaps = leaps or (settings.lpl.isdigit() and step == int(settings.lpl))
         dt = self._times[step] if leaps else flow.step_length(self._times, step)
         self._z = flow.moved(self._z, drift, dt)
+        if self._stops_where_not_finite:
+            check_latent(self._z, step, settings.steps)
         events: tuple[StepEvent, ...] = ()
         if similarity is not None:
             events = (("drift_similarity", {"step": step, "value": similarity}),)

@@ -82,7 +82,8 @@ class VideoSettings(RunSettings):
 
     `partition`: the block boundaries, see `cidl_sim.pipelines.open_sora.stages`. `lpl`: "off"; a number n: leap at
     step n, so n + 1 evaluations; "dynamic": all steps are planned, the run may end the denoiser early. `tdtm`: merge
-    tokens in the first `tdtm` steps. `prompts`: this many videos one after another.
+    tokens in the first `tdtm` steps. `prompts`: this many videos one after another. Of a height or width that is no
+    multiple of 8 the video has what is: 240x426 gives 240x424, as in the reference.
     """
 
     height: int = Field(default=256, ge=16)
@@ -95,8 +96,6 @@ class VideoSettings(RunSettings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> VideoSettings:
-        if self.height % 16 or self.width % 16:
-            raise ValueError("height and width must be multiples of 16 (8 in the VAE, 2 in the patches)")
         if self.lpl not in ("off", "dynamic"):
             if not self.lpl.isdecimal() or self.lpl != str(int(self.lpl)):
                 raise ValueError("lpl must be 'off', 'dynamic' or the number of the step to leap at")
@@ -127,4 +126,10 @@ class VideoSettings(RunSettings):
     def token_grid(self) -> tuple[int, int]:
         """Tokens of the denoiser: latent frames, patches per frame."""
         t, h, w = self.latent_shape
-        return t, (h // 2) * (w // 2)
+        return t, math.ceil(h / 2) * math.ceil(w / 2)
+
+    @property
+    def video_shape(self) -> tuple[int, int, int]:
+        """Frames, height and width of what comes out."""
+        _, h, w = self.latent_shape
+        return self.frames, h * SPACE_FACTOR, w * SPACE_FACTOR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -134,6 +135,7 @@ def _stdit_blocks(
 ) -> tuple[BlockDefinition, ...]:
     dtype, geometry = TORCH_DTYPES[settings.dtype], geometry_of(settings)
     frames, patches = geometry.tokens
+    _, height, width = geometry.latent
     hidden, captions = sizes.stdit.hidden, sizes.t5.d_model
     # Arithmetic is counted at one number of text tokens, workspace at another.
     own = (hidden, sizes.stdit.heads, sizes.nominal_text_tokens, sizes.stdit.max_text_tokens)
@@ -168,7 +170,9 @@ def _stdit_blocks(
         published: dict[str, str],
         figures: tuple[int, ...] = own,
     ) -> BlockDefinition:
-        kind = f"{kind}.{settings.dtype}.{frames}x{patches}.{widths(*figures)}"
+        # Both ends know the latent too, where it is not all of the patches.
+        cropped = f"of{height}x{width}" if figures is ends and (height % 2 or width % 2) else ""
+        kind = f"{kind}.{settings.dtype}.{frames}x{patches}{cropped}.{widths(*figures)}"
         variant = "merged" if merged else ""
         return BlockDefinition(name, kind, name, build, example, "stdit", published, variant=variant)
 
@@ -264,7 +268,7 @@ def state_bytes(sizes: OpenSoraSizes, settings: VideoSettings, group: str) -> in
     text = sizes.text_encoder_tokens * sizes.t5.d_model * 4
     latent = sizes.stdit.in_channels * frames * height * width * 4
     conditioning = (2 * sizes.stdit.max_text_tokens + 2 * 7) * sizes.stdit.hidden * 4
-    video = settings.frames * settings.height * settings.width * 3
+    video = math.prod(settings.video_shape) * 3
     decoded = settings.frames * height * width * vae.LATENT_CHANNELS * 4
     return {"text_encoder": text, "denoiser": text + 3 * latent + conditioning, "decoder": latent + decoded + video}[
         group

@@ -136,6 +136,25 @@ def test_streaming_is_the_whole_model(tiny_store, bf16_store, dtype: Dtype, fram
     assert torch.equal(program.frames, frames_of(expected["vae.spatial.part4"]))
 
 
+@pytest.mark.parametrize(("height", "width", "tdtm"), [(24, 42, 0), (33, 54, 2)])
+def test_a_latent_with_an_odd_side_is_padded_and_cropped(tiny_store, height, width, tdtm):
+    settings = VideoSettings(height=height, width=width, frames=17, steps=2, tdtm=tdtm)
+    program, _ = run_policy(tiny_store, "lru", settings)
+    assert program.frames.shape == (17, height // 8 * 8, width // 8 * 8, 3)
+    expected = WholeModel(tiny_store, settings)(seed=1)
+    assert torch.equal(program.frames, frames_of(expected["vae.spatial.part4"]))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "latent"), [(240, 426, (30, 53)), (360, 640, (45, 80)), (480, 854, (60, 106))]
+)
+def test_the_references_own_sizes_have_latents_of_whole_pixels_and_tokens_of_whole_patches(height, width, latent):
+    settings = VideoSettings(height=height, width=width, frames=17)
+    assert settings.latent_shape[1:] == latent
+    assert settings.token_grid[1] == -(-latent[0] // 2) * -(-latent[1] // 2)
+    assert settings.video_shape == (17, 8 * latent[0], 8 * latent[1])
+
+
 def test_merging_changes_the_video(tiny_store):
     merged, plain = (VideoSettings(height=32, width=32, frames=17, steps=3, tdtm=tdtm) for tdtm in (3, 0))
     videos = [run_policy(tiny_store, "lru", settings)[0].frames for settings in (merged, plain)]

@@ -1,0 +1,101 @@
+"""Many broken inputs, in all processes that there are cores: `python -m tests.fuzz --inputs 100000`.
+
+Prints a table by kind, writes it to experiments/results/fuzz.md, and keeps inputs that are faults in fuzz-faults/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+
+from cidl_sim.executor.processor import processor_name
+from tests.fuzz.kinds import KINDS
+from tests.fuzz.running import Outcome, run
+
+ROOT = Path(__file__).parent.parent.parent
+CHUNK = 250
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", default=[kind.name for kind in KINDS])
+    arguments = parser.parse_args()
+    kinds = [number for number, kind in enumerate(KINDS) if kind.name in arguments.kinds]
+    each = -(-arguments.inputs // len(kinds))
+    first = arguments.first_seed
+    jobs = [
+        (number, range(start, min(start + CHUNK, first + each)))
+        for start in range(first, first + each, CHUNK)
+        for number in kinds
+    ]
+    began_s, total = time.perf_counter(), sum(len(seeds) for _, seeds in jobs)
+    outcomes = {KINDS[number].name: Outcome(KINDS[number].name) for number in kinds}
+    done = 0
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_job, *job) for job in jobs]):
+            found = future.result()
+            outcome = outcomes[found.kind]
+            outcome.inputs += found.inputs
+            outcome.refused += found.refused
+            outcome.slowest_s = max(outcome.slowest_s, found.slowest_s)
+            outcome.faults += found.faults
+            done += found.inputs
+            took_s = time.perf_counter() - began_s
+            left_s = took_s / done * (total - done)
+            faults = sum(len(o.faults) for o in outcomes.values())
+            sys.stderr.write(f"\r{done} of {total} inputs, {faults} faults, {left_s:.0f} s left   ")
+    sys.stderr.write("\n")
+    text = _report(list(outcomes.values()), time.perf_counter() - began_s, arguments)
+    sys.stdout.write(text)
+    if arguments.inputs >= 50_000:
+        (ROOT / "experiments/results/fuzz.md").write_text(text)
+    return 1 if any(outcome.faults for outcome in outcomes.values()) else 0
+
+
+def _job(number: int, seeds: range) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="cidl-fuzz-") as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        return run(KINDS[number], Path(folder) / "files", seeds, keep=Path("fuzz-faults"))
+
+
+def _report(outcomes: list[Outcome], took_s: float, arguments: argparse.Namespace) -> str:
+    lines = [
+        "# Broken inputs",
+        "",
+        f"Command: `python -m tests.fuzz --inputs {arguments.inputs} --first-seed {arguments.first_seed}`, which `make "
+        f"fuzz` does. Date: {datetime.now(UTC).date()}. Machine: {processor_name()}, {os.cpu_count()} cores; "
+        f"{took_s / 60:.0f} min.",
+        "",
+        "Wanted: no internal fault, no hang (10 s), nothing left half written, at most 1 GiB of memory more.",
+        "",
+        "| kind | inputs | refused | read all the same | slowest s | faults |",
+        "|---|---|---|---|---|---|",
+    ]
+    for o in [*outcomes, _sum(outcomes)]:
+        read = o.inputs - o.refused - len(o.faults)
+        lines.append(f"| {o.kind} | {o.inputs} | {o.refused} | {read} | {o.slowest_s:.2f} | {len(o.faults)} |")
+    faults = [f"- {o.kind}, {fault}" for o in outcomes for fault in o.faults[:20]]
+    return "\n".join([*lines, "", *faults, ""])
+
+
+def _sum(outcomes: list[Outcome]) -> Outcome:
+    whole = Outcome("all")
+    for outcome in outcomes:
+        whole.inputs += outcome.inputs
+        whole.refused += outcome.refused
+        whole.slowest_s = max(whole.slowest_s, outcome.slowest_s)
+        whole.faults += outcome.faults
+    return whole
+
+
+if __name__ == "__main__":
+    sys.exit(main())

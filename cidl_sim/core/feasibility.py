@@ -39,16 +39,10 @@ def _check_visits(workload: Workload, plan: Plan) -> None:
     visits = workload.visits
     loaded: set[int] = set()
     for load in plan.loads:
-        for number in (load.visit, load.gate.visit if load.gate else 0):
-            if number >= len(visits):
-                raise PlanError(f"visit {number}: the workload has only {len(visits)} visits")
         if load.visit in loaded:
             raise PlanError(f"{workload.label(visits[load.visit])}: loaded twice")
         loaded.add(load.visit)
     kept = set(plan.keep)
-    for number in sorted(kept):
-        if number >= len(visits):
-            raise PlanError(f"visit {number}: the workload has only {len(visits)} visits")
     for visit in visits:
         previous = workload.previous_same_weights[visit.number]
         is_kept = previous is not None and previous in kept

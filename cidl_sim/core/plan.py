@@ -94,9 +94,13 @@ class Plan(Record):
         write_text(path, self.to_json())
 
     def check_workload(self, workload: Workload) -> None:
-        """PlanError if the plan was made for another workload."""
+        """PlanError if the plan was made for another workload, or names visits that it does not have."""
         if self.workload_sha256 != workload.sha256 and self.workload_sha256 not in workload.identities:
             raise PlanError("the plan was " + describe_difference(workload, self.workload_name, self.workload_sha256))
+        gates = (load.gate.visit for load in self.loads if load.gate)
+        last = max((*(load.visit for load in self.loads), *gates, *self.keep), default=0)
+        if last >= len(workload.visits):
+            raise PlanError(f"visit {last}: the workload has only {len(workload.visits)} visits")
 
 
 def read_plan(path: Path) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cidl_sim.core.errors import WorkloadError
-from cidl_sim.core.files import first_problem
+from cidl_sim.core.files import first_problem, validated
 from cidl_sim.core.workload import Workload
 from cidl_sim.pipelines.pipeline import ModelSizes, Pipeline, RunSettings
 
@@ -71,13 +71,12 @@ def measured_in(pipeline: Pipeline, sizes: ModelSizes, settings: RunSettings) ->
     """
     from cidl_sim.blocks.measure import measured_stages
 
-    return Workload(
-        name=name_in(pipeline, sizes, settings),
-        settings={"pipeline": pipeline.name, "model": sizes.name, **settings.model_dump()},
-        stages=measured_stages(
-            pipeline.stages(sizes, settings, "nominal"),
-            pipeline.stages(sizes, settings, "longest"),
-            settings.dtype,
-            lambda group: pipeline.state_bytes(sizes, settings, group),
-        ),
+    name = name_in(pipeline, sizes, settings)
+    stages = measured_stages(
+        pipeline.stages(sizes, settings, "nominal"),
+        pipeline.stages(sizes, settings, "longest"),
+        settings.dtype,
+        lambda group: pipeline.state_bytes(sizes, settings, group),
     )
+    described = {"pipeline": pipeline.name, "model": sizes.name, **settings.model_dump()}
+    return validated(Workload, {"name": name, "settings": described, "stages": stages}, name, WorkloadError)

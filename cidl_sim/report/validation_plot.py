@@ -86,4 +86,4 @@ def _draw_causes(axes: Axes, figures: ValidationReport) -> None:
     axes.set_yticks(places, [f"{row.policy} ({', '.join(row.origins)})\n{row.workload}" for row in rows], fontsize=7)
     axes.set_xlabel("% of the measured makespan")
     axes.set_title("the prediction's error by cause", fontsize=10)
-    axes.legend(fontsize=8, loc="best")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=5, frameon=False)

@@ -1,26 +1,31 @@
 """Many broken inputs, in all processes that there are cores: `python -m tests.fuzz --inputs 100000`.
 
-Prints a table by kind, writes it to experiments/results/fuzz.md, and keeps inputs that are faults in fuzz-faults/.
+Prints a table by kind, writes it to experiments/results/fuzz.md, and keeps inputs that are faults in fuzz-faults/. Every
+thousand inputs have a process of their own, so that one that takes it down is a fault like others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))  # as pytest has it
 
 from cidl_sim.executor.processor import processor_name
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.running import Outcome, run
 
-ROOT = Path(__file__).parent.parent.parent
-CHUNK = 250
+CHUNK = 1000
 
 
 def main() -> int:
@@ -28,7 +33,12 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=[kind.name for kind in KINDS])
+    parser.add_argument("--job", nargs=3, type=int, metavar=("KIND", "FIRST", "END"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.job:
+        number, first, end = arguments.job
+        sys.stdout.write("\n" + json.dumps(asdict(_here(number, range(first, end)))) + "\n")
+        return 0
     kinds = [number for number, kind in enumerate(KINDS) if kind.name in arguments.kinds]
     each = -(-arguments.inputs // len(kinds))
     first = arguments.first_seed
@@ -40,7 +50,7 @@ def main() -> int:
     began_s, total = time.perf_counter(), sum(len(seeds) for _, seeds in jobs)
     outcomes = {KINDS[number].name: Outcome(KINDS[number].name) for number in kinds}
     done = 0
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for future in as_completed([pool.submit(_job, *job) for job in jobs]):
             found = future.result()
             outcome = outcomes[found.kind]
@@ -62,9 +72,20 @@ def main() -> int:
 
 
 def _job(number: int, seeds: range) -> Outcome:
+    words = ["-m", "tests.fuzz", "--job", str(number), str(seeds.start), str(seeds.stop)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode == 0:
+        return Outcome(**json.loads(done.stdout.splitlines()[-1]))
+    said = done.stderr.strip().splitlines()[-1:] or [""]
+    fault = f"seeds {seeds.start} to {seeds.stop}: the process died with {done.returncode}: {said[0]}"
+    return Outcome(KINDS[number].name, len(seeds), faults=[fault])
+
+
+def _here(number: int, seeds: range) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="cidl-fuzz-") as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        return run(KINDS[number], Path(folder) / "files", seeds, keep=Path("fuzz-faults"))
+        os.chdir(folder)
+        return run(KINDS[number], Path(folder) / "files", seeds, keep=ROOT / "fuzz-faults")
 
 
 def _report(outcomes: list[Outcome], took_s: float, arguments: argparse.Namespace) -> str:

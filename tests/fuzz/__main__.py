@@ -1,7 +1,7 @@
 """Many broken inputs, in all processes that there are cores: `python -m tests.fuzz --inputs 100000`.
 
-Prints a table by kind, writes it to experiments/results/fuzz.md, and keeps inputs that are faults in fuzz-faults/. Every
-thousand inputs have a process of their own, so that one that takes it down is a fault like others.
+Prints a table by kind, writes it to experiments/results/fuzz.md, and keeps inputs that are faults in fuzz-faults/.
+Every thousand inputs have a process of their own, so that one that takes it down is a fault like others.
 """
 
 from __future__ import annotations

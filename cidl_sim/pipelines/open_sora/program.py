@@ -16,11 +16,11 @@ from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Call, Outcome, StepEvent
 from cidl_sim.models.sizes import spatial_chunks, temporal_chunks
 from cidl_sim.models.t5 import additive_mask
+from cidl_sim.pipelines.latents import check_latent
 from cidl_sim.pipelines.open_sora.prompt import Tokens
 from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OpenSoraSizes, VideoSettings
 from cidl_sim.pipelines.pipeline import State
 from cidl_sim.sampling import rectified_flow as flow
-from cidl_sim.sampling.finite import check_latent
 from cidl_sim.sampling.linear_proportional_leap import DynamicLeap, StoppingRule, stopping_rule
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from cidl_sim.core.errors import DeviceError
 from cidl_sim.core.files import Record, read_text, sha256_of, validated, write_text
@@ -17,8 +17,16 @@ from cidl_sim.core.quantities import MAX_BYTES
 Mark = Literal["measured", "published", "derived", "assumed"]
 # Beyond these magnitudes products and quotients of figures would be no numbers any more.
 LEAST, MOST = 1e-100, 1e100
-Rate = Annotated[float, Field(ge=LEAST, le=MOST)]
-Seconds = Annotated[float, Field(ge=0, le=MOST)]
+
+
+def _computable(value: float) -> float:
+    if value and not LEAST <= value <= MOST:
+        raise ValueError(f"{value:g} is beyond the magnitudes that are computed with, {LEAST:g} to {MOST:g}")
+    return value
+
+
+Rate = Annotated[float, Field(gt=0), AfterValidator(_computable)]
+Seconds = Annotated[float, Field(ge=0), AfterValidator(_computable)]
 Slowdown = Annotated[float, Field(ge=1, le=1e9)]
 Deviation = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -44,7 +52,7 @@ class Executor(Record):
     """
 
     flops_per_s: Rate | None = None
-    efficiency: float = Field(default=1.0, ge=LEAST, le=1)
+    efficiency: Annotated[Rate, Field(le=1)] = 1.0
     memory_bandwidth_bytes_per_s: Rate | None = None
     launch_s: Seconds = 0.0
     slowdown_while_loading: Slowdown = 1.0
@@ -108,7 +116,7 @@ class ThermalStep(Record):
     """From `after_s` seconds into the run on, the executor's rate is multiplied by `factor`."""
 
     after_s: Seconds
-    factor: float = Field(ge=1e-9, le=1e9)
+    factor: Rate
 
 
 class Figure(Record):

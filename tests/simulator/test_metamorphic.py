@@ -233,7 +233,7 @@ def sensitive_device() -> DeviceProfile:
             slowdown_while_loading=1.25,
             threads=2,
         ),
-        measured={"a": Measured(load_s=3, cold_load_s=5, exec_s=2, weight_bytes=2, flops=2, samples=10)},
+        measured={"a": Measured(load_s=3, cold_load_s=5, exec_s=2, weight_bytes=2, flops=2, bytes_moved=1, samples=10)},
         noise=Noise(load=0.1, execute=0.1, load_drift=0.1, execute_drift=0.1),
         thermal=(ThermalStep(after_s=40.0, factor=0.5),),
     )
@@ -242,7 +242,7 @@ def sensitive_device() -> DeviceProfile:
 def sensitive_workload() -> Workload:
     """Kind "a" is measured at another size; "b" is bound by arithmetic, "c" by memory traffic."""
     blocks = [
-        Block(name="a", kind="a.half", weight_bytes=4, flops=3),
+        Block(name="a", kind="a.half", weight_bytes=4, flops=3, bytes_moved=3),
         Block(name="b", kind="b", weight_bytes=6, workspace_bytes=2, flops=3),
         Block(name="c", kind="c", weight_bytes=8, flops=1, bytes_moved=20),
         Block(name="d", kind="d", weight_bytes=5, flops=2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,8 +52,11 @@ def validated(model: type[Model], data: Any, source: str, error: type[InputError
 def read_text(path: Path, error: type[InputError]) -> str:
     """The text of `path`, a byte order mark left out, or `error` with a line that names it."""
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):  # some never end
+            raise error(f"{path}: a device, not a file")
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as problem:
+    except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or "not UTF-8 text"
         raise error(f"{path}: cannot be read ({reason})") from None
 

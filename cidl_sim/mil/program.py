@@ -194,9 +194,14 @@ def _program_of(path: Path, model: Any, reader: _Reader) -> SavedProgram:
 def _model_path(path: Path) -> Path:
     manifest = read_json(path / "Manifest.json", PackageError)
     try:
-        return path / "Data" / str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
-    except (KeyError, TypeError):
+        named = str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
+        inside = (path / "Data").resolve()
+        found = (inside / named).resolve()
+    except (KeyError, IndexError, TypeError, ValueError, OSError):
         raise PackageError(f"{path}: its Manifest.json names no model") from None
+    if not found.is_relative_to(inside):
+        raise PackageError(f"{path}: its Manifest.json names a model outside of it")
+    return path / "Data" / named
 
 
 def _parsed(model_path: Path) -> Any:

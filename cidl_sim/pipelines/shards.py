@@ -101,7 +101,7 @@ def _whole_size(length: bytes, file: Any) -> int | None:
     try:
         header = json.loads(text)
         ends = [int(tensor["data_offsets"][1]) for name, tensor in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
         return None
     return 8 + int(size) + max(ends, default=0)
 
@@ -120,9 +120,16 @@ def _named_by_index(folder: Path, indices: list[Path], ending: str, variant: str
     for name in named:
         if name != Path(name).name or name in ("", ".", ".."):
             raise CheckpointError(f"{index}: {name!r} is no file beside it")
-        if not (folder / name).is_file():
+        if not _is_file(folder / name):
             raise CheckpointError(f"{folder / name}: missing; {index.name} names it")
     return [folder / name for name in named]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no name that a file can have
+        return False
 
 
 def _groups(shards: list[Path]) -> dict[str, list[Path]]:

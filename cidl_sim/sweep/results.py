@@ -58,7 +58,8 @@ def check_folder(folder: Path, identity: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise SweepError(f"{folder}: is a file; results are a folder of parts")
     if (folder / SWEEP_FILE).is_file():
-        if read_json(folder / SWEEP_FILE, SweepError).get("identity") != identity:
+        described = read_json(folder / SWEEP_FILE, SweepError)
+        if not isinstance(described, dict) or described.get("identity") != identity:
             raise SweepError(
                 f"{folder}: holds another sweep, or the same one of workloads and devices that have changed; "
                 "choose another -o or remove it"
@@ -79,7 +80,8 @@ def read_sweep(folder: Path) -> Sweep:
     if not (folder / SWEEP_FILE).is_file():
         raise SweepError(f"{folder}: no results of a sweep (there is no {SWEEP_FILE})")
     described = read_json(folder / SWEEP_FILE, SweepError)
-    return validated(Sweep, described.get("sweep"), str(folder / SWEEP_FILE), SweepError)
+    sweep = described.get("sweep") if isinstance(described, dict) else None
+    return validated(Sweep, sweep, str(folder / SWEEP_FILE), SweepError)
 
 
 def scan(folder: Path) -> pl.LazyFrame:

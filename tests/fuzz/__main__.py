@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,12 +41,14 @@ def main() -> int:
         sys.stdout.write("\n" + json.dumps(asdict(_here(number, range(first, end)))) + "\n")
         return 0
     kinds = [number for number, kind in enumerate(KINDS) if kind.name in arguments.kinds]
-    each = -(-arguments.inputs // len(kinds))
+    each = arguments.inputs / sum(KINDS[number].share for number in kinds)
     first = arguments.first_seed
+    ends = {number: first + math.ceil(each * KINDS[number].share) for number in kinds}
     jobs = [
-        (number, range(start, min(start + CHUNK, first + each)))
-        for start in range(first, first + each, CHUNK)
+        (number, range(start, min(start + CHUNK, ends[number])))
+        for start in range(first, max(ends.values()), CHUNK)
         for number in kinds
+        if start < ends[number]
     ]
     began_s, total = time.perf_counter(), sum(len(seeds) for _, seeds in jobs)
     outcomes = {KINDS[number].name: Outcome(KINDS[number].name) for number in kinds}

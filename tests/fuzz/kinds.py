@@ -62,6 +62,7 @@ class Kind:
     target: str
     damage: mutations.Mutation
     use: Callable[[Path], object]
+    share: float = 1.0  # of the inputs that others get: what takes long gets fewer
 
 
 @cache
@@ -261,7 +262,7 @@ def run_cidl(words: list[Any]) -> str:
 
 
 _COMMANDS = (
-    "workloads opensora-tiny --json",
+    "workloads opensora-small --json",
     "devices iphone-15-pro --json",
     "simulate WORKLOAD DEVICE --policy prefix:2 --seed 3 --json",
     "simulate WORKLOAD DEVICE --policy lru --set loader.bandwidth_bytes_per_s=5e8 --json",
@@ -424,7 +425,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("results", _make_results, results.part_name(0), mutations.of_bytes, _use_results),
     Kind("what was swept", _make_results, results.SWEEP_FILE, mutations.of_json, _use_results),
     Kind("saved run", _make_saved_run, "run.saved", _of_safetensors, lambda f: read_run(f / "run.saved", IDENTITY)),
-    Kind("prompts", _make_prompts, "prompts.txt", mutations.of_bytes, _use_prompts),
+    Kind("prompts", _make_prompts, "prompts.txt", mutations.of_bytes, _use_prompts, share=0.2),
     Kind(
         "conformance case",
         lambda f: (

@@ -26,7 +26,7 @@ def _computable(value: float) -> float:
 
 
 Rate = Annotated[float, Field(gt=0), AfterValidator(_computable)]
-Seconds = Annotated[float, Field(ge=0), AfterValidator(_computable)]
+Seconds = Annotated[float, Field(ge=0, le=MOST)]
 Slowdown = Annotated[float, Field(ge=1, le=1e9)]
 Deviation = Annotated[float, Field(ge=0, le=1e6)]
 

@@ -91,14 +91,9 @@ class _OneDevice(TorchFunctionMode):
             args = tuple(_here(arg) for arg in args)
         elif function in (Tensor.cuda, Tensor.cpu):
             return args[0]
-        elif function is Tensor.numpy:
-            return self._values.of(args[0]).numpy()
-        elif function is Tensor.__array__:
-            return self._values.of(args[0]).numpy().astype(*args[1:], **kwargs) if args[1:] else self._array(args[0])
+        elif function in (Tensor.numpy, Tensor.__array__):
+            args = (self._values.of(args[0]), *args[1:])
         return function(*args, **kwargs)
-
-    def _array(self, tensor: Tensor) -> Any:
-        return self._values.of(tensor).numpy()
 
 
 def _here(argument: Any) -> Any:
@@ -188,7 +183,7 @@ class _Values(TorchDispatchMode):
         """Do with the values what was done without them."""
         try:
             computed = self._computed(function, args, kwargs)
-        except (NotImplementedError, RuntimeError):
+        except RuntimeError:
             # Such as a type that the processor has no kernel for.
             self._forget(changed)
             return

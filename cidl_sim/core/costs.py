@@ -8,8 +8,7 @@ A measurement of the block's kind replaces the formula. Kinds are dotted paths: 
 another size than the measured one scales it: a load by the ratio of the formulas, an execution by the ratio of flops.
 Where the measurement says how many bytes it moved and the device has a memory bandwidth, the seconds that these bytes
 take there scale by bytes instead, and only the rest by flops. A cold load adds the measured cold difference, scaled as
-the load. Figures whose quotient is no usable number of seconds are an error that
-names the kind.
+the load. Figures whose quotient is no usable number of seconds are an error that names the kind.
 
 Where a block says what it is `like`, measurements of those blocks come before the formula: their loads and executions
 are added, the latency and the launch counted once, and the rest scaled by bytes and arithmetic.

@@ -43,7 +43,7 @@ test-slow: setup
 test-full-size: setup
 	$(BIN)/python -m pytest -m full_size
 
-# A hundred thousand broken inputs; under half an hour on two cores.
+# A hundred thousand broken inputs.
 fuzz: setup
 	$(BIN)/python -m tests.fuzz --inputs 100000
 

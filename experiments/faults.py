@@ -6,7 +6,7 @@ Each of build, import, sweep, export and run (the command or its worker, by turn
 random moments of its time and called again: the result has to be the one of an undisturbed call byte for byte, and no
 temporary file, process, group or shared memory may be left. Then the disk is full after a random number of bytes, and
 the limit of a run is rewritten. Commands run in forks of this process, which has the libraries already. Writes
-experiments/results/faults.md; with the defaults an hour and a half on two cores.
+experiments/results/faults.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     .venv/bin/python experiments/workspace_of_modules.py [--styles attention ...]
 
 For a zoo of module styles in fp32 and bf16. Wanted: within 10 % or 4 MB. Writes
-experiments/results/workspace_of_modules.md; a newer PyTorch wants a new table. Two minutes.
+experiments/results/workspace_of_modules.md; a newer PyTorch wants a new table.
 """
 
 from __future__ import annotations

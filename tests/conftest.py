@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,12 +21,23 @@ from cidl_sim.core.workload import Block, Stage, Workload
 # as long, and nothing here is large enough to gain by a second one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A cache of the tests' own, shared by their processes: what one of them measures the others find, and whoever runs the
+# tests keeps the profile of their machine. Matplotlib's list of fonts stays where it is.
+if "CIDL_TESTS_CACHE" not in os.environ:
+    os.environ["CIDL_TESTS_CACHE"] = tempfile.mkdtemp(prefix="cidl-tests-")
+    atexit.register(shutil.rmtree, os.environ["CIDL_TESTS_CACHE"], ignore_errors=True)
+    before = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(before) / "matplotlib"))
+    os.environ["XDG_CACHE_HOME"] = os.environ["CIDL_TESTS_CACHE"]
+
 # Importing the libraries makes next to no garbage; the first file of tests turns this on again.
 gc.disable()
 
 # A busy machine is no reason to fail.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+settings.register_profile("quick", deadline=None, max_examples=50)
+# What `make test-slow` asks for.
+settings.register_profile("thorough", deadline=None, max_examples=400)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,3 +85,23 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stores") / "tiny"
     build_random_store(root, OPENSORA_TINY, "fp32", seed=0)
     return root
+
+
+@pytest.fixture
+def spoiled_store(tiny_store: Path, tmp_path: Path) -> Path:
+    """The tiny store with one value of the denoiser's last layer that is no number."""
+    from safetensors.torch import load_file
+
+    from cidl_sim.executor.store import BlockStore, write_store
+
+    whole = BlockStore.open(tiny_store).index
+
+    def tensors_of(weights: str) -> dict[str, Any]:
+        tensors = load_file(tiny_store / f"{weights}.safetensors")
+        if weights == "stdit.part2":
+            tensors["final_layer.linear.bias"][3] = float("nan")
+        return tensors
+
+    blocks = [(weights, partial(tensors_of, weights)) for weights in whole.blocks]
+    fields = whole.model_dump(include={"name", "dtype", "partition", "source", "model", "pipeline"})
+    return write_store(tmp_path / "spoiled", blocks, **fields).root

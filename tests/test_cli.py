@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,8 +22,6 @@ import pytest
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
-from torch import Tensor
 
 from cidl_sim.cli import _exit_code, app
 from cidl_sim.commands.console import PICTURES
@@ -35,7 +32,7 @@ from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload, read_workload
 from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
-from cidl_sim.executor.store import BlockStore, write_store
+from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import find_workload, shipped
 from cidl_sim.policies.catalog import POLICIES
 from cidl_sim.validation.runs import Scenario, read_runs
@@ -552,25 +549,10 @@ def test_a_store_of_the_chosen_partition_runs_its_plan(roomy_device, tmp_path, m
     assert result["evaluations"] == 2
 
 
-@pytest.fixture
-def spoiled_store(tiny_store: Path, tmp_path: Path) -> Path:
-    """The tiny store with one value of the denoiser's last layer that is no number."""
-    whole = BlockStore.open(tiny_store).index
-
-    def tensors_of(weights: str) -> dict[str, Tensor]:
-        tensors = load_file(tiny_store / f"{weights}.safetensors")
-        if weights == "stdit.part2":
-            tensors["final_layer.linear.bias"][3] = float("nan")
-        return tensors
-
-    blocks = [(weights, partial(tensors_of, weights)) for weights in whole.blocks]
-    fields = whole.model_dump(include={"name", "dtype", "partition", "source", "model", "pipeline"})
-    return write_store(tmp_path / "spoiled", blocks, **fields).root
-
-
 def test_a_run_whose_latent_is_not_finite_stops_at_that_step_unless_told_to_go_on(
-    spoiled_store, roomy_device, tmp_path
+    spoiled_store, roomy_device, tmp_path, monkeypatch
 ):
+    run_jobs_here(monkeypatch)
     plan, video = tmp_path / "plan.json", tmp_path / "video.mp4"
     answer_of("plan", TINY, roomy_device, "--policy", "next_block", "-o", plan)
     arguments = ["run", "--plan", plan, "--store", spoiled_store, "--prompt", "a fox", "-o", video]
@@ -582,13 +564,6 @@ def test_a_run_whose_latent_is_not_finite_stops_at_that_step_unless_told_to_go_o
     assert not video.exists()
     answer_of(*arguments, "--not-finite", "go-on")
     assert video.exists()
-
-
-def test_an_export_of_values_that_are_not_finite_is_refused(spoiled_store, tmp_path):
-    asked = ["--store", spoiled_store, "--out", tmp_path / "packages", "--blocks", "stdit.part2", "--workers", "1"]
-    words = ("stdit.part2", "'final_layer.linear.bias' has 1 of", "not finite")
-    assert_refused(call_cidl("coreml", "export", *asked), 2, *words)
-    assert not list((tmp_path / "packages").glob("**/*.mlmodel"))
 
 
 def test_run_makes_the_video_of_a_plan_and_trace_show_reads_its_trace(tiny_store, roomy_device, tmp_path):

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cidl_sim.blocks.coverage import Coverage, Piece, storage_key
+from cidl_sim.blocks.meta_device import World
 from cidl_sim.blocks.scratch import FLOPS, FUSED_LAYERS, scratch_bytes
 from cidl_sim.blocks.without_memory import NoValueError, WithoutMemory, tensors_in
 from cidl_sim.core.errors import WorkloadError
@@ -35,9 +36,9 @@ class Measurement:
     workspace_bytes: int
 
 
-def measure_module(module: nn.Module, inputs: Sequence[Tensor]) -> Measurement:
+def measure_module(module: nn.Module, inputs: Sequence[Tensor], world: World | None = None) -> Measurement:
     """Measure one call of `module` with `inputs`; neither needs values. The same on every machine: without scratch."""
-    graph = layer_graph(module, inputs, depth=0, scratch=False)
+    graph = layer_graph(module, inputs, depth=0, scratch=False, world=world)
     (layer,) = graph.nodes.values()
     return Measurement(
         sum(layer["parameters"].values()), layer["flops"], layer["bytes_moved"], layer["workspace_bytes"]
@@ -64,7 +65,7 @@ def layer_graph(
     inputs: Sequence[Tensor],
     *,
     depth: int | None = None,
-    world: WithoutMemory | None = None,
+    world: World | None = None,
     scratch: bool = True,
 ) -> nx.DiGraph[int]:
     """The layers of a module, or of modules in a chain, in the order in which one call runs them.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 
-import torch
-
 from cidl_sim.blocks.cuts import Dtype
 from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition, StageDefinition
 from cidl_sim.blocks.layer_graph import Measurement, measure_module
+from cidl_sim.blocks.meta_device import MetaDevice
 from cidl_sim.core.workload import Block, Stage
 
 
@@ -43,11 +42,12 @@ def measured_stages(
 def _measured(definition: BlockDefinition, at_longest: BlockDefinition, dtype: Dtype, state_bytes: int) -> Block:
     known, key = _measurements(), (definition.kind, dtype)
     if key not in known:
-        with torch.device("meta"):
+        world = MetaDevice()
+        with world.inside():
             module = definition.build().to(TORCH_DTYPES[dtype])
         known[key] = (
-            measure_module(module, definition.example()),
-            measure_module(module, at_longest.example()),
+            measure_module(module, definition.example(), world),
+            measure_module(module, at_longest.example(), world),
         )
     at_nominal, peak = known[key]
     return Block(

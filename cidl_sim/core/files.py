@@ -69,6 +69,11 @@ def read_json(path: Path, error: type[InputError]) -> Any:
         raise error(f"{path}: not JSON ({problem})") from None
 
 
+def cache_folder() -> Path:
+    """Where things lie for later commands that can be made again: measured workloads, the profile of this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cidl_sim"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it over `path` only if the body succeeds.

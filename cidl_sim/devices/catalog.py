@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from importlib import resources
 from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile, read_device
 from cidl_sim.core.errors import DeviceError, did_you_mean
+from cidl_sim.core.files import cache_folder
 
 THIS_MACHINE = "this-machine"
 
 
 def this_machine_file() -> Path:
     """Where the profile of this machine is kept for later commands."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "cidl_sim" / f"{THIS_MACHINE}.toml"
+    return cache_folder() / f"{THIS_MACHINE}.toml"
 
 
 def shipped_devices() -> dict[str, Path]:

@@ -223,6 +223,8 @@ def prepare_memory(charged: Charged, size: int) -> None:
     reclaimed for each page that the arena grows by, and a page that a virtual machine's host has not backed yet costs
     several times a page fault. Never takes more than the limit leaves; without one, than half of the machine's memory.
     """
+    import numpy as np  # the file is read where nothing else is needed, and before it is counted what is held
+
     limit, held = charged.limit_bytes(), charged.unreclaimable_bytes()
     if charged.folder is not None and not charged.reset_peak():
         return  # the peak would tell of this, and not of the run
@@ -234,8 +236,7 @@ def prepare_memory(charged: Charged, size: int) -> None:
         with mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
             # As the arena takes it.
             memory.madvise(getattr(mmap, "MADV_HUGEPAGE", mmap.MADV_NORMAL))
-            for offset in range(0, room, mmap.PAGESIZE):
-                memory[offset] = 1
+            np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
         charged.reset_peak()
 
 

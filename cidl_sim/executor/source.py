@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload
 from cidl_sim.executor.backend import Backend
 from cidl_sim.executor.job import ComputeDevice, ComputeUnits
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MakeBackend = Callable[[int, int | None], Backend]  # of the bytes for weights, and of the limit for everything
 

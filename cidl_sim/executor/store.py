@@ -15,23 +15,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from cidl_sim.core.checked_files import check_files
 from cidl_sim.core.errors import MachineError, StoreError
 from cidl_sim.core.files import Record, read_json, replacing, validated, write_text
 from cidl_sim.core.plan import FIRST_PIPELINE
 
+if TYPE_CHECKING:  # whoever asks what a store holds needs no torch, which takes seconds to import
+    import torch
+    from torch import Tensor
+
 ALIGNMENT = 4096
 TOKENIZER_FOLDER = "tokenizer"  # beside the blocks, if the checkpoint brought one
 TOKENIZER_MODELS = ("tokenizer.json", "spiece.model")  # either holds a tokenizer by itself
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}  # as safetensors and torch say
 
 
 class BlockFile(Record):
@@ -107,6 +108,8 @@ class BlockStore:
 
     def layout(self, weights: str) -> list[TensorLayout]:
         """The tensors of a block, from the header of its file."""
+        import torch
+
         entry, path = self.entry(weights), self.path(weights)
         try:
             with path.open("rb") as file:
@@ -116,7 +119,7 @@ class BlockStore:
                 header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             return [
-                TensorLayout(name, _DTYPES[t["dtype"]], tuple(t["shape"]), t["data_offsets"][0])
+                TensorLayout(name, getattr(torch, _DTYPES[t["dtype"]]), tuple(t["shape"]), t["data_offsets"][0])
                 for name, t in header.items()
             ]
         except (OSError, ValueError, KeyError, TypeError, struct.error) as problem:
@@ -205,12 +208,15 @@ def _writing_errors(root: Path) -> Iterator[None]:
 
 
 def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockFile:
+    import torch
+
+    names = {f"torch.{dtype}": name for name, dtype in _DTYPES.items()}
     header: dict[str, Any] = {}
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": names[str(tensor.dtype)],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }

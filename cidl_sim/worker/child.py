@@ -94,7 +94,9 @@ def do(job: Job, on_progress: Progress = silent) -> JobResult:
     make_backend = prepared.backend(Wanted(program.token_ids, job.device, job.compute_units))
     charged = charged_to_this_process()
     baseline = charged.baseline_bytes()
-    prepare_memory(charged, limit)
+    # A small model under a large limit never takes it all.
+    most = workload.weights_bytes + max(visit.block.workspace_bytes for visit in workload.visits)
+    prepare_memory(charged, min(limit, most))
     peak = PeakMemory(charged)
     capacity = workload.weights_bytes if job.control else limit - plan.baseline_bytes
     backend = make_backend(capacity, None if job.control else limit)

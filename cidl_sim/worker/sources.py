@@ -1,4 +1,7 @@
-"""What a run takes its blocks from: a block store, or the packages of an export for Core ML."""
+"""What a run takes its blocks from: a block store, or the packages of an export for Core ML.
+
+The parent of a run asks for the workload alone: back ends, and torch with them, are imported where one is made.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,11 @@ from cidl_sim.core.errors import InputError, PackageError
 from cidl_sim.core.files import sha256_of
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.workload import Workload
-from cidl_sim.coreml.backend import PackageBackend, runner_for
 from cidl_sim.coreml.packages import Packages
-from cidl_sim.executor.accelerator_backend import AcceleratorBackend
 from cidl_sim.executor.backend import Backend
 from cidl_sim.executor.job import BackendName
 from cidl_sim.executor.source import MakeBackend, Prepared, Source, Wanted
 from cidl_sim.executor.store import BlockStore
-from cidl_sim.executor.torch_backend import TorchBackend
 from cidl_sim.pipelines.catalog import parse_name, pipeline_named, workload_of
 from cidl_sim.pipelines.matching import Held, held_by_store, sizes_from
 
@@ -43,6 +43,9 @@ class StoreSource:
         self.held.check(plan, made)
 
         def backend(wanted: Wanted) -> MakeBackend:
+            from cidl_sim.executor.accelerator_backend import AcceleratorBackend
+            from cidl_sim.executor.torch_backend import TorchBackend
+
             stages = pipeline.stages(sizes, settings, "nominal")
 
             def make(capacity_bytes: int, limit_bytes: int | None) -> Backend:
@@ -85,6 +88,8 @@ class PackageSource:
         self.held.check(plan, made)
 
         def backend(wanted: Wanted) -> MakeBackend:
+            from cidl_sim.coreml.backend import PackageBackend, runner_for
+
             runner = runner_for(self._backend, self.packages, wanted.compute_units)
             return lambda capacity_bytes, limit_bytes: PackageBackend(self.packages, made, runner)
 

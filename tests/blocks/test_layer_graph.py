@@ -8,6 +8,7 @@ from transformers import T5Config, T5EncoderModel
 
 from cidl_sim.blocks.definition import BlockDefinition
 from cidl_sim.blocks.layer_graph import layer_graph, measure_module
+from cidl_sim.blocks.meta_device import MetaDevice
 from cidl_sim.core.errors import WorkloadError
 from cidl_sim.models import stdit3
 from cidl_sim.models.stdit3 import STDiT3
@@ -204,7 +205,7 @@ def whole_denoiser(settings: VideoSettings, text_tokens: int, *, merged: bool = 
         def forward(self, *inputs: Tensor) -> Tensor:
             return self.network.drift(*inputs, merged=merged)
 
-    return layer_graph(Step(), [latent, scalar, scalar, text])
+    return layer_graph(Step(), [latent, scalar, scalar, text], world=MetaDevice())
 
 
 @pytest.mark.parametrize(

@@ -229,3 +229,12 @@ def here(options):
 def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, tiny_store, given, words):
     outcome = call_cidl("coreml", "export", "--store", tiny_store, "--out", tmp_path / "out", *given.split())
     assert_refused(outcome, 2, *words)
+
+
+def test_values_that_are_not_finite_are_refused(spoiled_store, tmp_path, monkeypatch):
+    export_blocks = exporting.export_blocks
+    monkeypatch.setattr(exporting, "export_blocks", lambda *args, **options: export_blocks(*args, **here(options)))
+    asked = ("--store", spoiled_store, "--out", tmp_path / "packages", "--blocks", "stdit.part2")
+    words = ("stdit.part2", "'final_layer.linear.bias' has 1 of", "not finite")
+    assert_refused(call_cidl("coreml", "export", *asked), 2, *words)
+    assert not list((tmp_path / "packages").glob("**/*.mlmodel"))

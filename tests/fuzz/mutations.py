@@ -8,6 +8,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 # Where a number, a text or a list was expected.
@@ -117,11 +118,21 @@ def json_of(document: Any, chance: random.Random) -> bytes:
 def gzipped(data: bytes, chance: random.Random) -> bytes:
     """The data as gzip, now and then broken inside, or a bomb of a thousand times its size."""
     kind = chance.randrange(12)
+    packed = _packed(data)
     if kind == 0:
-        data = data + b" " * (64 << 20)
-    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-    packed = packer.compress(data) + packer.flush()
+        return packed + _bomb()
     return of_bytes(packed, chance) if kind == 1 else packed
+
+
+def _packed(data: bytes) -> bytes:
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    return packer.compress(data) + packer.flush()
+
+
+@cache
+def _bomb() -> bytes:
+    """A member of a gzip file, which may have several, that is a thousand times as long as it looks."""
+    return _packed(b" " * (64 << 20))
 
 
 Mutation = Callable[[bytes, random.Random], bytes]

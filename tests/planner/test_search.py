@@ -31,7 +31,7 @@ def mixed_workload(rounds: int = 6) -> Workload:
 
 
 def soon() -> float:
-    return time.monotonic() + 5.0
+    return time.monotonic() + 2.0
 
 
 def test_blocks_of_mixed_sizes_are_retained_better_than_by_any_policy():

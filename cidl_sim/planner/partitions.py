@@ -315,20 +315,17 @@ def _what_would_fit(choices: CutChoices, device: DeviceProfile) -> str:
     finest = _cut(choices, {group: min(counts) for group, counts in choices.choices.items()})
     if finest.partition == AS_GIVEN:
         return "its layers are not known, so nothing finer can be tried"
-    fitting = []
-    for cuts in choices.alternatives(choices.own):
-        cut = _cut(choices, cuts)
-        need, _ = largest_need(cut.workload)
-        if need + device.baseline_bytes <= device.memory_limit_bytes:
-            fitting.append(cut)
-    if fitting:
-        best = max(fitting, key=lambda cut: (cut.largest_block_bytes, -len(cut.blocks)))
-        return (
-            f"cut at {best.largest_block_bytes / 1e6:,.1f} MB a block at most (partition {best.partition}) it would fit"
-        )
     need, visit = largest_need(finest.workload)
     block, least = visit.block, need + device.baseline_bytes
-    return (
-        f"no cut fits: in the finest (partition {finest.partition}) {block.name!r} needs {least} bytes "
-        f"(weights {block.weight_bytes} + workspace {block.workspace_bytes} + baseline {device.baseline_bytes})"
-    )
+    if least > device.memory_limit_bytes:  # blocks of no other cut need less
+        return (
+            f"no cut fits: in the finest (partition {finest.partition}) {block.name!r} needs {least} bytes "
+            f"(weights {block.weight_bytes} + workspace {block.workspace_bytes} + baseline {device.baseline_bytes})"
+        )
+    fitting = [finest]
+    for cuts in choices.alternatives(choices.own):
+        cut = _cut(choices, cuts)
+        if largest_need(cut.workload)[0] + device.baseline_bytes <= device.memory_limit_bytes:
+            fitting.append(cut)
+    best = max(fitting, key=lambda cut: (cut.largest_block_bytes, -len(cut.blocks)))
+    return f"cut at {best.largest_block_bytes / 1e6:,.1f} MB a block at most (partition {best.partition}) it would fit"

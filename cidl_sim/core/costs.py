@@ -149,7 +149,7 @@ def _execute_like(block: Block, device: DeviceProfile) -> Cost | None:
     flops = sum(other.flops for other in block.like)
     moved = sum(other.bytes_moved for other in block.like)
     ratio = _share(block.flops, flops) if flops else _share(block.bytes_moved, moved)
-    return Cost(0.0, launch + ratio * work, measured=all(cost.measured for cost in costs), derived=True)
+    return Cost(launch, ratio * work, measured=all(cost.measured for cost in costs), derived=True)
 
 
 def _is_measured(block: Block, device: DeviceProfile, cost: str) -> bool:
@@ -189,14 +189,16 @@ def _execute_cost(block: Block, device: DeviceProfile) -> Cost:
                 f"{device.name}: no execution cost for kind {block.kind!r}: neither measured.{block.kind}.exec_s "
                 "nor the figures of [executor] with the block's flops are given"
             )
-        return Cost(0.0, device.executor.launch_s + formula, measured=False)
+        return Cost(device.executor.launch_s, formula, measured=False)
     traffic_s = measured_traffic_s(measured, device) if block.bytes_moved else 0.0
     arithmetic_s = measured.exec_s - traffic_s
     if measured.flops and block.flops and measured.flops != block.flops:
         arithmetic_s *= block.flops / measured.flops
     if traffic_s and measured.bytes_moved != block.bytes_moved:
         traffic_s *= _share(block.bytes_moved, measured.bytes_moved or 0.0)
-    return Cost(0.0, arithmetic_s + traffic_s, measured=True)
+    seconds = arithmetic_s + traffic_s
+    fixed = min(device.executor.launch_s, seconds)
+    return Cost(fixed, seconds - fixed, measured=True)
 
 
 def measured_traffic_s(measured: Measured, device: DeviceProfile) -> float:

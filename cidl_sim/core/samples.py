@@ -21,13 +21,15 @@ from cidl_sim.core.trace import Operation, Span, Trace
 class Conditions:
     """What the spans of a trace contain beside costs; the figures of a device profile of the same names.
 
-    A span of duration D of which O lay under work of the other side takes D - O + O/slowdown alone (the fluid model);
-    the first `latency_s` of a load passes at its own pace.
+    A span of duration D of which O lay under work of the other side takes D - O + O/slowdown alone (the fluid model).
+    The first `latency_s` of a load, and `launch_s` of an execution, pass at their own pace; the gap before the span is
+    part of them, since whoever waits to be woken is slowed by nobody.
     """
 
     slowdown_while_executing: float = 1.0
     slowdown_while_loading: float = 1.0
     latency_s: float = 0.0
+    launch_s: float = 0.0
     first_touch_bytes_per_s: float | None = None
 
     @classmethod
@@ -37,6 +39,7 @@ class Conditions:
             device.loader.slowdown_while_executing,
             device.executor.slowdown_while_loading,
             device.loader.latency_s,
+            device.executor.launch_s,
             device.loader.first_touch_bytes_per_s,
         )
 
@@ -83,13 +86,15 @@ def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touche
     result = []
     for spans, others, slowdown, fixed_s in (
         (loads, executions, conditions.slowdown_while_executing, conditions.latency_s),
-        (executions, loads, conditions.slowdown_while_loading, 0.0),
+        (executions, loads, conditions.slowdown_while_loading, conditions.launch_s),
     ):
         overlaps = _Overlaps(others)
         for span in spans:
             fresh_bytes = fresh.get(span.visit, 0) if span.operation == "load" else 0
             touch_s = fresh_bytes / touch_rate if touch_rate else 0.0
-            overlap = overlaps.between(min(span.start_s + fixed_s + touch_s, span.end_s), span.end_s)
+            gap_s = ready.gap_before(span)
+            begin_s = span.start_s + max(0.0, fixed_s - gap_s) + touch_s
+            overlap = overlaps.between(min(begin_s, span.end_s), span.end_s)
             seconds = span.end_s - span.start_s - overlap * (1 - 1 / slowdown) - touch_s
             result.append(
                 CostSample(
@@ -99,7 +104,7 @@ def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touche
                     bytes=span.bytes,
                     cold=span.cold,
                     seconds=max(0.0, seconds),
-                    gap_s=ready.gap_before(span),
+                    gap_s=gap_s,
                     overlap_s=overlap,
                     fresh_bytes=fresh_bytes,
                 )

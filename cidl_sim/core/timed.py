@@ -122,14 +122,24 @@ class Timed:
         return self._of_loads({key: _work_s(cost) for key, cost in self._loads.items()})
 
     @cached_property
+    def execute_fixed_s(self) -> Floats:
+        """What passes of each visit's execution whatever else happens. DeviceError where a cost is unknown."""
+        return np.asarray(np.array([_known(cost).fixed_s for cost in self._executions])[self._block_numbers])
+
+    @cached_property
+    def execute_work_s(self) -> Floats:
+        """The rest of each visit's execution. DeviceError where a cost is unknown."""
+        return np.asarray(np.array([_known(cost).work_s for cost in self._executions])[self._block_numbers])
+
+    @property
     def execute_s(self) -> Floats:
         """What each visit's execution takes alone. DeviceError where a cost is unknown."""
-        return np.asarray(np.array([_known(cost).seconds for cost in self._executions])[self._block_numbers])
+        return self.execute_fixed_s + self.execute_work_s
 
     @cached_property
     def least_execute_s(self) -> Floats:
         """Each visit's execution as fast as the device ever gets. DeviceError where a cost is unknown."""
-        return self.execute_s / max([1.0, *(step.factor for step in self.device.thermal)])
+        return self.execute_fixed_s + self.execute_work_s / max([1.0, *(s.factor for s in self.device.thermal)])
 
     @cached_property
     def least_load_s(self) -> Floats:

@@ -28,7 +28,7 @@ Records = NDArray[np.void]
 # after, or -1; loads cost what a cold one does for the first visit of its weights.
 _VISIT = np.dtype(
     [(name, np.int64) for name in ("weights", "weight_bytes", "workspace_bytes", "previous", "following")]
-    + [(name, np.float64) for name in ("load_fixed_s", "load_work_s", "execute_s")]
+    + [(name, np.float64) for name in ("load_fixed_s", "load_work_s", "execute_fixed_s", "execute_work_s")]
 )
 # `available_bytes` is the limit less the baseline; memory without a cost of its first touch has the rate 0.
 _RATES = ("slowdown_while_executing", "slowdown_while_loading", "first_touch_bytes_per_s")

@@ -205,7 +205,7 @@ def _plain_tables(arrays: Arrays, load_factors: Floats, execute_factors: Floats)
     plain["narrows"][:-1] = plain["room_bytes"][:-1] < plain["room_bytes"][1:]
     plain["narrows"][-1:] = False
     plain["load_s"] = (visits["load_fixed_s"] + visits["load_work_s"]) * load_factors
-    plain["execute_s"] = visits["execute_s"] * execute_factors
+    plain["execute_s"] = (visits["execute_fixed_s"] + visits["execute_work_s"]) * execute_factors
     stages = arrays.stages.copy()
     stages["alike_from"] = [
         _alike_from(plain, *(int(stage[n]) for n in ("first", "end", "blocks"))) for stage in stages

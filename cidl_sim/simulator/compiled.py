@@ -163,7 +163,7 @@ def _makespan_s(
                 step += 1
             ends = True
             while ends:
-                may_dispatch |= _end(device, visits, keep, load_factors, now, run, weights, activities)
+                may_dispatch |= _end(device, visits, keep, load_factors, execute_factors, now, run, weights, activities)
                 ends = device.is_fluid and _next_end(activities) <= now
     return now
 
@@ -200,6 +200,16 @@ def _set_rates(device: Element, now: float, run: Element, activities: Records) -
 
 
 @_inlined
+def _begin(device: Element, now: float, fixed_s: float, work_s: float, factor: float, activity: Element) -> None:
+    if device.is_fluid and fixed_s:
+        activity.phase = _FIXED
+        activity.end_s = now + fixed_s * factor
+    else:
+        activity.phase = _WORKING
+        _begin_work(now, (fixed_s + work_s) * factor, activity)
+
+
+@_inlined
 def _begin_work(now: float, work_s: float, activity: Element) -> None:
     # Under contention the rates are set before anything else happens, and with them another end.
     activity.remaining_s, activity.began_s, activity.rate, activity.end_s = work_s, now, 1.0, now + work_s
@@ -210,7 +220,8 @@ def _end(
     device: Element,
     visits: Records,
     keep: Bools,
-    factors: Floats,
+    load_factors: Floats,
+    execute_factors: Floats,
     now: float,
     run: Element,
     weights: Records,
@@ -226,7 +237,10 @@ def _end(
         visit = activity.visit
         if activity.phase == _FIXED:
             activity.phase = _WORKING
-            _begin_work(now, visits[visit].load_work_s * factors[visit], activity)
+            if row == executor:
+                _begin_work(now, visits[visit].execute_work_s * execute_factors[visit], activity)
+            else:
+                _begin_work(now, visits[visit].load_work_s * load_factors[visit], activity)
             continue
         activity.phase = _IDLE
         ended = True
@@ -268,8 +282,8 @@ def _start_visit(
         run.first_start_s = now
     run.peak = max(run.peak, run.held + visits[current].workspace_bytes)
     activity = activities[device.channels]
-    activity.visit, activity.phase = current, _WORKING
-    _begin_work(now, visits[current].execute_s * factors[current], activity)
+    activity.visit = current
+    _begin(device, now, visits[current].execute_fixed_s, visits[current].execute_work_s, factors[current], activity)
 
 
 @_inlined
@@ -322,12 +336,7 @@ def _start_load(
         row += 1
     activity = activities[row]
     activity.visit = visit
-    if device.is_fluid and fixed_s:
-        activity.phase = _FIXED
-        activity.end_s = now + fixed_s * factor
-    else:
-        activity.phase = _WORKING
-        _begin_work(now, (fixed_s + work_s) * factor, activity)
+    _begin(device, now, fixed_s, work_s, factor, activity)
 
 
 @_inlined

@@ -202,7 +202,7 @@ def own_costs(trace: Trace, device: DeviceProfile, *, loads: bool = True) -> Dev
     """The profile with a run's own mean costs per kind, free of contention and first touch, which stay the profile's.
 
     Without `loads` only those of executions are replaced. A kind whose cold loads are its first ones keeps a mean
-    of its own for them.
+    of its own for them. What passes of them whatever else happens is at least the run's own mean gap.
     """
     samples = samples_of(trace, Conditions.of(device))
     executions = _means(samples, "execute")
@@ -224,7 +224,15 @@ def own_costs(trace: Trace, device: DeviceProfile, *, loads: bool = True) -> Dev
             update["load_s"] = warm[kind] if is_slower else all_loads[kind]
             update["cold_load_s"] = cold[kind] if is_slower else None
         measured[kind] = before.model_copy(update=update)
-    return device.model_copy(update={"measured": measured})
+    launch_s = _mean_gap_s(samples, "execute")
+    latency_s = max(device.loader.latency_s, _mean_gap_s(samples, "load")) if loads else device.loader.latency_s
+    return device.model_copy(
+        update={
+            "measured": measured,
+            "loader": device.loader.model_copy(update={"latency_s": latency_s}),
+            "executor": device.executor.model_copy(update={"launch_s": launch_s}),
+        }
+    )
 
 
 def own_factors(trace: Trace, own: DeviceProfile, visits: int) -> Factors:
@@ -304,6 +312,10 @@ def mismatches(cases: Sequence[MeasuredCase]) -> list[str]:
             if machine is not None and provenance.mark == "measured" and not provenance.device.startswith(str(machine)):
                 found[f"profile of {provenance.device!r}, trace of {machine!r}"] = None
     return list(found)
+
+
+def _mean_gap_s(samples: Sequence[CostSample], operation: Operation) -> float:
+    return statistics.fmean([s.gap_s for s in samples if s.operation == operation] or [0.0])
 
 
 def _means(samples: Sequence[CostSample], operation: Operation, *, cold: bool | None = None) -> dict[str, float]:

@@ -66,6 +66,14 @@ CASES = {
         by_hand="""Alone is load 0 0-3. Then b has its latency until 5 s, and two bytes at half rate: load 1 3-9. All
             that time a runs at half rate and does 3 of its 5 s; the rest follows: visit 0 3-11. Then visit 1 11-12.""",
     ),
+    "a_launch_is_not_slowed": draft(
+        "Costs: a visit's launch slows the load beside it, but is not slowed itself.",
+        chain(block("a", 1, 2), block("b", 4, 1)),
+        device(5, executor={"launch_s": 2.0, "slowdown_while_loading": 2.0}, loader={"slowdown_while_executing": 2.0}),
+        by_hand="""Alone is load 0 0-1. Then a has its launch until 3 s, and two seconds at half rate: visit 0 1-7. All
+            that time b has half the rate, three of its four bytes, and the last alone: load 1 1-8. Then launch and
+            execution of b, visit 1 8-11.""",
+    ),
     "sharing_and_contention_multiply": draft(
         "Costs: two loads beside a visit have half of what the visit leaves to one.",
         chain(block("a", 2, 10), block("b", 1, 1), block("c", 1, 1)),

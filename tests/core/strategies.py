@@ -55,7 +55,11 @@ def devices(draw: st.DrawFn, workload: Workload, *, plain: bool = False) -> Devi
             slowdown_while_executing=draw(slow),
             first_touch_bytes_per_s=draw(st.sampled_from([None, 2.0])),
         )
-        executor = Executor(flops_per_s=draw(st.sampled_from([0.5, 1.0, 4.0])), slowdown_while_loading=draw(slow))
+        executor = Executor(
+            flops_per_s=draw(st.sampled_from([0.5, 1.0, 4.0])),
+            launch_s=draw(st.sampled_from([0.0, 0.25])),
+            slowdown_while_loading=draw(slow),
+        )
         steps = draw(st.lists(st.integers(0, 40), max_size=2, unique=True))
         thermal = tuple(ThermalStep(after_s=t, factor=draw(st.sampled_from([0.5, 0.8, 1.2]))) for t in sorted(steps))
     return DeviceProfile(

@@ -68,7 +68,7 @@ def test_more_bandwidth_never_slows_a_plan_down(case, factor):
 @given(uncontended())
 def test_without_latency_doubling_the_bandwidth_halves_pure_load_time(case):
     workload, device, plan = case
-    device = with_value(device, "loader.latency_s", 0.0)
+    device = with_value(with_value(device, "loader.latency_s", 0.0), "executor.launch_s", 0.0)
     slow, fast = (simulate(workload, d, plan) for d in (device, times(device, "loader.bandwidth_bytes_per_s", 2.0)))
 
     def seconds_of(trace) -> dict[int, float]:
@@ -138,7 +138,12 @@ def test_a_device_whose_every_rate_is_scaled_takes_the_inverse_time(case, factor
                     "first_touch_bytes_per_s": touch and touch * factor,
                 }
             ),
-            "executor": device.executor.model_copy(update={"flops_per_s": device.executor.flops_per_s * factor}),
+            "executor": device.executor.model_copy(
+                update={
+                    "flops_per_s": device.executor.flops_per_s * factor,
+                    "launch_s": device.executor.launch_s / factor,
+                }
+            ),
             "thermal": tuple(s.model_copy(update={"after_s": s.after_s / factor}) for s in device.thermal),
         }
     )

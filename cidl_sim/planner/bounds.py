@@ -49,10 +49,11 @@ def lower_bound_s(workload: Workload, device: DeviceProfile, reached_s: float = 
 def best_bound_s(priced: Timed, reached_s: float = math.inf) -> float:
     """`lower_bound_s` of what is priced already.
 
-    `reached_s`: a makespan that some plan is known to reach. Where it is the quick bound no linear program is solved.
+    `reached_s`: a makespan that some plan is known to reach. Where it is the quick bound no linear program is solved,
+    nor where loading everything again every time would not raise it.
     """
     quick_s = _quick_bound_s(priced)
-    if quick_s >= reached_s * (1 - ROUNDING):
+    if quick_s >= reached_s * (1 - ROUNDING) or _best_bound_s(priced, np.cumsum(priced.least_load_s)) <= quick_s:
         return quick_s
     return _best_bound_s(priced, least_loading_s(priced))
 

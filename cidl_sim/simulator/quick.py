@@ -30,6 +30,11 @@ class _Patience:
         """Whether so many more plans are for compiled code; if not, they count as evaluated from now on."""
         visit_s = PLAIN_S if priced.is_plain else ENGINE_S
         self._seconds += visit_s * plans * len(priced.workload.visits)
+        return self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether compiled code is there already, or worth its wait."""
         return self._seconds > COMPILED_S
 
 
@@ -78,7 +83,7 @@ def deep_makespan_s(priced: Timed, keep: Collection[int]) -> float:
 
     inf where that does not fit. DeviceError where a cost is unknown.
     """
-    if priced.is_plain:
+    if priced.is_plain and not _PATIENCE.has_ended:
         return plain.deep_makespan_s(priced, keep)
     if _PATIENCE.is_over(priced, 1):
         row = np.zeros((1, len(priced.workload.visits)), np.bool_)

@@ -38,7 +38,7 @@ from safetensors.torch import save_file
 
 from cidl_sim.cli import _exit_code
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
-from cidl_sim.core.files import write_text
+from cidl_sim.core.files import is_alive, write_text
 from cidl_sim.core.plan import read_plan
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.executor.processor import processor_name
@@ -252,13 +252,23 @@ def go_on(case: Case, folder: Path, clean: dict[str, str], base: Path, found: Fo
         found.bad.append(f"{what}: left {left[:4]}")
         for path in (base / "temporary").iterdir():
             shutil.rmtree(path, ignore_errors=True)
-    if groups := [path.name for root in GROUPS for path in root.glob("cidl-*")]:
+    groups = [path.name for root in own_groups() for path in root.glob("cidl-*")]
+    if groups := [name for name in groups if not is_alive(int(name.split("-")[1]))]:
         found.bad.append(f"{what}: groups {groups}")
     if processes := ours():
         found.bad.append(f"{what}: processes {processes}")
 
 
-GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
+def own_groups() -> dict[Path, str]:
+    """Where groups of this process's runs are made, by version of cgroups, and the name of the file with the limit."""
+    found = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            found[Path("/sys/fs/cgroup/memory") / path.lstrip("/")] = "memory.limit_in_bytes"
+        elif not controllers:
+            found[Path("/sys/fs/cgroup") / path.lstrip("/")] = "memory.max"
+    return found
 
 
 def undisturbed(case: Case, base: Path) -> tuple[dict[str, str], float]:
@@ -331,7 +341,8 @@ def ours() -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"cidl_sim.worker" in words or any(b"spawn_main" in word for word in words):
+            own = f"TMPDIR={os.environ['TMPDIR']}".encode() in (process / "environ").read_bytes().split(b"\0")
+            if own and (b"cidl_sim.worker" in words or any(b"spawn_main" in word for word in words)):
                 found.append(int(process.name))
     return found
 
@@ -346,7 +357,7 @@ def worker_of(parent: int) -> int | None:
 
 def group_of(parent: int) -> Path | None:
     """The file with the limit of the worker's group."""
-    for root, name in zip(GROUPS, ("memory.limit_in_bytes", "memory.max"), strict=True):
+    for root, name in own_groups().items():
         for folder in root.glob(f"cidl-{parent}-*"):
             return folder / name
     return None

@@ -13,9 +13,6 @@ Both use the real executor on every kind of block of the workload, over a short 
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from cidl_sim.calibration.fit import Seen
@@ -23,6 +20,7 @@ from cidl_sim.calibration.profile import BASELINE_MARGIN_BYTES, Observation
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.progress import Progress, silent
+from cidl_sim.core.temporary import temporary_folder
 from cidl_sim.core.timed import timed
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload
@@ -72,8 +70,8 @@ def observe(
         device = _device(workload, room, baseline)
         plan = alternating(workload, device)
         limit = device.memory_limit_bytes if process and compute_device == "cpu" else None
-    with tempfile.TemporaryDirectory(prefix="cidl-calibrate-") as folder:
-        trace_file = Path(folder) / "trace.json"
+    with temporary_folder("calibrate") as folder:
+        trace_file = folder / "trace.json"
         job = Job(
             plan=plan.model_copy(update={"compute_threads": threads}),
             workload=workload,

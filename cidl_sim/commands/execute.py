@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -25,6 +24,7 @@ from cidl_sim.core.feasibility import check_plan_within
 from cidl_sim.core.files import read_text
 from cidl_sim.core.forecast import Forecast
 from cidl_sim.core.plan import Plan, read_plan
+from cidl_sim.core.temporary import temporary_folder
 from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.macos import check_macos
@@ -118,8 +118,8 @@ def _predicted_and_run(job: Job, workload: Workload, limit_bytes: int) -> tuple[
     # That profile is of PyTorch on the processor; of anything else nothing is known.
     is_known = job.device == "cpu" and job.backend == "torch"
     predicted = _forecast(job.plan, workload, limit_bytes) if is_known else None
-    with tempfile.TemporaryDirectory(prefix="cidl-run-") as folder, progress() as step:
-        trace = job.trace or str(Path(folder) / "trace.json")
+    with temporary_folder("run") as folder, progress() as step:
+        trace = job.trace or str(folder / "trace.json")
         result = run_job(
             job.model_copy(update={"forecast": predicted, "trace": trace}),
             # On an accelerator the limit is about its memory, which PyTorch is told to stay within.

@@ -11,7 +11,6 @@ import asyncio
 import gc
 import platform
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from cidl_sim.blocks.variants import Variants, of_kind
 from cidl_sim.core.errors import InputError, MachineError
+from cidl_sim.core.temporary import temporary_folder
 from cidl_sim.core.workload import Block
 from cidl_sim.coreml.check_export import example_input, vocabulary_of
 from cidl_sim.coreml.macos import check_macos
@@ -136,8 +136,8 @@ def record_this_mac(
     recording = _begun(manifest, "coremltools", device, f"macOS {platform.mac_ver()[0]}", compute_units)
     for target in targets:
         try:
-            with tempfile.TemporaryDirectory(prefix="cidl-profile-") as scratch:
-                compiled = Path(scratch) / "block.mlmodelc"
+            with temporary_folder("profile") as scratch:
+                compiled = scratch / "block.mlmodelc"
                 measured = measure_here(folder / target.package.folder, compiled, target, compute_units, repeats)
         except Exception as problem:  # the library raises all kinds, and one block should not cost the others
             measured = target.samples(problem=_line(problem))

@@ -6,18 +6,11 @@ an error. The child is `python -m cidl_sim.worker`.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -27,6 +20,7 @@ from cidl_sim.core.files import Record
 from cidl_sim.core.forecast import Forecast, Prediction
 from cidl_sim.core.plan import Plan
 from cidl_sim.core.progress import Progress, silent
+from cidl_sim.core.temporary import temporary_folder
 from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.core.workload import Workload
 from cidl_sim.executor.memory_limit import MemoryGroup
@@ -114,10 +108,6 @@ class RunSummary(JobResult):
         return data if self.video is not None else {k: v for k, v in data.items() if k not in ("video", "videos")}
 
 
-_FOLDER, _LOCK = "cidl-job-", "lock"
-_JUST_MADE_S = 60  # in which it is locked
-
-
 class JobInterruptedError(CidlError):
     """The run ended by a signal that was sent to it."""
 
@@ -138,7 +128,7 @@ def run_job(
     With `tolerate_kill` a child that the kernel killed for its memory gives a result with `killed` set;
     otherwise that is an InfeasibleError. Other failures come back as the errors that the child raised.
     """
-    with MemoryGroup(kernel_limit_bytes) as group, _own_folder() as folder:
+    with MemoryGroup(kernel_limit_bytes) as group, temporary_folder("job") as folder:
         file = folder / "job.json"
         file.write_text(job.model_dump_json())
         command = group.command([sys.executable, "-m", "cidl_sim.worker", str(file)])
@@ -184,20 +174,6 @@ def run_job(
     if code in (130, 143):
         raise JobInterruptedError(code - 128)
     raise CidlError(f"the worker failed with exit code {code}: {message}")
-
-
-@contextmanager
-def _own_folder() -> Iterator[Path]:
-    """A temporary folder, locked while it is in use; those of processes that were killed are removed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        with suppress(OSError), (left / _LOCK).open() as lock:
-            if time.time() - left.stat().st_mtime < _JUST_MADE_S:
-                continue
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder, (Path(folder) / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        yield Path(folder)
 
 
 def _follow(child: subprocess.Popen[str], on_progress: Progress) -> dict[str, Any]:

@@ -8,7 +8,6 @@ The folder is all that a comparison needs: it can be repeated on another machine
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from cidl_sim.core.errors import InputError, TraceError
 from cidl_sim.core.forecast import Forecast
 from cidl_sim.core.plan import Plan, read_plan
 from cidl_sim.core.progress import StepProgress, silent
+from cidl_sim.core.temporary import temporary_folder
 from cidl_sim.core.trace import Trace, read_trace
 from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Workload, read_workload
@@ -104,9 +104,9 @@ def _run_once(
     forecast: Forecast | None,
 ) -> JobResult:
     pipeline = pipeline_of_workload(scenario.workload)
-    with tempfile.TemporaryDirectory(prefix="cidl-run-") as temporary:
+    with temporary_folder("run") as temporary:
         # Compressed only here: the worker writes it within the limit.
-        raw = Path(temporary) / "trace.json"
+        raw = temporary / "trace.json"
         job = Job(
             plan=plan,
             workload=scenario.workload,

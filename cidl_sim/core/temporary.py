@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 _PREFIX = "cidl-tmp-"
 
@@ -35,7 +36,7 @@ def _made(what: str) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{what}-"))
         with suppress(FileNotFoundError):  # taken for left before it was locked
             lock = os.open(folder, os.O_RDONLY)
-            if _lock(lock) and folder.exists():
+            if _lock(lock) != "somebody's" and folder.exists():
                 return folder, lock
             os.close(lock)
 
@@ -44,18 +45,20 @@ def _remove_if_left(folder: Path) -> None:
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            if _lock(handle):
+            if _lock(handle) == "ours":
                 shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(handle)
 
 
-def _lock(handle: int) -> bool:
-    """Whether nobody else has the folder."""
+def _lock(handle: int) -> Literal["ours", "somebody's", "no lock"]:
+    """Whose the folder is now; some file systems have no locks, and nothing there is known to be left."""
     import fcntl  # other systems than Unix have none; nothing runs there
 
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "somebody's"
     except OSError:
-        return False
-    return True
+        return "no lock"
+    return "ours"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import signal
 import subprocess
 import sys
@@ -66,3 +68,14 @@ def test_nothing_else_is_touched(base):
         pass
     assert names(base) == before
     assert (base / "elsewhere" / "kept").read_text() == "x"
+
+
+def test_where_nothing_can_be_locked_folders_are_made_and_others_stay(base, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (base / "cidl-tmp-a-left").mkdir()
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with temporary_folder("a") as folder:
+        assert names(base) == sorted(("cidl-tmp-a-left", folder.name))
+    assert names(base) == ["cidl-tmp-a-left"]

@@ -6,8 +6,7 @@ Each of build, import, sweep, export and run (the command or its worker, by turn
 random moments of its time and called again: the result has to be the one of an undisturbed call byte for byte, and no
 temporary file, process, group or shared memory may be left. Then the disk is full after a random number of bytes, and
 the limit of a run is rewritten. Commands run in forks of this process, which has the libraries already. Writes
-experiments/results/faults.json and faults.md after each row; with --only the other rows stay what they were. A hundred
-moments of everything take two hours on 2 cores, most of them for exports and runs, whose processes import libraries.
+experiments/results/faults.json and faults.md after each row; with --only the other rows stay what they were.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Each round measures this machine anew, as `cidl calibrate --repeats 1` does, then plans and runs five policies on the
 small model under 640 MB that the kernel holds. Each run is predicted twice before it is made: by the calibration alone,
 and with what the runs before it taught. The store (0.7 GB) goes to a temporary folder. Writes
-experiments/results/prediction_bias.md and .png; some ten minutes on 2 cores, which should be quiet.
+experiments/results/prediction_bias.md and .png. The machine should be quiet.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Simulated against measured for policies that the calibration never saw: the small model, both partitions.
 
     .venv/bin/python experiments/validation.py [--repeats 5]
+    .venv/bin/python experiments/validation.py --again traces/validation-2026-11-27 validation_2026-11-27
 
 Builds two stores of opensora-small in a temporary folder, does what `cidl validate` does with them, and writes
 experiments/results/validation.md, .png and .json and traces/validation/ (compare again: `cidl validate --traces
-traces/validation`). About half an hour on 2 cores.
+traces/validation`). With --again runs that were recorded before are compared by the model of today.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cidl_sim.core.device import DeviceProfile
@@ -32,7 +34,23 @@ TRACES, RESULTS = ROOT / "traces/validation", ROOT / "experiments/results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--again", nargs=2, type=Path, metavar=("TRACES", "NAME"))
+    arguments = parser.parse_args()
+    if arguments.again:
+        compare(*arguments.again)
+        return
+    measure(arguments.repeats)
+    compare(TRACES, Path("validation"))
+    (TRACES / "README.md").write_text(
+        "# traces/validation\n\nThe recorded runs behind `experiments/results/validation.md`, the plans and workloads "
+        "they ran, and the profile that was calibrated before them; made by `experiments/validation.py`. Compare "
+        f"again, anywhere: `cidl validate --traces traces/validation`.\n\n{machine(read_runs(TRACES))}\n\n"
+        "Origin: torch-cpu, random weights. Nothing here was recorded with Core ML.\n"
+    )
+
+
+def measure(repeats: int) -> None:
+    """Record the runs, in the place of those that there are."""
     with tempfile.TemporaryDirectory(prefix="cidl-validation-") as folder:
         out = Path(folder)
         stores = [
@@ -45,18 +63,16 @@ def main() -> None:
             video.unlink()
         shutil.rmtree(TRACES, ignore_errors=True)
         shutil.copytree(out / "runs", TRACES)
-    cases = read_runs(TRACES)
+
+
+def compare(traces: Path, name: Path) -> None:
+    """Compare recorded runs with the model of today and write `name` among the results: figures, picture, text."""
+    cases = read_runs(traces)
     figures = report(cases)
-    (RESULTS / "validation.json").write_text(figures.model_dump_json(indent=1) + "\n")
-    draw_validation(figures, RESULTS / "validation.png")
-    (RESULTS / "validation.md").write_text(text(figures, cases, repeats))
-    (TRACES / "README.md").write_text(
-        "# traces/validation\n\nThe recorded runs behind `experiments/results/validation.md`, the plans and workloads "
-        "they ran, and the profile that was calibrated before them; made by `experiments/validation.py`. Compare "
-        f"again, anywhere: `cidl validate --traces traces/validation`.\n\n{machine(cases)}\n\n"
-        "Origin: torch-cpu, random weights. Nothing here was recorded with Core ML.\n"
-    )
-    print((RESULTS / "validation.md").read_text())
+    (RESULTS / f"{name}.json").write_text(figures.model_dump_json(indent=1) + "\n")
+    draw_validation(figures, RESULTS / f"{name}.png")
+    (RESULTS / f"{name}.md").write_text(text(figures, cases))
+    print((RESULTS / f"{name}.md").read_text())
 
 
 def show(step: str, done: int, total: int, detail: str) -> None:
@@ -69,8 +85,8 @@ def machine(cases: list[MeasuredCase]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in header.versions.items())
     threads = sorted({case.measured[0].header.machine["compute_threads"] for case in cases})
     return (
-        f"Date: {header.date}. Machine: {header.machine['processor']}, {header.machine['cores']} cores "
-        f"({' or '.join(map(str, threads))} compute, as each plan says), {header.machine['system']} "
+        f"Recorded: {header.date}. Machine: {header.machine['processor']}, {header.machine['cores']} cores, "
+        f"{' or '.join(map(str, threads))} of them computing, {header.machine['system']} "
         f"{header.machine['release']}; {versions}."
     )
 
@@ -87,7 +103,9 @@ def contention(device: DeviceProfile) -> str:
     return ", ".join(found)
 
 
-def text(figures: ValidationReport, cases: list[MeasuredCase], repeats: int) -> str:
+def text(figures: ValidationReport, cases: list[MeasuredCase]) -> str:
+    repeats = len(cases[0].measured)
+
     def percent(value: float | None, spec: str = ".1%") -> str:
         return "-" if value is None else format(value, spec)
 
@@ -96,7 +114,8 @@ def text(figures: ValidationReport, cases: list[MeasuredCase], repeats: int) -> 
     lines = [
         "# Validation: simulated against measured",
         "",
-        f"Command: `.venv/bin/python experiments/validation.py --repeats {repeats}`. {machine(cases)}",
+        f"Command: `.venv/bin/python experiments/validation.py --repeats {repeats}`, compared on "
+        f"{datetime.now(UTC).date()}. {machine(cases)}",
         "",
         f"{len(cases)} policies that the calibration never saw, {repeats} interleaved runs each, under limits held by "
         f"{cases[0].measured[0].header.enforced_by}; makespans span a factor of {figures.makespan_span:.2f}. "

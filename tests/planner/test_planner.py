@@ -61,7 +61,7 @@ def test_without_time_the_best_policy_comes_back_at_once():
     assert (steps[0], steps[-1]) == ((0, 4, "policies"), (4, 4, ""))
 
 
-def test_thousands_of_blocks_fall_back_on_policies_and_say_so():
+def test_thousands_of_visits_fall_back_on_policies_and_say_so():
     found = best_plan(uniform_workload(1200, 3), uniform_device(300, 3, 2), time_limit_s=0.5)
     assert found.plan.makespan_s <= min(s for s in found.baselines.values() if s is not None) * (1 + 1e-9)
     assert found.plan.lower_bound_s <= found.plan.makespan_s

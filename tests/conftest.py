@@ -34,7 +34,7 @@ if "CIDL_TESTS_CACHE" not in os.environ:
 gc.disable()
 
 # A busy machine is no reason to fail.
-settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("quick", deadline=None, max_examples=30)
 # What `make test-slow` asks for.
 settings.register_profile("thorough", deadline=None, max_examples=400)
 settings.load_profile("quick")

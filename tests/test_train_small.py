@@ -40,11 +40,11 @@ def trained(one_thread, tmp_path_factory) -> tuple[Path, dict[str, list[float]]]
     """A folder after a few steps of everything, and the first and last losses."""
     out = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
-    train_tokenizer(out / "tokenizer")
+    train_tokenizer(out / "tokenizer", scenes_of_each=200)
     losses = {"spatial": [train_vae.train_spatial(out, steps, 4, 0, SIZES.vae) for steps in (5, 15)]}
     make_spatial_latents(out, 20, 0, SIZES.vae)
     losses["temporal"] = [train_vae.train_temporal(out, steps, 4, 0, SIZES.vae) for steps in (5, 15)]
-    losses["flow"] = [train_flow.train_flow(out, steps, 8, 0, SIZES) for steps in (5, 50)]  # a figure is logged then
+    losses["flow"] = [train_flow.train_flow(out, steps, 4, 0, SIZES) for steps in (5, 50)]  # a figure is logged then
     return out, losses
 
 

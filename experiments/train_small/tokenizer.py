@@ -17,11 +17,10 @@ END, UNKNOWN = 1, 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.:'"
 
 
-def train_tokenizer(folder: Path, seed: int = 0) -> None:
-    """Write `spiece.model` and what the transformers library needs beside it."""
+def train_tokenizer(folder: Path, seed: int = 0, scenes_of_each: int = 2000) -> None:
+    """Write `spiece.model` and what the transformers library needs beside it: from scenes of two things and of one."""
     random = np.random.default_rng(seed)
-    scenes = [random_scene(random, 2, seen_combinations()) for _ in range(2000)]
-    scenes += [random_scene(random, 1, seen_combinations()) for _ in range(2000)]
+    scenes = [random_scene(random, things, seen_combinations()) for things in (2, 1) for _ in range(scenes_of_each)]
     texts = [prepared_prompt(caption(scene)) for scene in scenes]
     words = sorted({f"\u2581{word}" for text in texts for word in text.split()})
     model = io.BytesIO()

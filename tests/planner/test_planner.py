@@ -19,7 +19,7 @@ from tests.core.strategies import cases
 @given(cases())
 def test_the_plan_is_never_worse_than_a_policy_and_never_better_than_its_bound(case):
     workload, device, _ = case
-    found = best_plan(workload, device, time_limit_s=0.3)
+    found = best_plan(workload, device, time_limit_s=0.1)
     check_plan(workload, device, found.plan)
     assert found.plan.makespan_s == found.trace.makespan_s == makespan_s(workload, device, found.plan)
     assert found.plan.makespan_s <= min(s for s in found.baselines.values() if s is not None)

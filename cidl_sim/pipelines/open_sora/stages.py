@@ -213,7 +213,7 @@ def _spatial_blocks(sizes: OpenSoraSizes, settings: VideoSettings, frames: int) 
     return _spatial_chain(sizes.vae, settings.dtype, settings.partition, (frames, height, width))
 
 
-# Of all that a run is asked for these few things decide, and working out the shapes takes a third of a second.
+# Of all that a run is asked for these few things decide.
 
 
 @cache
@@ -238,23 +238,24 @@ def _spatial_chain(
 def _chain(
     parts: list[vae.Part], example: Tensor, suffix: str, dtype: Dtype, partition: str
 ) -> tuple[BlockDefinition, ...]:
-    """Blocks that feed each other one tensor; each example is what the part before it gives."""
+    """Blocks that feed each other one tensor; each example is what the part before it gives, made when asked for."""
     blocks = []
+
+    def given(part: vae.Part, inputs: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
+        @cache
+        def output() -> tuple[Tensor, ...]:
+            with torch.device("meta"), torch.no_grad():
+                return (part.build().to(TORCH_DTYPES[dtype])(*inputs()),)
+
+        return output
+
+    def inputs() -> tuple[Tensor, ...]:
+        return (example,)
+
     for part in parts:
-        inputs = example
-        blocks.append(
-            BlockDefinition(
-                part.name,
-                f"{part.name}.{suffix}",
-                part.name,
-                part.build,
-                lambda inputs=inputs: (inputs,),  # type: ignore[misc]
-                "vae",
-                part.published,
-            )
-        )
-        with torch.device("meta"):
-            example = part.build().to(TORCH_DTYPES[dtype])(example)
+        kind = f"{part.name}.{suffix}"
+        blocks.append(BlockDefinition(part.name, kind, part.name, part.build, inputs, "vae", part.published))
+        inputs = given(part, inputs)
     return tuple(joined_blocks(blocks, GRAMMAR.cuts_of(partition)["decoder"]))
 
 

@@ -7,7 +7,7 @@ import statistics
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -145,15 +145,19 @@ class _Fitting:
 
     def _contention(self, table: _Table, operation: Operation) -> tuple[float, Interval | None]:
         """The share of an overlap that is lost, and the slowdown that it means, if the runs show one."""
-        lost = table.lost_to_overlap()
-        if lost is not None:
-            ends = [None if end is None else 1 / (1 - end) for end in (lost.low, lost.high)]
-            return lost.value, Interval(1 / (1 - lost.value), *ends)
+        found = table.lost_to_overlap()
         if self._prior is None:
-            return 0.0, None
+            return (0.0, None) if found is None else (found.value, _slowdown(found))
         known = Conditions.of(self._prior)
         slowdown = known.slowdown_while_executing if operation == "load" else known.slowdown_while_loading
-        return 1 - 1 / slowdown, None
+        before = 1 - 1 / slowdown
+        if found is None:
+            return before, None
+        # Costs are worked out with what will be said of contention: else a run that shows much of it would leave
+        # cheap executions and, mixed with what was known before, little contention.
+        share = 1 - self._weights[-1] / sum(self._weights)
+        mixed = Interval(*(None if end is None else share * end + (1 - share) * before for end in astuple(found)))
+        return mixed.value, _slowdown(mixed)
 
     def _line(self, loads: _Table, fit: Fit) -> tuple[float, float]:
         """Latency and bandwidth of the line through the costs of all loads, each as often as it was seen."""
@@ -197,6 +201,7 @@ class _Table:
         self.stretch: Numbers = np.array(stretches, int)
         self._seconds: Floats = np.array([s.seconds for s in samples], float)
         self._overlap: Floats = np.array([s.overlap_s for s in samples], float)
+        self._exposed: Floats = np.array([s.exposed_s for s in samples], float)
         self._gap: Floats = np.array([s.gap_s for s in samples], float)
         self._fresh: Floats = np.array([s.fresh_bytes for s in samples], float)
         self._prior, self._prior_stretch = prior, prior_stretch
@@ -214,7 +219,8 @@ class _Table:
     def lost_to_overlap(self) -> Interval | None:
         """See `robust`; None if no neighbours differ in their overlap."""
         use = self._fresh == 0
-        return lost_to_overlap(self._seconds[use], self._overlap[use], self.key[use], self.stretch[use])
+        columns = (self._seconds, self._overlap, self._exposed, self.key, self.stretch)
+        return lost_to_overlap(*(column[use] for column in columns))
 
     def alone(self, lost: float) -> Floats:
         """What each sample would have taken alone, the time before it included."""
@@ -304,6 +310,11 @@ def _groups(runs: Sequence[Seen]) -> dict[str, str]:
             weights[visit.block.kind].add(visit.block.weights)
     first: dict[frozenset[str], str] = {}
     return {kind: first.setdefault(frozenset(found), kind) for kind, found in weights.items()}
+
+
+def _slowdown(lost: Interval) -> Interval:
+    """By how much longer something takes of which this share of the time is lost."""
+    return Interval(*(None if end is None else 1 / (1 - end) for end in astuple(lost)))
 
 
 def _agree(a: Conditions, b: Conditions) -> bool:

@@ -128,14 +128,14 @@ def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
             "loader": loader.model_copy(
                 update={
                     "bandwidth_bytes_per_s": costs.bandwidth_bytes_per_s,
-                    "slowdown_while_executing": _mixed(loader.slowdown_while_executing, costs.load_slowdown, share),
+                    "slowdown_while_executing": _or(costs.load_slowdown, loader.slowdown_while_executing),
                     "first_touch_bytes_per_s": costs.first_touch_bytes_per_s,
                 }
             ),
             "executor": executor.model_copy(
                 update={
                     "flops_per_s": _flops_per_s(costs, blocks) or executor.flops_per_s,
-                    "slowdown_while_loading": _mixed(executor.slowdown_while_loading, costs.execution_slowdown, share),
+                    "slowdown_while_loading": _or(costs.execution_slowdown, executor.slowdown_while_loading),
                 }
             ),
             "measured": measured,
@@ -196,8 +196,8 @@ def _corrected(known: Noise, costs: MachineCosts, share: float) -> Noise:
     )
 
 
-def _mixed(known: float, found: Interval | None, share: float) -> float:
-    return known if found is None else share * found.value + (1 - share) * known
+def _or(found: Interval | None, known: float) -> float:
+    return known if found is None else found.value
 
 
 def _workspace(kind: str, results: Sequence[JobResult]) -> int | None:

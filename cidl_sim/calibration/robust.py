@@ -23,6 +23,10 @@ Numbers = NDArray[np.int64]
 # Neighbours: at most so many samples of the same key apart, one of them under overlap for so much of its time, the
 # other for at most half as long: that one of two takes longer, and is overlapped for longer, says nothing.
 _NEIGHBOURS, _PIECE = 48, 32
+# A few odd samples have many neighbours: so many different ones have to have more overlap than others, and so many less.
+_LEAST_SAMPLES = 8
+# Fewer pieces than this say nothing of how much they differ.
+_LEAST_PIECES = 3
 _LEAST_SHARE = 0.01
 # An interval as wide as this tells nothing: an overlap may cost nothing or all of it.
 _TELLS_NOTHING = 0.5
@@ -64,30 +68,38 @@ class Fit:
     change_from_run_to_run: float
 
 
-def lost_to_overlap(seconds: Floats, overlap: Floats, key: Numbers, stretch: Numbers) -> Interval | None:
+def lost_to_overlap(
+    seconds: Floats, overlap: Floats, exposed: Floats, key: Numbers, stretch: Numbers
+) -> Interval | None:
     """The share of an overlap in which nothing gets done: 0 without contention; 1 - 1/slowdown.
 
-    The samples are in order of time. Of neighbours whose overlap differs: by how much longer the one with more of it
-    takes, over how much more it has, in sums. Not a median: where both cores compute and one is taken away for the
-    other side, an execution takes twice as long or no longer at all, and a run takes all of them. The interval is a
-    bootstrap's over the groups of one key and stretch, in pieces. None where no neighbours differ, or not by enough to
-    tell.
+    The samples are in order of time; of each `exposed` seconds could have been overlapped. Of neighbours whose overlap
+    differs: by how much longer the one with more of it takes, over how much more it has, in sums. Not a median: where
+    both cores compute and one is taken away for the other side, an execution takes twice as long or no longer at all,
+    and a run takes all of them. The interval is a bootstrap's over the groups of one key and stretch, in pieces. None
+    where no neighbours differ, or too few, or not by enough to tell.
     """
     longer_by, more, pieces = [], [], []
+    with_more, with_less = set[int](), set[int]()
     order = np.lexsort((np.arange(len(seconds)), key, stretch))
+    share = np.divide(overlap, exposed, out=np.full(len(overlap), np.nan), where=exposed > 0)
     for apart in range(1, _NEIGHBOURS + 1):
         i, j = order[:-apart], order[apart:]
         run = overlap[i] - overlap[j]
         largest, of = np.maximum(overlap[i], overlap[j]), np.where(overlap[i] > overlap[j], seconds[i], seconds[j])
         near = (key[i] == key[j]) & (stretch[i] == stretch[j]) & (abs(run) >= largest / 2)
         near &= (largest > 0) & (largest >= _LEAST_SHARE * of)
+        # Of two that lay under work all along the one that a hiccup made longer has more overlap because it is longer.
+        near &= abs(share[i] - share[j]) >= np.maximum(share[i], share[j]) / 2
         i, j, run = i[near], j[near], run[near]
+        with_more.update(np.where(run > 0, i, j).tolist())
+        with_less.update(np.where(run > 0, j, i).tolist())
         most = _HICCUP * np.minimum(seconds[i], seconds[j])
         longer_by.append(np.sign(run) * np.clip(seconds[i] - seconds[j], -most, most))
         more.append(abs(run))
         # Pairs that share a sample are no independent witnesses: a piece is a few samples of a group.
         pieces.append(stretch[i] * 1_000_003 + key[i] * 1009 + np.flatnonzero(near) // _PIECE)
-    if not sum(map(len, more)):
+    if min(len(with_more), len(with_less)) < _LEAST_SAMPLES:
         return None
     _, piece = np.unique(np.concatenate(pieces), return_inverse=True)
     sums = np.stack([np.bincount(piece, np.concatenate(column)) for column in (longer_by, more)])
@@ -98,8 +110,11 @@ def lost_to_overlap(seconds: Floats, overlap: Floats, key: Numbers, stretch: Num
     again = [found, *(times @ sums[0] / (times @ sums[1]))]
     value = float(np.clip(found, 0.0, _MOST_LOST))
     ends = found + _WIDER * (np.quantile(again, [0.05, 0.95]) - found)
+    # Clipped, the ends of what is no share at all (two of the machine's paces beside each other) would seem close.
+    if count < _LEAST_PIECES or ends[1] - ends[0] > _TELLS_NOTHING or found > _MOST_LOST:
+        return None
     low, high = (float(end) for end in np.clip(ends, 0.0, _MOST_LOST))
-    return None if high - low > _TELLS_NOTHING else Interval(value, min(low, value), max(high, value))
+    return Interval(value, min(low, value), max(high, value))
 
 
 def fit_costs(

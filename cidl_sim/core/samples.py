@@ -48,7 +48,8 @@ class Conditions:
 class CostSample:
     """One load or execution: seconds under no conditions, and seconds between being possible and starting.
 
-    `fresh_bytes`: what a load took beyond all that weights had held at once until then.
+    `exposed_s`: how much of the span, what passes at its own pace left out, work of the other side could have covered,
+    and `overlap_s` how much it did. `fresh_bytes`: what a load took beyond all that weights had held at once until then.
     """
 
     operation: Operation
@@ -59,6 +60,7 @@ class CostSample:
     seconds: float
     gap_s: float
     overlap_s: float
+    exposed_s: float
     fresh_bytes: int
 
     @property
@@ -93,8 +95,8 @@ def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touche
             fresh_bytes = fresh.get(span.visit, 0) if span.operation == "load" else 0
             touch_s = fresh_bytes / touch_rate if touch_rate else 0.0
             gap_s = ready.gap_before(span)
-            begin_s = span.start_s + max(0.0, fixed_s - gap_s) + touch_s
-            overlap = overlaps.between(min(begin_s, span.end_s), span.end_s)
+            begin_s = min(span.start_s + max(0.0, fixed_s - gap_s) + touch_s, span.end_s)
+            overlap = overlaps.between(begin_s, span.end_s)
             seconds = span.end_s - span.start_s - overlap * (1 - 1 / slowdown) - touch_s
             result.append(
                 CostSample(
@@ -106,6 +108,7 @@ def samples_of(trace: Trace, conditions: Conditions | None = None, *, all_touche
                     seconds=max(0.0, seconds),
                     gap_s=gap_s,
                     overlap_s=overlap,
+                    exposed_s=span.end_s - begin_s,
                     fresh_bytes=fresh_bytes,
                 )
             )

@@ -21,7 +21,7 @@ from cidl_sim.core.what_if import with_value
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.executor.job import JobResult
 from cidl_sim.policies.catalog import make_plan
-from cidl_sim.simulator.engine import simulate
+from cidl_sim.simulator.engine import makespan_s, simulate
 
 MACHINE = {"processor": "p", "cores": 2, "compute_threads": 1, "system": "s", "release": "r"}
 
@@ -271,7 +271,7 @@ def test_hiccups_do_not_pass_for_contention():
     overlapped = np.arange(400) % 2 == 0
     seconds = np.where(chance.random(400) < 0.1, 3.0, 1.0) * chance.normal(1, 0.05, 400)
     overlap = np.where(overlapped, np.minimum(seconds, 0.9), 0.0)
-    found = lost_to_overlap(seconds, overlap, np.zeros(400, int), np.zeros(400, int))
+    found = lost_to_overlap(seconds, overlap, seconds, np.zeros(400, int), np.zeros(400, int))
     assert found.value < 0.03
 
 
@@ -328,6 +328,31 @@ def test_contention_that_a_run_does_not_show_stays_as_it_was():
     before = with_value(known(), "loader.slowdown_while_executing", 1.7)
     after = learned(before, [seen(QUICK, "sequential")])
     assert after.loader.slowdown_while_executing == 1.7
+
+
+@pytest.mark.parametrize("policy", ["next_block", ALTERNATING])
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"loader.slowdown_while_executing": 3.0},
+        {"executor.slowdown_while_loading": 2.0},
+        {"loader.slowdown_while_executing": 2.0, "executor.flops_per_s": 8.0},
+        {"loader.slowdown_while_executing": 1.0, "loader.bandwidth_bytes_per_s": 12.0},
+    ],
+)
+def test_what_runs_teach_brings_the_prediction_of_such_a_run_nearer(policy, now):
+    truth = with_value(QUICK, "loader.slowdown_while_executing", 1.3)
+    before = fit_device("this", observations(truth), 45)
+    for name, value in now.items():
+        truth = with_value(truth, name, value)
+    took, plan = seen(truth, policy), plan_of(policy, truth)
+    off = []
+    for _ in range(12):
+        limited = before.model_copy(update={"memory_limit_bytes": truth.memory_limit_bytes, "baseline_bytes": 0})
+        off.append(float(makespan_s(workload(), limited, plan) - took.trace.makespan_s))
+        before = learned(before, [took])
+    assert all(abs(later) <= abs(off[0]) for later in off)
+    assert abs(off[-1]) < 0.04 * took.trace.makespan_s
 
 
 def test_recorded_runs_teach_only_the_number_of_threads_that_they_computed_with():

@@ -196,6 +196,7 @@ def on_full_disks(case: Case, base: Path, times: int) -> Found:
                     for name, content in given.items():
                         (folder / name).write_bytes(content)
                 code, said = run_to_end(case.words, folder)
+                wait_for_orphans()
                 if code == 0:
                     found.in_time += 1
                     continue
@@ -210,6 +211,7 @@ def on_full_disks(case: Case, base: Path, times: int) -> Found:
                     (folder / name).write_bytes(content)
                 go_on(case, folder, clean, base, found, f"{kibibytes} KiB")
             finally:
+                wait_for_orphans()
                 subprocess.run(["umount", str(folder)], check=True)
     return found
 

@@ -7,7 +7,7 @@ import statistics
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -156,7 +156,7 @@ class _Fitting:
         # Costs are worked out with what will be said of contention: else a run that shows much of it would leave
         # cheap executions and, mixed with what was known before, little contention.
         share = 1 - self._weights[-1] / sum(self._weights)
-        mixed = Interval(*(None if end is None else share * end + (1 - share) * before for end in astuple(found)))
+        mixed = found.changed(lambda lost: share * lost + (1 - share) * before)
         return mixed.value, _slowdown(mixed)
 
     def _line(self, loads: _Table, fit: Fit) -> tuple[float, float]:
@@ -314,7 +314,7 @@ def _groups(runs: Sequence[Seen]) -> dict[str, str]:
 
 def _slowdown(lost: Interval) -> Interval:
     """By how much longer something takes of which this share of the time is lost."""
-    return Interval(*(None if end is None else 1 / (1 - end) for end in astuple(lost)))
+    return lost.changed(lambda share: 1 / (1 - share))
 
 
 def _agree(a: Conditions, b: Conditions) -> bool:

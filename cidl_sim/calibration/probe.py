@@ -1,4 +1,4 @@
-"""How fast the machine is at this moment: a few loads and products, in half a second."""
+"""How fast the machine is at this moment: a few loads and products, in a second."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.executor.arena import Arena
+from cidl_sim.executor.pace import pace
 from cidl_sim.executor.reading import read_block
 from cidl_sim.executor.store import BlockStore
 
-# Loads of the store's largest block and products, in turns.
-_TURNS = 8
-_TOKENS, _WIDTH, _PRODUCTS = 64, 1024, 4
+_LOADS = 8  # of the store's largest block
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes loaded and FLOPs done a second, medians."""
+    """Bytes loaded a second (median) and FLOPs done a second (`pace`)."""
 
     load: float
     execute: float
@@ -34,24 +33,15 @@ class Probe:
 
     def rates(self) -> Rates:
         """One look. StoreError if the block cannot be read."""
-        import torch
-
-        arena, threads = Arena(self._bytes), torch.get_num_threads()
-        torch.set_num_threads(1)
-        loads, products = [], []
+        arena = Arena(self._bytes)
         try:
             slot = arena.take(self._bytes)
-            weights, tokens = torch.ones(_WIDTH, _WIDTH), torch.ones(_TOKENS, _WIDTH)
-            # The first turn touches the memory.
-            for _ in range(_TURNS + 1):
-                loads.append(_seconds(lambda: read_block(self._store, self._largest, slot.buffer())))
-                products.append(_seconds(lambda: [tokens @ weights for _ in range(_PRODUCTS)]))
+            # The first load touches the memory.
+            loads = [_seconds(lambda: read_block(self._store, self._largest, slot.buffer())) for _ in range(_LOADS + 1)]
             arena.give_back(slot)
         finally:
             arena.close()
-            torch.set_num_threads(threads)
-        flops = 2 * _TOKENS * _WIDTH * _WIDTH * _PRODUCTS
-        return Rates(self._bytes / statistics.median(loads[1:]), flops / statistics.median(products[1:]))
+        return Rates(self._bytes / statistics.median(loads[1:]), pace())
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from cidl_sim.executor.job import JobResult
 
 # On top of the largest excess seen in the calibration runs: what differs from run to run, up to 7 % in one validation.
 BASELINE_MARGIN_BYTES = 24 << 20
-# Each run counts this much less than the one after it for what the next will be like, so the last four count about two
-# thirds; a profile counts as all the runs that were before. A machine with other guests is faster or slower by a third
-# for some seconds: a single run says little of the next.
-RECENT = 0.75
+# Each run counts this much less than the one after it for what the next will be like, so the last three count about
+# four fifths; a profile counts as all the runs that were before. A machine with other guests is faster or slower by a
+# third for some seconds, so that a single run says little of the next, and stays so for minutes. Replayed over recorded
+# runs (experiments/learning.py), 0.5 and 0.75 predict worse.
+RECENT = 0.6
 _NINE_IN_TEN = 1.645  # standard deviations
 _DERIVED = {
     "executor.flops_per_s": "arithmetic of all blocks over their time",
@@ -100,6 +102,7 @@ def _fitted(name: str, observations: Sequence[Observation], memory_limit_bytes: 
             f"cidl calibrate, {len(runs)} runs of {', '.join(dict.fromkeys(seen.workload.name for seen in runs))}",
             costs,
             process_bytes=round(statistics.median(result.baseline_bytes for result in results)),
+            pace=_pace(runs),
         ),
     )
 
@@ -112,7 +115,8 @@ def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
     compute threads than the executor's stays too.
     """
     weighted = [Seen(seen.workload, seen.trace, RECENT ** (len(runs) - 1 - i)) for i, seen in enumerate(runs)]
-    costs = fit_machine(weighted, device, RECENT ** len(runs) / (1 - RECENT))
+    before = RECENT ** len(runs) / (1 - RECENT)
+    costs = fit_machine(weighted, device, before)
     blocks = _blocks(runs)
     measured = {}
     for kind in [*device.measured, *(kind for kind in blocks if kind not in device.measured)]:
@@ -145,6 +149,7 @@ def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
                 _learned_from(device.provenance.source, runs),
                 costs,
                 process_bytes=device.provenance.process_bytes,
+                pace=_pace(weighted, device.provenance.pace, before),
             ),
         }
     )
@@ -217,7 +222,19 @@ def _learned_from(source: str, runs: Sequence[Seen]) -> str:
     return f"{first}; learned from {before + len(runs)} runs, last {policies}"
 
 
-def _provenance(trace: Trace, source: str, costs: MachineCosts, *, process_bytes: int | None) -> Provenance:
+def _pace(runs: Sequence[Seen], known: float | None = None, before: float = 0.0) -> float | None:
+    """How fast the machine computed when the profile's costs were seen, each run as its costs count."""
+    found = [(seen.trace.header.machine.get("pace"), seen.weight) for seen in runs]
+    looks = [
+        (look, weight) for look, weight in (*found, (known, before)) if isinstance(look, float) and 0 < look < math.inf
+    ]
+    total = sum(weight for _, weight in looks)
+    return math.exp(sum(weight * math.log(look) for look, weight in looks) / total) if total else known
+
+
+def _provenance(
+    trace: Trace, source: str, costs: MachineCosts, *, process_bytes: int | None, pace: float | None
+) -> Provenance:
     header = trace.header
     machine = header.machine
     intervals = {
@@ -238,6 +255,7 @@ def _provenance(trace: Trace, source: str, costs: MachineCosts, *, process_bytes
         date=header.date,
         versions=header.versions,
         process_bytes=process_bytes,
+        pace=pace,
         figures=figures,
     )
 

@@ -10,7 +10,7 @@ other side worked beside one and not beside the other, so that what drifts betwe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ Numbers = NDArray[np.int64]
 # Neighbours: at most so many samples of the same key apart, one of them under overlap for so much of its time, the
 # other for at most half as long: that one of two takes longer, and is overlapped for longer, says nothing.
 _NEIGHBOURS, _PIECE = 48, 32
-# A few odd samples have many neighbours: so many different ones have to have more overlap than others, and so many less.
+# A few odd samples have many neighbours: so many different ones need more overlap than others, and so many less.
 _LEAST_SAMPLES = 8
 # Fewer pieces than this say nothing of how much they differ.
 _LEAST_PIECES = 3
@@ -50,6 +50,11 @@ class Interval:
     value: float
     low: float | None = None
     high: float | None = None
+
+    def changed(self, by: Callable[[float], float]) -> Interval:
+        """The same of a figure that grows with this one."""
+        low, high = (None if end is None else by(end) for end in (self.low, self.high))
+        return Interval(by(self.value), low, high)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ class Conditions:
 class CostSample:
     """One load or execution: seconds under no conditions, and seconds between being possible and starting.
 
-    `exposed_s`: how much of the span, what passes at its own pace left out, work of the other side could have covered,
-    and `overlap_s` how much it did. `fresh_bytes`: what a load took beyond all that weights had held at once until then.
+    `exposed_s`: how much of the span, what passes at its own pace left out, work of the other side could have
+    covered, and `overlap_s` how much it did. `fresh_bytes`: what a load took beyond all that weights had held at once
+    until then.
     """
 
     operation: Operation

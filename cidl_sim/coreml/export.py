@@ -7,10 +7,12 @@ place when it is whole. `manifest.json` is written anew after each, so the same 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +26,7 @@ from typing import Any
 
 from cidl_sim.blocks.variants import MakeVariants
 from cidl_sim.core.errors import InputError, MachineError, StoreError
+from cidl_sim.core.files import write_text
 from cidl_sim.core.processes import end_with
 from cidl_sim.core.progress import Progress, silent
 from cidl_sim.core.workload import kind_without_widths
@@ -152,6 +155,7 @@ def export_package(job: PackageJob) -> Package:
             model.save(str(scratch / f"{name}.mlpackage"))
             del model
         package = _joined(scratch, list(functions))
+        _put_in_order(package)
         files = files_of(package)
         target = job.out / f"{job.weights}.mlpackage"
         shutil.rmtree(target, ignore_errors=True)
@@ -289,3 +293,23 @@ def _joined(scratch: Path, functions: Sequence[str]) -> Path:
     with quiet():
         ct.utils.save_multifunction(descriptor, str(together))
     return together
+
+
+def _put_in_order(package: Path) -> None:
+    """Equal exports are equal bytes: the library writes maps in an order of chance, and names files by chance."""
+    from coremltools.proto import Model_pb2
+
+    for file in package.rglob("*.mlmodel"):
+        model = Model_pb2.Model()
+        model.ParseFromString(file.read_bytes())
+        file.write_bytes(model.SerializeToString(deterministic=True))
+    manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
+    names = {
+        name: str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])) for name, item in manifest["itemInfoEntries"].items()
+    }
+    items = {names[name]: item for name, item in manifest["itemInfoEntries"].items()}
+    manifest |= {
+        "itemInfoEntries": dict(sorted(items.items())),
+        "rootModelIdentifier": names[manifest["rootModelIdentifier"]],
+    }
+    write_text(package / "Manifest.json", json.dumps(manifest, indent=4) + "\n")

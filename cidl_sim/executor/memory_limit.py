@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from cidl_sim.core.files import is_alive
 from cidl_sim.core.trace import EnforcedBy
 
 _SAFETY_BYTES = 16 << 20
+_LEAVING_S = 1.0  # what an ended process may need to leave its group
 # Freed memory that the heap may hold beyond a visit's workspace. Giving it back costs its page faults again.
 _HEAP_SLACK_BYTES = 32 << 20
 _MAPPED: dict[str, str] = {"cgroup-v1": "mapped_file", "cgroup-v2": "file_mapped", "systemd-scope": "file_mapped"}
@@ -51,8 +53,7 @@ class MemoryGroup:
 
     def __exit__(self, *_: object) -> None:
         if self.folder is not None and self.enforced_by != "systemd-scope":
-            with contextlib.suppress(OSError):  # a process is still leaving; the empty group costs nothing
-                self.folder.rmdir()
+            _remove(self.folder)
 
     def command(self, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` inside the group."""
@@ -280,6 +281,17 @@ def _make_group(parent: Path) -> Path | None:
     except OSError:
         return None
     return folder
+
+
+def _remove(folder: Path) -> None:
+    """Remove a group that its last process may still be leaving; one that stays is empty and costs nothing."""
+    until_s = time.monotonic() + _LEAVING_S
+    while folder.exists():
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        if time.monotonic() > until_s:
+            return
+        time.sleep(0.01)
 
 
 def _remove_what_was_left(parent: Path) -> None:

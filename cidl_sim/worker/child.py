@@ -163,7 +163,9 @@ def _trace_of_run(
         keeper(visit)
 
     def trace() -> Trace:
-        return runtime.recorder.finish(header_for(runtime.schedule.workload, job.plan, **machine.header_fields()))
+        return runtime.recorder.finish(
+            header_for(runtime.schedule.workload, job.plan, **machine.header_fields(job.pace))
+        )
 
     keeper.resume()
     estimates.begin(runtime)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cidl_sim.calibration.fit import Seen, fit_machine
 from cidl_sim.calibration.microbenchmark import ALTERNATING, PURPOSES, RETAINED, alternating
 from cidl_sim.calibration.prediction import learned_from_traces
-from cidl_sim.calibration.profile import BASELINE_MARGIN_BYTES, Observation, fit_device, learned
+from cidl_sim.calibration.profile import BASELINE_MARGIN_BYTES, RECENT, Observation, fit_device, learned
 from cidl_sim.calibration.robust import lost_to_overlap
 from cidl_sim.core.device import DeviceProfile, Executor, Loader, Measured, Noise
 from cidl_sim.core.errors import DeviceError
@@ -292,10 +292,10 @@ def test_a_run_teaches_the_rates_of_now():
     slow = with_value(QUICK, "loader.bandwidth_bytes_per_s", 5)
     before = known()
     once = learned(before, [seen(slow, "next_block")])
-    # A run counts a quarter, all before it the rest: it loads at half the rate.
-    assert once.measured["k0"].load_s == pytest.approx(before.measured["k0"].load_s * 1.25, rel=1e-6)
+    # A run counts two fifths, all before it the rest: it loads at half the rate.
+    assert once.measured["k0"].load_s == pytest.approx(before.measured["k0"].load_s * (2 - RECENT), rel=1e-6)
     thrice = learned(before, [seen(slow, "next_block")] * 3)
-    assert thrice.measured["k0"].load_s == pytest.approx(before.measured["k0"].load_s * (2 - 0.75**3), rel=1e-6)
+    assert thrice.measured["k0"].load_s == pytest.approx(before.measured["k0"].load_s * (2 - RECENT**3), rel=1e-6)
     assert thrice.measured["k1"].exec_s == pytest.approx(before.measured["k1"].exec_s, rel=1e-6)
     assert thrice.noise.load_drift > before.noise.load_drift
     assert (thrice.memory_limit_bytes, thrice.baseline_bytes) == (45, before.baseline_bytes)
@@ -311,7 +311,7 @@ def test_a_kind_that_no_run_had_follows_the_rates_of_now():
     before = known()
     before = before.model_copy(update={"measured": {**before.measured, "other": other}})
     after = learned(before, [seen(slow, "next_block")])
-    assert after.measured["other"].load_s == pytest.approx(7 * 1.25, rel=1e-6)
+    assert after.measured["other"].load_s == pytest.approx(7 * (2 - RECENT), rel=1e-6)
     assert after.measured["other"].exec_s == pytest.approx(3.0, rel=1e-6)
 
 

@@ -72,6 +72,20 @@ def test_plain_and_merged_blocks_share_their_weights_on_disk(tmp_path):
     assert package.bytes < 1.02 * entry.data_bytes / 2
 
 
+def test_equal_exports_are_equal_bytes(tmp_path, tiny_store):
+    from coremltools.proto import Model_pb2
+
+    for name in ("a", "b"):
+        export_store(BlockStore.open(tiny_store), tmp_path / name, "fp16", blocks=QUICK[:1])
+    package = tmp_path / "a" / "t5.final_norm.mlpackage"
+    assert files_of(package) == files_of(tmp_path / "b" / "t5.final_norm.mlpackage")
+    # Maps are in one order, whatever this process's hashes are.
+    written = (package / "Data/com.apple.CoreML/model.mlmodel").read_bytes()
+    model = Model_pb2.Model()
+    model.ParseFromString(written)
+    assert model.SerializeToString(deterministic=True) == written
+
+
 def test_an_export_lists_its_packages_and_goes_on_where_it_stopped(tmp_path, tiny_store):
     store, out = BlockStore.open(tiny_store), tmp_path / "out"
     made = []

@@ -86,7 +86,7 @@ def forecast(
     )
 
 
-def unhurried_s(workload: Workload, plan: Plan, device: DeviceProfile, memory_limit_bytes: int) -> float:
+def profile_s(workload: Workload, plan: Plan, device: DeviceProfile, memory_limit_bytes: int) -> float:
     """What `plan` takes by the profile alone, whatever the pace is just now."""
     return makespan_s(workload, _under(device.with_threads(compute_threads(plan)), plan, memory_limit_bytes), plan)
 

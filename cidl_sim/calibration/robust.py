@@ -28,8 +28,9 @@ _LEAST_SAMPLES = 8
 # Fewer pieces than this say nothing of how much they differ.
 _LEAST_PIECES = 3
 _LEAST_SHARE = 0.01
-# An interval as wide as this tells nothing: an overlap may cost nothing or all of it.
-_TELLS_NOTHING = 0.5
+# What an overlap usually costs, and by how much machines and plans differ in that. Samples that say less than this are
+# not asked; others are moved towards it by what they leave open.
+_USUALLY_LOST, _DIFFERS_BY = 0.2, 0.3
 # Beyond this share of an overlap nothing would get done: noise.
 _MOST_LOST = 0.9
 _RESAMPLES = 200
@@ -39,6 +40,7 @@ _WIDER = 1.5
 # A hiccup counts as this many times the usual at the most.
 _HICCUP = 3.0
 _ROUNDS = 60
+_NINE_IN_TEN = 1.645  # standard deviations
 # By how much machines differ from run to run where little is known, and for how many runs that counts.
 _USUAL_DRIFT, _USUAL_FREEDOM = 0.08, 3
 
@@ -113,12 +115,15 @@ def lost_to_overlap(
     count = sums.shape[1]
     times = chance.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES if count > 1 else 0)
     again = [found, *(times @ sums[0] / (times @ sums[1]))]
-    value = float(np.clip(found, 0.0, _MOST_LOST))
     ends = found + _WIDER * (np.quantile(again, [0.05, 0.95]) - found)
-    # Clipped, the ends of what is no share at all (two of the machine's paces beside each other) would seem close.
-    if count < _LEAST_PIECES or ends[1] - ends[0] > _TELLS_NOTHING or found > _MOST_LOST:
+    open_by = float(ends[1] - ends[0]) / (2 * _NINE_IN_TEN)
+    # What is no share at all comes from two of the machine's paces beside each other.
+    if count < _LEAST_PIECES or open_by > _DIFFERS_BY or found > _MOST_LOST:
         return None
-    low, high = (float(end) for end in np.clip(ends, 0.0, _MOST_LOST))
+    told = _DIFFERS_BY**2 / (_DIFFERS_BY**2 + open_by**2)
+    value, low, high = (
+        float(np.clip(told * lost + (1 - told) * _USUALLY_LOST, 0.0, _MOST_LOST)) for lost in (found, *ends)
+    )
     return Interval(value, min(low, value), max(high, value))
 
 

@@ -3,10 +3,9 @@
     .venv/bin/python experiments/prediction_bias.py [--rounds 5]
 
 Each round measures this machine anew, as `cidl calibrate --repeats 1` does, then plans and runs five policies on the
-small model under 640 MB that the kernel holds. Each run is predicted three times before it is made: by the calibration
-alone, with what the runs before it taught, and with a look at the machine's pace just before it as well. The store
-(0.7 GB) goes to a temporary folder. Writes experiments/results/prediction_bias.md and .png. The machine should be
-quiet.
+small model under 640 MB that the kernel holds. Each run is predicted twice before it is made: by the calibration alone,
+and with what the runs before it taught. The store (0.7 GB) goes to a temporary folder. Writes
+experiments/results/prediction_bias.md and .png. The machine should be quiet.
 """
 
 from __future__ import annotations
@@ -129,26 +128,21 @@ def report(found: Sequence[Round], load_before: float) -> str:
         "",
         summary([one.alone for one in found]),
         "",
-        "## With what the runs before taught, and the machine's pace before the run",
+        "## With what the runs before taught as well",
         "",
-        "Predicted s, between which two in nine of ten runs, measured s, error, the error without that look, and how "
-        "fast a probe before and after found loads and products.",
+        "Predicted s, between which two in nine of ten runs, measured s, error, and how fast a probe before and after "
+        "found loads and products.",
         "",
-        "| round | policy | predicted | nine in ten | measured | off | without | probe: loads | products |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| round | policy | predicted | nine in ten | measured | off | probe: loads | products |",
+        "|---|---|---|---|---|---|---|---|",
         *(
             f"| {number} | {run.policy} | {run.predicted_s:.2f} | {run.low_s:.2f} to {run.high_s:.2f} | "
-            f"{run.measured_s:.2f} | {run.error:+.1%} | {run.profile_s / run.measured_s - 1:+.1%} | "
-            f"{run.load_rate:.2f} | {run.execute_rate:.2f} |"
+            f"{run.measured_s:.2f} | {run.error:+.1%} | {run.load_rate:.2f} | {run.execute_rate:.2f} |"
             for number, one in enumerate(found, start=1)
             for run in one.runs
         ),
         "",
         summary([dict(zip(POLICIES, (run.error for run in one.runs), strict=True)) for one in found]),
-        "By what runs taught alone: "
-        + summary(
-            [dict(zip(POLICIES, (r.profile_s / r.measured_s - 1 for r in one.runs), strict=True)) for one in found]
-        ),
         f"Inside their interval: {inside(found)}.",
         "",
         "## On the way",
@@ -213,7 +207,7 @@ def draw(found: Sequence[Round], path: Path) -> None:
     above.set_ylim(bottom=0)
     above.legend()
     below.bar(places - 0.2, [100 * e for e in alone], 0.4, label="by the calibration alone")
-    below.bar(places + 0.2, [100 * r.error for r in runs], 0.4, label="with what the runs before taught, and the pace")
+    below.bar(places + 0.2, [100 * r.error for r in runs], 0.4, label="with what the runs before taught")
     below.axhline(0, color="black", linewidth=0.8)
     below.set_ylabel("off by (%)")
     below.legend()

@@ -68,7 +68,6 @@ def test_the_trace_holds_what_was_predicted_and_estimated_on_the_way(folder):
     assert [event.values for event in events["predicted"]] == [predicted]
     assert [event.values["share"] for event in events["time_left"]] == list(NOTED_SHARES)
     assert all(0 <= event.values["left_s"] < 60 for event in events["time_left"])
-    assert trace.header.machine["pace"] > 0
 
 
 def test_a_profile_learns_from_recorded_runs(folder, tmp_path):

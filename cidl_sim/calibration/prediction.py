@@ -19,14 +19,12 @@ from cidl_sim.devices.catalog import THIS_MACHINE, this_machine_file
 from cidl_sim.executor.job import JobResult
 from cidl_sim.executor.processor import processor_name
 from cidl_sim.pipelines.catalog import find_workload
-from cidl_sim.simulator.engine import makespan_s, simulate
+from cidl_sim.simulator.engine import simulate
 from cidl_sim.simulator.quantiles import makespan_quantiles
 
 # For the interval so many seeds are simulated, fewer of long runs: no more visits than this in all. Drift is one draw a
 # run: of 40 seeds the ends are off by a quarter of their distance from the middle.
 _SEEDS, _LEAST_SEEDS, _MOST_VISITS = 400, 20, 400_000
-# How much of a change of the machine's pace is believed, as an exponent, and how much of one at most.
-_BELIEVED, _MOST_CHANGE = 0.5, 3.0
 
 
 def known_machine(threads: int | None) -> DeviceProfile | None:
@@ -44,35 +42,15 @@ def compute_threads(plan: Plan) -> int:
     return plan.compute_threads or max(1, (os.cpu_count() or 2) - plan.channels)
 
 
-def at_pace(device: DeviceProfile, pace: float | None) -> DeviceProfile:
-    """`device`, a profile of this machine, as it has to be expected where a look has just found this pace.
-
-    A look of a third of a second overstates what minutes will see: executions are taken to change by the root of what
-    the pace has changed by (experiments/prediction_bias.py shows runs with and without).
-    """
-    before = device.provenance.pace
-    if pace is None or before is None:
-        return device
-    longer = min(_MOST_CHANGE, max(1 / _MOST_CHANGE, before / pace)) ** _BELIEVED
-    measured = {
-        kind: known if known.exec_s is None else known.model_copy(update={"exec_s": known.exec_s * longer})
-        for kind, known in device.measured.items()
-    }
-    return device.model_copy(update={"measured": measured})
-
-
-def forecast(
-    workload: Workload, plan: Plan, device: DeviceProfile, memory_limit_bytes: int, pace: float | None = None
-) -> Forecast:
-    """What `plan` will take on a profile of this machine, which computes at `pace` just now (None: nobody looked).
-
-    DeviceError if a kind of block was never measured there.
-    """
-    device = at_pace(device.with_threads(compute_threads(plan)), pace)
+def forecast(workload: Workload, plan: Plan, device: DeviceProfile, memory_limit_bytes: int) -> Forecast:
+    """What `plan` will take on a profile of this machine. DeviceError if a kind of block was never measured there."""
+    device = device.with_threads(compute_threads(plan))
     for block in {visit.block.kind: visit.block for visit in workload.visits}.values():
         if not (load_cost(block, device, cold=False).measured and execute_cost(block, device).measured):
             raise DeviceError(f"{device.name}: {block.kind!r} was never measured")
-    limited = _under(device, plan, memory_limit_bytes)
+    limited = device.model_copy(
+        update={"memory_limit_bytes": memory_limit_bytes, "baseline_bytes": plan.baseline_bytes}
+    )
     trace = simulate(workload, limited, plan)
     seeds = max(_LEAST_SEEDS, min(_SEEDS, _MOST_VISITS // len(workload.visits)))
     quantiles = makespan_quantiles(workload, limited, plan, seeds)
@@ -84,15 +62,6 @@ def forecast(
         device_sha256=device.sha256,
         ends_s=tuple(ends[visit.number] for visit in workload.visits),
     )
-
-
-def profile_s(workload: Workload, plan: Plan, device: DeviceProfile, memory_limit_bytes: int) -> float:
-    """What `plan` takes by the profile alone, whatever the pace is just now."""
-    return makespan_s(workload, _under(device.with_threads(compute_threads(plan)), plan, memory_limit_bytes), plan)
-
-
-def _under(device: DeviceProfile, plan: Plan, memory_limit_bytes: int) -> DeviceProfile:
-    return device.model_copy(update={"memory_limit_bytes": memory_limit_bytes, "baseline_bytes": plan.baseline_bytes})
 
 
 def learn(workload: Workload, trace: Trace, result: JobResult) -> str | None:

@@ -1,4 +1,4 @@
-"""How fast the machine is at this moment: a few loads and products, in a second."""
+"""How fast the machine is at this moment: a few loads and products, in half a second."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cidl_sim.executor.arena import Arena
-from cidl_sim.executor.pace import pace
 from cidl_sim.executor.reading import read_block
 from cidl_sim.executor.store import BlockStore
 
-_LOADS = 8  # of the store's largest block
+# Loads of the store's largest block and products, in turns.
+_TURNS = 8
+_TOKENS, _WIDTH, _PRODUCTS = 64, 1024, 4
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes loaded a second (median) and FLOPs done a second (`pace`)."""
+    """Bytes loaded and FLOPs done a second, medians."""
 
     load: float
     execute: float
@@ -33,15 +34,24 @@ class Probe:
 
     def rates(self) -> Rates:
         """One look. StoreError if the block cannot be read."""
-        arena = Arena(self._bytes)
+        import torch
+
+        arena, threads = Arena(self._bytes), torch.get_num_threads()
+        torch.set_num_threads(1)
+        loads, products = [], []
         try:
             slot = arena.take(self._bytes)
-            # The first load touches the memory.
-            loads = [_seconds(lambda: read_block(self._store, self._largest, slot.buffer())) for _ in range(_LOADS + 1)]
+            weights, tokens = torch.ones(_WIDTH, _WIDTH), torch.ones(_TOKENS, _WIDTH)
+            # The first turn touches the memory.
+            for _ in range(_TURNS + 1):
+                loads.append(_seconds(lambda: read_block(self._store, self._largest, slot.buffer())))
+                products.append(_seconds(lambda: [tokens @ weights for _ in range(_PRODUCTS)]))
             arena.give_back(slot)
         finally:
             arena.close()
-        return Rates(self._bytes / statistics.median(loads[1:]), pace())
+            torch.set_num_threads(threads)
+        flops = 2 * _TOKENS * _WIDTH * _WIDTH * _PRODUCTS
+        return Rates(self._bytes / statistics.median(loads[1:]), flops / statistics.median(products[1:]))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +101,6 @@ def _fitted(name: str, observations: Sequence[Observation], memory_limit_bytes: 
             f"cidl calibrate, {len(runs)} runs of {', '.join(dict.fromkeys(seen.workload.name for seen in runs))}",
             costs,
             process_bytes=round(statistics.median(result.baseline_bytes for result in results)),
-            pace=_pace(runs),
         ),
     )
 
@@ -115,8 +113,7 @@ def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
     compute threads than the executor's stays too.
     """
     weighted = [Seen(seen.workload, seen.trace, RECENT ** (len(runs) - 1 - i)) for i, seen in enumerate(runs)]
-    before = RECENT ** len(runs) / (1 - RECENT)
-    costs = fit_machine(weighted, device, before)
+    costs = fit_machine(weighted, device, RECENT ** len(runs) / (1 - RECENT))
     blocks = _blocks(runs)
     measured = {}
     for kind in [*device.measured, *(kind for kind in blocks if kind not in device.measured)]:
@@ -149,7 +146,6 @@ def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
                 _learned_from(device.provenance.source, runs),
                 costs,
                 process_bytes=device.provenance.process_bytes,
-                pace=_pace(weighted, device.provenance.pace, before),
             ),
         }
     )
@@ -222,19 +218,7 @@ def _learned_from(source: str, runs: Sequence[Seen]) -> str:
     return f"{first}; learned from {before + len(runs)} runs, last {policies}"
 
 
-def _pace(runs: Sequence[Seen], known: float | None = None, before: float = 0.0) -> float | None:
-    """How fast the machine computed when the profile's costs were seen, each run as its costs count."""
-    found = [(seen.trace.header.machine.get("pace"), seen.weight) for seen in runs]
-    looks = [
-        (look, weight) for look, weight in (*found, (known, before)) if isinstance(look, float) and 0 < look < math.inf
-    ]
-    total = sum(weight for _, weight in looks)
-    return math.exp(sum(weight * math.log(look) for look, weight in looks) / total) if total else known
-
-
-def _provenance(
-    trace: Trace, source: str, costs: MachineCosts, *, process_bytes: int | None, pace: float | None
-) -> Provenance:
+def _provenance(trace: Trace, source: str, costs: MachineCosts, *, process_bytes: int | None) -> Provenance:
     header = trace.header
     machine = header.machine
     intervals = {
@@ -255,7 +239,6 @@ def _provenance(
         date=header.date,
         versions=header.versions,
         process_bytes=process_bytes,
-        pace=pace,
         figures=figures,
     )
 

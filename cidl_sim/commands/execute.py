@@ -29,7 +29,6 @@ from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.macos import check_macos
 from cidl_sim.executor.job import BackendName, ComputeUnits, Job, JobResult, RunSummary, describe_mode, run_job
-from cidl_sim.executor.pace import pace
 from cidl_sim.pipelines.catalog import pipeline_of_plan
 from cidl_sim.pipelines.pipeline import Pipeline
 from cidl_sim.report.foreseen import foreseen_table
@@ -118,9 +117,7 @@ def _predicted_and_run(job: Job, workload: Workload, limit_bytes: int) -> tuple[
     """Say what the run will take, run it, and let the kept profile of this machine learn from it."""
     # That profile is of PyTorch on the processor; of anything else nothing is known.
     is_known = job.device == "cpu" and job.backend == "torch"
-    if is_known:
-        job = job.model_copy(update={"pace": pace()})
-    predicted = _forecast(job, workload, limit_bytes) if is_known else None
+    predicted = _forecast(job.plan, workload, limit_bytes) if is_known else None
     with temporary_folder("run") as folder, progress() as step:
         trace = job.trace or str(folder / "trace.json")
         result = run_job(
@@ -133,16 +130,16 @@ def _predicted_and_run(job: Job, workload: Workload, limit_bytes: int) -> tuple[
     return result, {"predicted": predicted.prediction if predicted else None, "learned": said}
 
 
-def _forecast(job: Job, workload: Workload, limit_bytes: int) -> Forecast | None:
+def _forecast(plan: Plan, workload: Workload, limit_bytes: int) -> Forecast | None:
     """What the kept profile of this machine says of the run; said before it starts."""
     from cidl_sim.calibration.prediction import compute_threads, forecast, known_machine
 
-    device = known_machine(compute_threads(job.plan))
+    device = known_machine(compute_threads(plan))
     if device is None:
         messages.print("not predicted: this machine has not been measured, this run will do that", highlight=False)
         return None
     try:
-        found = forecast(workload, job.plan, device, limit_bytes, job.pace)
+        found = forecast(workload, plan, device, limit_bytes)
     except CidlError as problem:
         messages.print(f"not predicted: {problem}; this run will teach it", highlight=False)
         return None

@@ -139,7 +139,6 @@ class Provenance(Record):
 
     Of a measured profile also the date, the versions of the software, and `process_bytes`: what the kernel charged
     the process before the arena existed (`baseline_bytes` adds what libraries take beyond the accounted workspaces).
-    `pace`: how many FLOPs a second a short look before each run found, so that another look tells what has changed.
     """
 
     device: str = ""
@@ -149,7 +148,6 @@ class Provenance(Record):
     date: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     process_bytes: int | None = Field(default=None, ge=0)
-    pace: Rate | None = None
     figures: dict[str, Figure] = Field(default_factory=dict)
 
 

@@ -253,15 +253,13 @@ class ErrorFigures(Record):
 class ForeseenRun(Record):
     """A run that was predicted before it was made, with all that was known then, in nine of ten cases between two ends.
 
-    `error`: of the prediction, relative to what was measured, signed. `profile_s`: what the profile alone says, without
-    the look at the machine's pace just before the run. `load_rate`, `execute_rate`: how fast the machine was around the
-    run, relative to the first look at it.
+    `error`: of the prediction, relative to what was measured, signed. `load_rate`, `execute_rate`: how fast the machine
+    was around the run, relative to the first look at it.
     """
 
     policy: str
     repeat: int
     predicted_s: float
-    profile_s: float
     low_s: float
     high_s: float
     measured_s: float

@@ -24,7 +24,6 @@ from cidl_sim.core.temporary import temporary_folder
 from cidl_sim.core.trace import EnforcedBy
 from cidl_sim.core.workload import Workload
 from cidl_sim.executor.memory_limit import MemoryGroup
-from cidl_sim.executor.pace import pace
 
 ComputeDevice = Literal["cpu", "cuda", "mps"]
 BackendName = Literal["torch", "mil", "coreml"]
@@ -43,8 +42,7 @@ class Job(Record):
     accelerator whose memory the plan's limit is then about. `backend`: PyTorch with the blocks of a store, or what runs
     the packages of the export that `store` then is, on `compute_units` (of Core ML). `sample_memory` is for
     calibration. `forecast`: what the run is expected to take; with it progress says how long it will still take, and
-    the trace what was estimated on the way. `pace`: how fast this machine was found to compute before the run; where
-    nobody looked `run_job` does.
+    the trace what was estimated on the way.
     """
 
     plan: Plan
@@ -66,7 +64,6 @@ class Job(Record):
     compute_units: ComputeUnits = "all"
     sample_memory: bool = False
     forecast: Forecast | None = None
-    pace: float | None = None
 
 
 class JobResult(Record):
@@ -131,8 +128,6 @@ def run_job(
     With `tolerate_kill` a child that the kernel killed for its memory gives a result with `killed` set;
     otherwise that is an InfeasibleError. Other failures come back as the errors that the child raised.
     """
-    if job.pace is None and job.device == "cpu" and job.backend == "torch":
-        job = job.model_copy(update={"pace": pace()})
     with MemoryGroup(kernel_limit_bytes) as group, temporary_folder("job") as folder:
         file = folder / "job.json"
         file.write_text(job.model_dump_json())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cidl_sim.calibration.fit import Seen
-from cidl_sim.calibration.prediction import forecast, profile_s
+from cidl_sim.calibration.prediction import forecast
 from cidl_sim.calibration.probe import Probe, Rates
 from cidl_sim.calibration.profile import learned
 from cidl_sim.core.device import DeviceProfile
@@ -68,27 +68,24 @@ def run_foreseen(
                 cases[policy] = prepare([scenario], now, folder)[0]
                 now.write(folder / policy / DEVICE_FILE)
             case = cases[policy]
+            foreseen = forecast(workload, case.plan, now, limit)
             before = probe.rates()
-            foreseen = forecast(workload, case.plan, now, limit, before.execute)
-            by_profile_s = profile_s(workload, case.plan, now, limit)
             run_round([scenario], [case], folder, number, prompt=prompt, seed=seed, forecast=foreseen, on_run=on_run)
             after = probe.rates()
             trace = case.measured[-1]
-            runs.append(_row(case, number, foreseen.prediction, by_profile_s, first, (before, after)))
+            runs.append(_row(case, number, foreseen.prediction, trace.makespan_s, first, (before, after)))
             now = learned(now.with_threads(case.plan.compute_threads), [Seen(workload, trace)])
             on_learned(now)
     return Foreseen(list(cases.values()), runs, now)
 
 
 def _row(
-    case: MeasuredCase, number: int, predicted: Prediction, profile_s: float, first: Rates, looks: tuple[Rates, Rates]
+    case: MeasuredCase, number: int, predicted: Prediction, measured_s: float, first: Rates, looks: tuple[Rates, Rates]
 ) -> ForeseenRun:
-    measured_s = case.measured[-1].makespan_s
     return ForeseenRun(
         policy=case.plan.policy,
         repeat=number,
         predicted_s=predicted.makespan_s,
-        profile_s=profile_s,
         low_s=predicted.low_s,
         high_s=predicted.high_s,
         measured_s=measured_s,

@@ -163,9 +163,7 @@ def _trace_of_run(
         keeper(visit)
 
     def trace() -> Trace:
-        return runtime.recorder.finish(
-            header_for(runtime.schedule.workload, job.plan, **machine.header_fields(job.pace))
-        )
+        return runtime.recorder.finish(header_for(runtime.schedule.workload, job.plan, **machine.header_fields()))
 
     keeper.resume()
     estimates.begin(runtime)

@@ -88,8 +88,8 @@ class Machine:
         self._peak = peak
         self._read_before = _bytes_read_from_disk()
 
-    def header_fields(self, pace: float | None) -> dict[str, Any]:
-        """The fields of a header that the plan and the workload do not know; `pace`: what was found before the run."""
+    def header_fields(self) -> dict[str, Any]:
+        """The fields of a header that the plan and the workload do not know."""
         charged = charged_to_this_process()
         return {
             "origin": self._backend.origin,
@@ -106,7 +106,6 @@ class Machine:
                 "compute_threads": self._threads,
                 "measured_baseline_bytes": self._baseline_bytes,
                 "needed_bytes": self._peak.needed_bytes,
-                **({} if pace is None else {"pace": pace}),
                 **self._backend.figures(),
                 "read_bytes": _bytes_read_from_disk() - self._read_before,
             },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -239,7 +239,6 @@ def covered_bytes(module: nn.Module) -> int:
     return len(addresses)
 
 
-@settings(max_examples=50)
 @given(
     styles=st.lists(st.sampled_from(STYLES), min_size=1, max_size=4), where=st.sampled_from(["cpu", "meta", "world"])
 )

@@ -41,7 +41,7 @@ def device(
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None)
 @given(
     policy=st.sampled_from(POLICIES),
     latency_s=st.floats(0, 2),

@@ -217,7 +217,7 @@ def trace_of(runtime: Runtime, workload: Workload, plan: Plan) -> Trace:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(deadline=None)
 @given(cases())
 def test_any_plan_that_fits_runs_to_its_end_and_gives_everything_back(case):
     workload, device, plan = case
@@ -504,7 +504,7 @@ def entered_and_left(runtime: Runtime, visits: Iterable[Visit], outcome: Outcome
     return results
 
 
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 @given(cases())
 def test_a_run_that_is_driven_by_hand_is_that_of_a_program(case):
     workload, device, plan = case

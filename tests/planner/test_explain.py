@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.core.device import DeviceProfile, Measured
@@ -202,7 +202,6 @@ def test_what_other_plans_can_gain_is_rounded_up(gap, text):
     assert f"no plan can be more than {text} faster" in explain(workload, device, plan, trace, {})
 
 
-@settings(max_examples=40)
 @given(
     policy=st.sampled_from(sorted(POLICIES)),
     blocks=st.integers(1, 6),

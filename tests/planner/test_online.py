@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.core.device import Executor, Loader, ThermalStep
@@ -64,7 +64,6 @@ def test_where_the_executor_heats_up_the_plan_follows():
     assert online_s < makespan_s(WORKLOAD, hot, plan)
 
 
-@settings(max_examples=40)
 @given(st.data())
 def test_memory_stays_within_the_limit_and_every_visit_runs(data):
     workload = data.draw(workloads())

@@ -21,7 +21,7 @@ def soon() -> float:
     return time.monotonic() + 60
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(small_cases(workspaces=True), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_no_prices_exceed_the_optimum(case, pieces, seed):
     workload, device = case
@@ -30,7 +30,7 @@ def test_no_prices_exceed_the_optimum(case, pieces, seed):
     assert price_bound_s(timed(workload, device), Prices(drawn[0], drawn[1])) <= brute_force_s(workload, device) + 1e-9
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(small_cases(workspaces=True), st.integers(1, 3))
 def test_the_relaxation_does_not_exceed_the_optimum(case, pieces):
     workload, device = case

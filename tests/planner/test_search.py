@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cidl_sim.core.device import Executor, Loader
@@ -78,7 +78,6 @@ def test_strong_contention_can_call_for_a_shorter_lookahead():
     assert found_s < deep_s
 
 
-@settings(max_examples=200)
 @given(small_cases(workspaces=True), st.integers(0, 2**32 - 1))
 def test_the_walk_judges_plans_as_the_engine_does(case, seed):
     workload, device = case

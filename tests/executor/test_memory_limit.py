@@ -149,6 +149,18 @@ def test_the_group_is_removed_at_the_end():
     assert folder is None or not folder.exists()
 
 
+@needs_enforcement
+def test_a_group_is_removed_although_its_last_process_takes_a_moment_to_leave():
+    with MemoryGroup(64 * MIB) as group:
+        if group.folder is None:
+            pytest.skip("a scope of systemd is removed by systemd")
+        leaving = subprocess.Popen(group.command(["sleep", "0.3"]))
+        while not (group.folder / "cgroup.procs").read_text().split() and leaving.poll() is None:
+            pass
+    assert not group.folder.exists()
+    leaving.wait()
+
+
 # Where nothing enforces a limit
 
 

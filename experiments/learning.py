@@ -3,8 +3,8 @@
     .venv/bin/python experiments/learning.py
 
 The runs of traces/validation and traces/validation-2026-11-27 in the order in which they were made, from the profile
-that was calibrated for them. Nothing is measured: the same table on every machine. Writes
-experiments/results/learning.md and .png; a minute.
+that was calibrated for them. Then again with runs that count more or less than they do. Nothing is measured: the same
+tables on every machine. Writes experiments/results/learning.md and .png; some three minutes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from cidl_sim.calibration import profile
 from cidl_sim.calibration.fit import Seen
-from cidl_sim.calibration.profile import learned
 from cidl_sim.core.files import replacing, write_text
 from cidl_sim.simulator.engine import simulate
 from cidl_sim.validation.runs import read_runs
@@ -27,6 +27,7 @@ from cidl_sim.validation.runs import read_runs
 RESULTS = Path(__file__).parent / "results"
 TRACES = Path(__file__).parent.parent / "traces"
 SETS = ("validation", "validation-2026-11-27")
+COUNTS = (0.15, 0.25, 0.4, 0.5, 0.6)
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,23 @@ def replay(folder: Path) -> list[Row]:
             ]
             slowdowns = taught.loader.slowdown_while_executing, taught.executor.slowdown_while_loading
             rows.append(Row(case.name, repeat + 1, threads, trace.makespan_s, *off, *slowdowns))
-            taught = learned(taught, [Seen(case.workload, trace)])
+            taught = profile.learned(taught, [Seen(case.workload, trace)])
     return rows
 
 
-def report(found: dict[str, list[Row]]) -> str:
-    """A table for each folder, and what it says."""
+def scan() -> list[str]:
+    """A row for each share that a run might count for: the mean errors of all folders."""
+    rows, kept = [], profile.RECENT
+    for share in COUNTS:
+        profile.RECENT = 1 - share
+        errors = [[row.taught for row in replay(TRACES / name)] for name in SETS]
+        rows.append(f"| {share:.2f} | {' | '.join(summary(some) for some in errors)} |")
+    profile.RECENT = kept
+    return rows
+
+
+def report(found: dict[str, list[Row]], scanned: Sequence[str]) -> str:
+    """A table for each folder, and what it says; and what it would say if runs counted otherwise."""
     lines = [
         "# Learning from runs, replayed",
         "",
@@ -97,6 +109,16 @@ def report(found: dict[str, list[Row]]) -> str:
             "",
             f"Taught: {summary([row.taught for row in rows])}.",
         ]
+    lines += [
+        "",
+        "## How much a run counts",
+        "",
+        f"Against all before it; it is {1 - profile.RECENT:.1f}.",
+        "",
+        f"| a run counts | {' | '.join(SETS)} |",
+        "|---|" + "---|" * len(SETS),
+        *scanned,
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +147,7 @@ def draw(found: dict[str, list[Row]], path: Path) -> None:
 
 def main() -> None:
     found = {name: replay(TRACES / name) for name in SETS}
-    text = report(found)
+    text = report(found, scan())
     print(text)
     write_text(RESULTS / "learning.md", text)
     draw(found, RESULTS / "learning.png")

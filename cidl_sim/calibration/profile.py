@@ -18,8 +18,8 @@ from cidl_sim.executor.job import JobResult
 BASELINE_MARGIN_BYTES = 24 << 20
 # Each run counts this much less than the one after it for what the next will be like, so the last three count about
 # four fifths; a profile counts as all the runs that were before. A machine with other guests is faster or slower by a
-# third for some seconds, so that a single run says little of the next, and stays so for minutes. Replayed over recorded
-# runs (experiments/learning.py), 0.5 and 0.75 predict worse.
+# third for some seconds, so that a single run says little of the next, and stays so for minutes: other figures predict
+# recorded runs no better, taken together (experiments/learning.py).
 RECENT = 0.6
 _NINE_IN_TEN = 1.645  # standard deviations
 _DERIVED = {
@@ -124,19 +124,21 @@ def learned(device: DeviceProfile, runs: Sequence[Seen]) -> DeviceProfile:
         measured[kind] = known.model_copy(update=found)
     share = 1 - RECENT ** len(runs)  # by how much all runs together count
     loader, executor = device.loader, device.executor
+    load_slowdown = costs.load_slowdown or Interval(loader.slowdown_while_executing)
+    execution_slowdown = costs.execution_slowdown or Interval(executor.slowdown_while_loading)
     return device.model_copy(
         update={
             "loader": loader.model_copy(
                 update={
                     "bandwidth_bytes_per_s": costs.bandwidth_bytes_per_s,
-                    "slowdown_while_executing": _or(costs.load_slowdown, loader.slowdown_while_executing),
+                    "slowdown_while_executing": load_slowdown.value,
                     "first_touch_bytes_per_s": costs.first_touch_bytes_per_s,
                 }
             ),
             "executor": executor.model_copy(
                 update={
                     "flops_per_s": _flops_per_s(costs, blocks) or executor.flops_per_s,
-                    "slowdown_while_loading": _or(costs.execution_slowdown, executor.slowdown_while_loading),
+                    "slowdown_while_loading": execution_slowdown.value,
                 }
             ),
             "measured": measured,
@@ -195,10 +197,6 @@ def _corrected(known: Noise, costs: MachineCosts, share: float) -> Noise:
     return Noise(
         **{name: (share * new + (1 - share) * getattr(known, name) ** 2) ** 0.5 for name, new in found.items()}
     )
-
-
-def _or(found: Interval | None, known: float) -> float:
-    return known if found is None else found.value
 
 
 def _workspace(kind: str, results: Sequence[JobResult]) -> int | None:

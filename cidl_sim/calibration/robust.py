@@ -110,15 +110,16 @@ def lost_to_overlap(
         return None
     _, piece = np.unique(np.concatenate(pieces), return_inverse=True)
     sums = np.stack([np.bincount(piece, np.concatenate(column)) for column in (longer_by, more)])
-    found = float(sums[0].sum() / sums[1].sum())
-    chance = np.random.default_rng(0)
     count = sums.shape[1]
-    times = chance.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES if count > 1 else 0)
+    if count < _LEAST_PIECES:
+        return None
+    found = float(sums[0].sum() / sums[1].sum())
+    times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
     again = [found, *(times @ sums[0] / (times @ sums[1]))]
     ends = found + _WIDER * (np.quantile(again, [0.05, 0.95]) - found)
     open_by = float(ends[1] - ends[0]) / (2 * _NINE_IN_TEN)
     # What is no share at all comes from two of the machine's paces beside each other.
-    if count < _LEAST_PIECES or open_by > _DIFFERS_BY or found > _MOST_LOST:
+    if open_by > _DIFFERS_BY or found > _MOST_LOST:
         return None
     told = _DIFFERS_BY**2 / (_DIFFERS_BY**2 + open_by**2)
     value, low, high = (

@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 
 from cidl_sim.cli import _exit_code
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
-from cidl_sim.core.files import is_alive, write_text
+from cidl_sim.core.files import write_text
 from cidl_sim.core.plan import read_plan
 from cidl_sim.executor.memory_limit import can_enforce
 from cidl_sim.executor.processor import processor_name
@@ -50,6 +50,7 @@ from cidl_sim.policies.catalog import make_plan
 
 RESULTS = Path(__file__).parent / "results"
 MODEL, BASELINE = "opensora-tiny", 800_000_000
+STARTED: list[int] = []  # the forks, whose numbers their groups' names begin with
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def killed(case: Case, base: Path, moments: int) -> Found:
     """The case killed at random moments, then called again."""
     found, (clean, took_s) = Found(f"{case.name}, killed"), undisturbed(case, base)
     chance = random.Random(case.name)
-    for number in progress(case.name, moments):
+    for number in progress(case.name, 3 * moments):
+        if found.disturbed == moments:
+            break
         with own_folder(case, base) as folder:
             child = started(case.words, folder)
             time.sleep(chance.uniform(0, took_s))
@@ -171,8 +174,8 @@ def killed(case: Case, base: Path, moments: int) -> Found:
             code = ended(child)
             if code == 0:
                 found.in_time += 1
-            else:
-                found.disturbed += 1
+                continue
+            found.disturbed += 1
             go_on(case, folder, clean, base, found, f"moment {number}")
     return found
 
@@ -211,9 +214,17 @@ def on_full_disks(case: Case, base: Path, times: int) -> Found:
                     (folder / name).write_bytes(content)
                 go_on(case, folder, clean, base, found, f"{kibibytes} KiB")
             finally:
-                wait_for_orphans()
-                subprocess.run(["umount", str(folder)], check=True)
+                unmount(folder)
     return found
+
+
+def unmount(folder: Path, longest_s: float = 60) -> None:
+    """As soon as the last helper of a pool has left it."""
+    until = time.monotonic() + longest_s
+    while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:
+        if time.monotonic() > until:
+            raise SystemExit(f"{folder}: somebody does not leave it")
+        time.sleep(0.1)
 
 
 def under_moving_limits(case: Case, base: Path, times: int) -> Found:
@@ -256,9 +267,8 @@ def go_on(case: Case, folder: Path, clean: dict[str, str], base: Path, found: Fo
         found.bad.append(f"{what}: left {left[:4]}")
         for path in (base / "temporary").iterdir():
             shutil.rmtree(path, ignore_errors=True)
-    # Only runs make groups; those of another call of this script are not this one's.
-    groups = [path.name for root in own_groups() for path in root.glob("cidl-*") if case.name == "run"]
-    if groups := [name for name in groups if not is_alive(int(name.split("-")[1]))]:
+    # Whoever else runs something on this machine has groups, too.
+    if groups := [path.name for root in own_groups() for child in STARTED for path in root.glob(f"cidl-{child}-*")]:
         found.bad.append(f"{what}: groups {groups}")
     if processes := ours():
         found.bad.append(f"{what}: processes {processes}")
@@ -304,6 +314,7 @@ def started(words: tuple[str, ...], folder: Path) -> int:
     """The command in a fork of this process; its number."""
     child = os.fork()
     if child:
+        STARTED.append(child)
         return child
     try:
         os.chdir(folder)

@@ -39,15 +39,17 @@ class Reruns:
         self.device = device
         self.policy = policy
         self._outcomes: dict[str, Replanned | InfeasibleError] = {}
+        self._priced = timed(workload, device)  # holds what the other profiles have in common with it
         self.here = self.on(device)
         self.trace: Trace = simulate(workload, device, self.here.plan)
 
     def on(self, device: DeviceProfile) -> Replanned:
         """The policy's own plan for `device` and its makespan. InfeasibleError where nothing fits."""
         if device.sha256 not in self._outcomes:
+            priced = timed(self.workload, device)
             try:
                 plan = make_plan(self.policy, self.workload, device)
-                run = quick.evaluate(timed(self.workload, device), plan)
+                run = quick.evaluate(priced, plan)
                 self._outcomes[device.sha256] = Replanned(device, plan, run)
             except InfeasibleError as problem:
                 self._outcomes[device.sha256] = problem

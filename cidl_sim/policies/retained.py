@@ -156,7 +156,9 @@ def _makespans_s(priced: Timed, keeps: Sequence[Callable[[], set[int]]], best_s:
         return found
     for number in reversed(range(len(keeps))):
         keep = keeps[number]()
-        is_loaded = cold | ~np.isin(priced.previous, list(keep))
+        is_kept = np.zeros(len(cold), np.bool_)
+        is_kept[list(keep)] = True
+        is_loaded = cold | ~is_kept[priced.previous]
         loading_s = float(loads_s[is_loaded].sum() + execute_s[-1])
         if loading_s < best_s * (1 - SAME) and loading_s <= min(found) * (1 + CLEARLY):
             found[number] = deep_makespan_s(priced, keep)

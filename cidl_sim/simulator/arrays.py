@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,6 +19,7 @@ from cidl_sim.core.errors import DeviceError, PlanError
 from cidl_sim.core.plan import Gate, Plan
 from cidl_sim.core.timed import Bools, Floats, Ints, Timed
 from cidl_sim.core.trace import Trace
+from cidl_sim.simulator.noise import Factors, cost_factors
 
 __all__ = ["Bools", "Floats", "Ints"]
 
@@ -63,6 +65,11 @@ class Arrays:
     baseline_bytes: int
     noise: Noise
     unknown: Mapping[int, DeviceError] = field(default_factory=dict)
+
+    @cached_property
+    def no_noise(self) -> Factors:
+        """The factors of costs without a seed."""
+        return cost_factors(self.noise, None, len(self.visits))
 
     @property
     def compiled(self) -> tuple[Records, Records, Records]:

@@ -60,6 +60,8 @@ def _check_known(arrays: Arrays, loads: Iterable[int]) -> None:
 
 
 def _noise(arrays: Arrays, seed: int | None, factors: Factors | None = None) -> Factors:
+    if seed is None and factors is None:
+        return arrays.no_noise
     return cost_factors(arrays.noise, seed, len(arrays.visits), factors)
 
 

@@ -41,6 +41,11 @@ class _Patience:
 _PATIENCE = _Patience()
 
 
+def expect(priced: Timed, plans: int) -> None:
+    """Say that so many plans are going to be evaluated: compiled code is then there from the first one on."""
+    _PATIENCE.is_over(priced, plans)
+
+
 def evaluate(priced: Timed, plan: Plan) -> Evaluation:
     """Makespan, peak and busy times of `plan` without noise; the makespan is inf where it cannot finish.
 

@@ -6,7 +6,8 @@ Each of build, import, sweep, export and run (the command or its worker, by turn
 random moments of its time and called again: the result has to be the one of an undisturbed call byte for byte, and no
 temporary file, process, group or shared memory may be left. Then the disk is full after a random number of bytes, and
 the limit of a run is rewritten. Commands run in forks of this process, which has the libraries already. Writes
-experiments/results/faults.json and faults.md after each row; with --only the other rows stay what they were.
+experiments/results/faults.json and faults.md after each moment, and goes on with a row that the same code began; with
+--only the other rows stay what they were.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from safetensors.torch import save_file
 
+import cidl_sim
 from cidl_sim.cli import _exit_code
 from cidl_sim.core.device import DeviceProfile, Executor, Loader
 from cidl_sim.core.files import write_text
@@ -66,9 +68,10 @@ class Case:
 
 @dataclass
 class Found:
-    """What came of a case."""
+    """What came of a case; `code` identifies the package that it was found of."""
 
     name: str
+    code: str = ""
     disturbed: int = 0
     in_time: int = 0  # had already ended
     bad: list[str] = field(default_factory=list)
@@ -91,17 +94,38 @@ def main() -> None:
         for case in cases:
             for disturb, times in ((killed, arguments.moments), (on_full_disks, arguments.writes)):
                 rows.append(disturb(case, base, times))
-                keep(rows[-1])
             if case.name == "run" and can_enforce():
                 rows.append(under_moving_limits(case, base, arguments.limits))
-                keep(rows[-1])
     print((RESULTS / "faults.md").read_text())
     sys.exit(1 if any(row.bad for row in rows) else 0)
 
 
+def begun(name: str) -> Found:
+    """The row of this name as far as it got, where that was with the package as it is now."""
+    code = code_hash()
+    kept = kept_rows().get(name, {})
+    if kept.get("code") != code:
+        return Found(name, code)
+    return Found(**{field.name: kept[field.name] for field in fields(Found)})
+
+
+def code_hash() -> str:
+    """Of all sources of the package and of this script."""
+    digest = hashlib.sha256()
+    for path in (*sorted(Path(cidl_sim.__file__).parent.rglob("*.py")), Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def kept_rows() -> dict[str, dict[str, Any]]:
+    path = RESULTS / "faults.json"
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    return rows
+
+
 def keep(row: Found) -> None:
     """Put a row into the results, in the place of the one of its name."""
-    kept = json.loads((RESULTS / "faults.json").read_text()) if (RESULTS / "faults.json").is_file() else {}
+    kept = kept_rows()
     if row.disturbed + row.in_time:
         kept[row.name] = {**asdict(row), "date": str(datetime.now(UTC).date())}
     write_text(RESULTS / "faults.json", json.dumps(kept, indent=1) + "\n")
@@ -160,9 +184,9 @@ def make_shared(shared: Path) -> None:
 
 def killed(case: Case, base: Path, moments: int) -> Found:
     """The case killed at random moments, then called again."""
-    found, (clean, took_s) = Found(f"{case.name}, killed"), undisturbed(case, base)
-    chance = random.Random(case.name)
-    for number in progress(case.name, 3 * moments):
+    found, (clean, took_s) = begun(f"{case.name}, killed"), undisturbed(case, base)
+    chance = random.Random(f"{case.name} {found.disturbed + found.in_time}")
+    for number in progress(case.name, 3 * (moments - found.disturbed)):
         if found.disturbed == moments:
             break
         with own_folder(case, base) as folder:
@@ -177,17 +201,18 @@ def killed(case: Case, base: Path, moments: int) -> Found:
                 continue
             found.disturbed += 1
             go_on(case, folder, clean, base, found, f"moment {number}")
+        keep(found)
     return found
 
 
 def on_full_disks(case: Case, base: Path, times: int) -> Found:
     """The case on a disk that is full after a random number of bytes, then on one that is not."""
-    found, (clean, _) = Found(f"{case.name}, disk full"), undisturbed(case, base)
+    found, (clean, _) = begun(f"{case.name}, disk full"), undisturbed(case, base)
     with own_folder(case, base) as folder:
         run_to_end(case.words, folder)
         needed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    chance = random.Random(case.name)
-    for _ in progress(f"{case.name}, disk full", times):
+    chance = random.Random(f"{case.name} {found.disturbed + found.in_time}")
+    for _ in progress(f"{case.name}, disk full", times - found.disturbed - found.in_time):
         with own_folder(case, base) as folder:
             kibibytes = max(4, int(chance.uniform(0, needed) / 1024))
             options = ["-o", f"size={kibibytes}k"]
@@ -215,6 +240,7 @@ def on_full_disks(case: Case, base: Path, times: int) -> Found:
                 go_on(case, folder, clean, base, found, f"{kibibytes} KiB")
             finally:
                 unmount(folder)
+        keep(found)
     return found
 
 
@@ -229,9 +255,9 @@ def unmount(folder: Path, longest_s: float = 60) -> None:
 
 def under_moving_limits(case: Case, base: Path, times: int) -> Found:
     """A run whose limit in the kernel is rewritten at a random moment, down or up."""
-    found, (clean, took_s) = Found("run, limit rewritten"), undisturbed(case, base)
-    chance = random.Random("limits")
-    for number in progress("limits", 2 * times):
+    found, (clean, took_s) = begun("run, limit rewritten"), undisturbed(case, base)
+    chance = random.Random(f"limits {found.disturbed}")
+    for number in progress("limits", 2 * (times - found.disturbed)):
         if found.disturbed == times:
             break
         with own_folder(case, base) as folder:
@@ -248,6 +274,7 @@ def under_moving_limits(case: Case, base: Path, times: int) -> Found:
             if code not in (0, 3):
                 found.bad.append(f"limit {number}: exit code {code}")
             go_on(case, folder, clean, base, found, f"limit {number}")
+        keep(found)
     return found
 
 

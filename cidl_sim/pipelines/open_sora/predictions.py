@@ -14,6 +14,7 @@ from typing import Literal
 
 from cidl_sim.core.device import DeviceProfile
 from cidl_sim.core.errors import PublishedError
+from cidl_sim.core.timed import timed
 from cidl_sim.core.trace import Trace
 from cidl_sim.core.workload import Stage, Workload
 from cidl_sim.devices.published import PublishedRow, Rows, row_of
@@ -22,6 +23,7 @@ from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.iphone_fit import FITTED_ROWS
 from cidl_sim.policies.catalog import make_plan
 from cidl_sim.simulator.engine import simulate
+from cidl_sim.simulator.quick import checked_makespan_s
 
 Role = Literal["fitted", "predicted", "claim"]
 
@@ -107,7 +109,7 @@ def denoiser_alone(resolution: str, *, merged: int = 0, plain: int = 0) -> Workl
 
 
 def _denoiser_s(workload: Workload, policy: str, device: DeviceProfile) -> float:
-    return _simulated(workload, policy, device).makespan_s
+    return checked_makespan_s(timed(workload, device), make_plan(policy, workload, device))
 
 
 def _step_s(resolution: str, policy: str, step: int, device: DeviceProfile) -> float:

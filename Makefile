@@ -37,9 +37,9 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-# The properties of the default tests again, with eight times as many examples each.
+# Then the properties of the default tests again, with a dozen times as many examples each.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile -m slow
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "hypothesis and not full_size and not slow" --hypothesis-profile thorough
 
 test-full-size: setup

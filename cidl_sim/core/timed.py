@@ -86,10 +86,13 @@ class _Visits:
 
     def costs_on(self, device: DeviceProfile) -> _Costs:
         """The costs of the blocks on a device; those of the one asked for before, where only memory is another."""
-        last = self._last_costs
-        if not last or not _costs_the_same(last[0].device, device):
-            last[:] = [_Costs(self.blocks, np.unique(self.load_numbers).tolist(), device)]
-        return last[0]
+        for known in tuple(self._last_costs):
+            if _costs_the_same(known.device, device):
+                return known
+        # Another thread may put in another device's meanwhile, which is none of ours.
+        costs = _Costs(self.blocks, np.unique(self.load_numbers).tolist(), device)
+        self._last_costs[:] = [costs]
+        return costs
 
     @cached_property
     def _last_costs(self) -> list[_Costs]:

@@ -226,8 +226,9 @@ def test_a_step_of_the_whole_denoiser_costs_what_the_literature_says(size, text_
     assert total(graph, "weight_bytes") == 4 * 1_208_872_772
 
 
-def test_merging_saves_the_same_in_the_whole_denoiser():
-    settings = VideoSettings(height=192, width=192, frames=68)
+@pytest.mark.parametrize("size", [192, pytest.param(256, marks=pytest.mark.slow)])
+def test_merging_saves_the_same_in_the_whole_denoiser(size):
+    settings = VideoSettings(height=size, width=size, frames=68)
     plain, merged = whole_denoiser(settings, 50), whole_denoiser(settings, 50, merged=True)
     assert 1.27 <= total(plain, "flops") / total(merged, "flops") <= 1.30
 

@@ -136,7 +136,7 @@ def test_what_a_run_cannot_be_told_is_refused(store, device, tmp_path):
 
 
 def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, monkeypatch):
-    plan = plan_of("toy-16r-60s", device, tmp_path)
+    plan = plan_of("toy-16r-120s", device, tmp_path)
     whole, killed = tmp_path / "whole.png", tmp_path / "killed.png"
     run_jobs_here(monkeypatch)
     run(plan, store, whole)
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, 
     process.wait()
     assert saved.exists()
     assert not killed.exists()
-    assert run(plan, store, killed, "--resume")["evaluations"] == 60
+    assert run(plan, store, killed, "--resume")["evaluations"] == 120
     assert (pixels(whole) == pixels(killed)).all()
     assert not saved.exists()
 

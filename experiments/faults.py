@@ -198,9 +198,9 @@ def killed(case: Case, base: Path, moments: int) -> Found:
             code = ended(child)
             if code == 0:
                 found.in_time += 1
-                continue
-            found.disturbed += 1
-            go_on(case, folder, clean, base, found, f"moment {number}")
+            else:
+                found.disturbed += 1
+                go_on(case, folder, clean, base, found, f"moment {number}")
         keep(found)
     return found
 
@@ -227,6 +227,7 @@ def on_full_disks(case: Case, base: Path, times: int) -> Found:
                 wait_for_orphans()
                 if code == 0:
                     found.in_time += 1
+                    keep(found)
                     continue
                 found.disturbed += 1
                 if code not in (2, 4) or said.count("cidl: ") != 1:
@@ -257,7 +258,7 @@ def under_moving_limits(case: Case, base: Path, times: int) -> Found:
     """A run whose limit in the kernel is rewritten at a random moment, down or up."""
     found, (clean, took_s) = begun("run, limit rewritten"), undisturbed(case, base)
     chance = random.Random(f"limits {found.disturbed}")
-    for number in progress("limits", 2 * (times - found.disturbed)):
+    for number in progress("limits", 5 * (times - found.disturbed)):
         if found.disturbed == times:
             break
         with own_folder(case, base) as folder:
@@ -266,7 +267,9 @@ def under_moving_limits(case: Case, base: Path, times: int) -> Found:
             group = group_of(child)
             # Mostly up: less than is held just then the kernel refuses.
             limit = read_plan(folder / "plan.json").memory_limit_bytes + int(chance.uniform(-3e6, 9e6))
-            if group is not None:
+            if group is None:
+                found.in_time += 1
+            else:
                 with suppress(OSError):
                     group.write_text(str(limit))
                     found.disturbed += 1

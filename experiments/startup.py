@@ -39,29 +39,46 @@ CALLS: dict[str, tuple[list[str], float | None]] = {
 }
 
 
+# What the process of a run imports, and what it would import besides with T5 and the image decoder of the libraries.
+IMPORTS = {
+    "torch": "import torch",
+    "a run of Open-Sora": "import cidl_sim.worker.child, cidl_sim.pipelines.open_sora.program, "
+    "cidl_sim.pipelines.open_sora.stages",
+    "the same, and T5 and AutoencoderKL of transformers and diffusers": "import cidl_sim.worker.child, "
+    "cidl_sim.pipelines.open_sora.program, cidl_sim.pipelines.open_sora.stages; from diffusers import AutoencoderKL; "
+    "from transformers.models.t5.modeling_t5 import T5Block",
+}
+_ANONYMOUS = "; print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('RssAnon')))"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     load_before = os.getloadavg()[0]
     seconds: dict[str, list[float]] = {name: [] for name in CALLS}
+    imports: dict[str, list[tuple[float, int]]] = {name: [] for name in IMPORTS}
     for turn in range(runs + 1):
         for name, (arguments, _) in CALLS.items():
-            took_s = seconds_of(arguments)
+            took_s, _ = call(arguments)
             if turn:
                 seconds[name].append(took_s)
-    report = text(seconds, runs, load_before)
+        for name, code in IMPORTS.items():
+            took_s, printed = call(["-c", code + _ANONYMOUS])
+            if turn:
+                imports[name].append((took_s, int(printed)))
+    report = text(seconds, runs, load_before) + imports_text(imports)
     (RESULTS / "startup.md").write_text(report)
     print(report)
 
 
-def seconds_of(arguments: list[str]) -> float:
-    """Wall time of this Python with these arguments, from its start to its end."""
+def call(arguments: list[str]) -> tuple[float, str]:
+    """Wall time of this Python with these arguments, from its start to its end, in s, and what it prints."""
     # As at a user's, where the first call leaves the package's bytecode for the next ones.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
-    return time.perf_counter() - began
+    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True, env=environment)
+    return time.perf_counter() - began, done.stdout
 
 
 def text(seconds: dict[str, list[float]], runs: int, load_before: float) -> str:
@@ -83,6 +100,24 @@ def text(seconds: dict[str, list[float]], runs: int, load_before: float) -> str:
         wanted = "the floor" if wanted_s is None else f"{wanted_s:.2f}"
         verdict = "" if wanted_s is None else "met" if median_s <= wanted_s else "missed"
         lines.append(f"| `{name}` | {median_s:.2f} | {min(times):.2f} to {max(times):.2f} | {wanted} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def imports_text(imports: dict[str, list[tuple[float, int]]]) -> str:
+    lines = [
+        "",
+        "What the process that computes imports before its first visit, and the anonymous memory that this takes: it "
+        "counts against the limit of the run.",
+        "",
+        "| imports | median s | fastest to slowest s | median MB |",
+        "|---|---|---|---|",
+    ]
+    for name, found in imports.items():
+        times, kilobytes = zip(*found, strict=True)
+        lines.append(
+            f"| {name} | {statistics.median(times):.2f} | {min(times):.2f} to {max(times):.2f} | "
+            f"{statistics.median(kilobytes) * 1024 / 1e6:.0f} |"
+        )
     return "\n".join(lines) + "\n"
 
 

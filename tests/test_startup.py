@@ -165,8 +165,10 @@ def test_planning_and_simulating_need_no_extra(files, tmp_path):
         assert not called.loaded & EXTRAS.keys(), call
 
 
-def test_a_missing_extra_is_one_line_that_names_it(files, tiny_store, tmp_path):
+def test_a_missing_extra_is_one_line_that_names_it(files, tiny_store, tmp_path, monkeypatch):
     plan, store = tmp_path / "plan.json", tmp_path / "store"
+    # Of its own: there another test may have left the workload that has to be measured here.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     called = call_in_a_new_process(
         [
             ["plan", "opensora-small-48x48-lpl15-tdtm8", "iphone-15-pro", "--policy", "lru", "-o", plan],
@@ -207,6 +209,19 @@ def test_a_part_of_a_library_is_of_its_extra():
     assert isinstance(missing, MachineError)
     assert str(missing) == "torch is not installed: pip install 'cidl-sim[run]'"
     assert missing_extra(ModuleNotFoundError("no module")) is None
+
+
+def test_a_run_imports_no_model_library():
+    # They would take 170 MB of the limit that the run is under, and six seconds.
+    code = (
+        "import sys, cidl_sim.worker.child, cidl_sim.pipelines.open_sora.program; "
+        "from cidl_sim.pipelines.model_store import distinct_blocks; "
+        "from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY; "
+        "[block.build() for block in distinct_blocks(OPENSORA_TINY, 'fp32')]; "
+        "print({'transformers', 'diffusers', 'scipy', 'pandas'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_worker_that_misses_a_library_says_so(tmp_path):

@@ -22,6 +22,8 @@ from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
 from cidl_sim.pipelines.open_sora.whole_model import WholeModel
 from cidl_sim.quality.shapes import BACKGROUNDS, caption, random_scene, render, seen_combinations
 
+pytestmark = pytest.mark.slow
+
 # The scripts' own are ten times as slow, and each pair more is more matrices to make orthogonal in every step.
 SIZES = OPENSORA_TINY.model_copy(update={"stdit": OPENSORA_TINY.stdit.model_copy(update={"depth": 1})})
 

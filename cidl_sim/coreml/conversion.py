@@ -15,7 +15,6 @@ import coremltools as ct
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Attention, T5LayerFF, T5LayerSelfAttention
 
 from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition
 from cidl_sim.blocks.joined import Joined
@@ -23,7 +22,7 @@ from cidl_sim.blocks.variants import Variant
 from cidl_sim.core.errors import StoreError
 from cidl_sim.coreml.manifest import PackageFunction, Precision, TensorSpec
 from cidl_sim.coreml.quiet import quiet
-from cidl_sim.models import stdit3
+from cidl_sim.models import stdit3, t5
 
 TARGET = ct.target.iOS18  # the first with several functions in a package and attention as one operation
 
@@ -135,7 +134,7 @@ def _ready(definition: BlockDefinition, tensors: Mapping[str, Tensor], precision
         for name, child in parent.named_children():
             if isinstance(child, nn.GroupNorm):
                 setattr(parent, name, _FlatGroupNorm(child))
-            elif precision == "fp16" and isinstance(child, T5LayerSelfAttention | T5LayerFF):
+            elif precision == "fp16" and isinstance(child, t5.AttentionLayer | t5.FeedForwardLayer):
                 child.register_forward_hook(_clamp)
     module.register_forward_hook(_depend_on_an_input)
     return module
@@ -149,10 +148,9 @@ def _work_out_constants(module: nn.Module, definition: BlockDefinition) -> None:
         for name in ("t_embedder", "fps_embedder"):
             setattr(module, name, _TabulatedEmbedder(getattr(module, name)))
     for attention in module.modules():
-        if isinstance(attention, T5Attention) and attention.has_relative_attention_bias:
-            tokens = definition.example()[0].shape[1]
-            bias = attention.compute_bias(tokens, tokens)
-            attention.compute_bias = lambda *_, bias=bias, **__: bias
+        if isinstance(attention, t5.Attention) and hasattr(attention, "relative_attention_bias"):
+            bias = attention.position_bias(definition.example()[0].shape[1])
+            setattr(attention, "position_bias", lambda _, bias=bias: bias)  # noqa: B010
 
 
 class _TabulatedEmbedder(nn.Module):

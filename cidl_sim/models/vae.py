@@ -1,7 +1,7 @@
 """OpenSora-VAE-v1.2: the decoder cut into the 9 temporal and 9 spatial parts of the reference app, and the whole.
 
-Temporal: causal 3-D convolutions, ours. Spatial: the diffusers library's AutoencoderKL. Every part maps one
-tensor to one tensor.
+Temporal: causal 3-D convolutions. Spatial: the image autoencoder of latent diffusion models (autoencoder_kl.py). Every
+part maps one tensor to one tensor.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from cidl_sim.models.autoencoder_kl import LATENT_CHANNELS, AutoencoderKL
 from cidl_sim.models.sizes import MICRO_BATCH, TIME_FACTOR, VAESizes, temporal_chunks
 
-LATENT_CHANNELS = 4
 SPATIAL_SCALE = 0.18215
 LATENT_SCALE = (3.85, 2.32, 2.33, 3.06)
 LATENT_SHIFT = (-0.10, 0.34, 0.27, 0.98)
@@ -151,7 +150,7 @@ class SpatialPart(nn.Module):
 
 
 def _built(layers: dict[str, nn.Module], before: Callable[[Tensor], Tensor] | None) -> SpatialPart:
-    # The layers are meta tensors cut out of one library module; every build gets its own.
+    # The layers are meta tensors cut out of one module; every build gets its own.
     return SpatialPart(copy.deepcopy(layers), before)
 
 
@@ -199,34 +198,20 @@ def temporal_parts(sizes: VAESizes) -> list[Part]:
     return [*parts, Part("vae.temporal.part3", partial(TemporalTail, sizes), tail)]
 
 
-def autoencoder_kl(sizes: VAESizes) -> AutoencoderKL:
-    """The library's spatial autoencoder, both halves, at these sizes."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=sizes.spatial_channels,
-        layers_per_block=sizes.spatial_layers,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=sizes.groups,
-    )
-
-
 def spatial_parts(sizes: VAESizes) -> list[Part]:
     """The spatial parts, in order. They are built on the meta device."""
     with torch.device("meta"):
-        library = autoencoder_kl(sizes)
-    decoder, module = library.decoder, "spatial_vae.module."
+        whole = AutoencoderKL(sizes)
+    decoder, module = whole.decoder, "spatial_vae.module."
     up = decoder.up_blocks
     cut: list[tuple[str, dict[str, nn.Module], dict[str, str]]] = [
-        ("part1", {"post_quant_conv": library.post_quant_conv, "conv_in": decoder.conv_in}, {}),
+        ("part1", {"post_quant_conv": whole.post_quant_conv, "conv_in": decoder.conv_in}, {}),
         ("part2", {"mid_block": decoder.mid_block}, {}),
     ]
     cut += [(f"part3_{i + 1}", {"up_block": up[i]}, {"up_block.": f"up_blocks.{i}."}) for i in range(3)]
     cut += [
         (f"part3_4_{i + 1}", {"resnet": _Resnet(resnet)}, {"resnet.resnet.": f"up_blocks.3.resnets.{i}."})
-        for i, resnet in enumerate(up[3].resnets)
+        for i, resnet in enumerate(up[3].resnets)  # type: ignore[arg-type]
     ]
     last = {"conv_norm_out": decoder.conv_norm_out, "conv_act": nn.SiLU(), "conv_out": decoder.conv_out}
     cut.append(("part4", last, {}))
@@ -334,11 +319,11 @@ class TemporalVAE(nn.Module):
 
 
 class _SpatialHolder(nn.Module):
-    """The published keys have the library's module one level deeper."""
+    """The published keys have the image autoencoder one level deeper."""
 
     def __init__(self, sizes: VAESizes) -> None:
         super().__init__()
-        self.module = autoencoder_kl(sizes)
+        self.module = AutoencoderKL(sizes)
 
 
 class VideoVAE(nn.Module):
@@ -364,15 +349,15 @@ class VideoVAE(nn.Module):
                 first += chunk.latent_frames
         decoded = torch.cat(pieces, dim=2)[0].transpose(0, 1)
         spatial = self.spatial_vae.module
-        return torch.cat([spatial.decode(batch / SPATIAL_SCALE).sample for batch in decoded.split(MICRO_BATCH)])
+        return torch.cat([spatial.decode(batch / SPATIAL_SCALE) for batch in decoded.split(MICRO_BATCH)])
 
 
 class _Resnet(nn.Module):
-    """A library residual block without its time embedding."""
+    """A residual block one level deeper: stores call its tensors resnet.resnet."""
 
     def __init__(self, resnet: nn.Module) -> None:
         super().__init__()
         self.resnet = resnet
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.resnet(x, None)
+        return self.resnet(x)

@@ -11,12 +11,12 @@ import numpy as np
 import sentencepiece
 import torch
 from checkpoints import mean_state
-from diffusers import AutoencoderKL
 from maps import token_maps, word_maps
 from torch import Tensor
 
+from cidl_sim.models.autoencoder_kl import AutoencoderKL
 from cidl_sim.models.sizes import VAESizes
-from cidl_sim.models.vae import SPATIAL_SCALE, TemporalVAE, autoencoder_kl
+from cidl_sim.models.vae import SPATIAL_SCALE, TemporalVAE
 from cidl_sim.pipelines.open_sora.prompt import AESTHETIC_SUFFIX
 from cidl_sim.quality.shapes import Scene, caption, random_scene, render, seen_combinations
 
@@ -68,7 +68,7 @@ def scenes_for(seed: int, side: int, objects: int, count: int) -> list[Scene]:
 
 def load_spatial(folder: Path, sizes: VAESizes) -> AutoencoderKL:
     """The trained spatial autoencoder."""
-    spatial = autoencoder_kl(sizes)
+    spatial = AutoencoderKL(sizes)
     spatial.load_state_dict(mean_state(folder / "spatial.pt"))
     return spatial.eval().requires_grad_(False)
 
@@ -85,7 +85,7 @@ def make_spatial_latents(folder: Path, count: int, seed: int, sizes: VAESizes) -
         for start in range(0, len(scenes), _AT_A_TIME):
             videos = [render(scene, height=side, width=side) for scene in scenes[start : start + _AT_A_TIME]]
             video = to_unit(np.stack(videos))
-            mean = spatial.encode(video.flatten(0, 1)).latent_dist.mean * SPATIAL_SCALE
+            mean = spatial.moments(video.flatten(0, 1))[0] * SPATIAL_SCALE
             made.append(mean.unflatten(0, video.shape[:2]).transpose(1, 2).half())
         torch.save(torch.cat(made), file)
         print(f"{file}: {len(scenes)} clips", flush=True)

@@ -10,9 +10,9 @@ from data import Batch
 from maps import CHANNELS, WORD_CHANNELS
 from torch import Tensor, nn
 
+from cidl_sim.models.autoencoder_kl import LATENT_CHANNELS
 from cidl_sim.models.stdit3 import Geometry, STDiT3, rotary_frequencies
 from cidl_sim.models.t5 import T5FirstBlock
-from cidl_sim.models.vae import LATENT_CHANNELS
 from cidl_sim.pipelines.model_store import distinct_blocks
 from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OpenSoraSizes
 from cidl_sim.sampling.rectified_flow import TIMESTEPS

@@ -20,7 +20,7 @@ from network import TextToLatent, flow_loss
 from tokenizer import train_tokenizer
 from torch import Tensor, distributed
 
-from cidl_sim.models.vae import LATENT_CHANNELS
+from cidl_sim.models.autoencoder_kl import LATENT_CHANNELS
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES, OpenSoraSizes
 from cidl_sim.quality.shapes import CLIP_FRAMES
 from cidl_sim.sampling.rectified_flow import TIMESTEPS, time_ratio, transformed

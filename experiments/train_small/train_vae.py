@@ -17,8 +17,9 @@ from checkpoints import RunningMean, Training, learning_rate
 from data import load_spatial, load_spatial_latents, make_spatial_latents, to_unit
 from torch import Tensor
 
+from cidl_sim.models.autoencoder_kl import LATENT_CHANNELS, AutoencoderKL, sampled
 from cidl_sim.models.sizes import VAESizes
-from cidl_sim.models.vae import LATENT_CHANNELS, SPATIAL_SCALE, TemporalVAE, autoencoder_kl
+from cidl_sim.models.vae import SPATIAL_SCALE, TemporalVAE
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_SHAPES
 from cidl_sim.quality.shapes import CLIP_FRAMES, random_scene, render, seen_combinations
 
@@ -42,7 +43,7 @@ def main() -> None:
 
 def train_spatial(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes = OPENSORA_SHAPES.vae) -> float:
     """Frames -> frames. Returns the mean loss of the last steps."""
-    model = autoencoder_kl(sizes).to(memory_format=torch.channels_last)
+    model = AutoencoderKL(sizes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     training = Training(out, "spatial", model, optimizer, ema=0.998)
     training.resume()
@@ -51,11 +52,11 @@ def train_spatial(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes 
         clips = random_clips(seed, "spatial", training.step, batch)
         frames = clips[np.arange(batch), np.random.default_rng(training.step).integers(CLIP_FRAMES, size=batch)]
         x = to_unit(frames).to(memory_format=torch.channels_last)
-        posterior = model.encode(x).latent_dist
-        y = model.decode(posterior.sample()).sample
+        mean, log_variance = model.moments(x)
+        y = model.decode(sampled(mean, log_variance))
         error = reconstruction_error(y, x)
         # As they reach the temporal half, latents should be of about unit size.
-        kl = divergence(posterior.mean * SPATIAL_SCALE, posterior.logvar + 2 * math.log(SPATIAL_SCALE))
+        kl = divergence(mean * SPATIAL_SCALE, log_variance + 2 * math.log(SPATIAL_SCALE))
         mean_loss.add(_step(training, optimizer, error + KL_WEIGHT * kl, steps, 1.5e-3))
         if training.step % 50 == 0:
             training.log(loss=mean_loss.value, mse=F.mse_loss(y, x).item(), kl=kl.item())
@@ -96,7 +97,7 @@ def train_temporal(out: Path, steps: int, batch: int, seed: int, sizes: VAESizes
             kept = random.permutation(CLIP_FRAMES)[:3]
             video = to_unit(np.stack([render(group.scenes[chosen[i]], CLIP_FRAMES, *group.sides)[kept] for i in few]))
             decoded = y[few][:, :, kept].transpose(1, 2).flatten(0, 1)
-            pixels = spatial.decode(decoded / SPATIAL_SCALE).sample
+            pixels = spatial.decode(decoded / SPATIAL_SCALE)
             loss = loss + reconstruction_error(pixels, video.flatten(0, 1))
         mean_loss.add(_step(training, optimizer, loss, steps, 1.5e-3))
         if training.step % 50 == 0:

@@ -3,10 +3,8 @@ from functools import cache
 import networkx as nx
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import T5Config, T5EncoderModel
 
 from cidl_sim.blocks.definition import BlockDefinition
 from cidl_sim.blocks.layer_graph import layer_graph, measure_module
@@ -147,6 +145,8 @@ def test_a_layer_called_twice_is_two_nodes_with_the_same_tensors():
 
 
 def test_depth_says_how_far_modules_are_taken_apart():
+    from transformers import T5Config, T5EncoderModel
+
     config = T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=3, num_heads=4)
     with torch.device("meta"):
         module, ids = T5EncoderModel(config), torch.zeros(1, 7, dtype=torch.int64)
@@ -163,6 +163,8 @@ def test_depth_says_how_far_modules_are_taken_apart():
 
 
 def test_a_network_with_skips_from_another_library():
+    from diffusers import UNet2DConditionModel
+
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             sample_size=16, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=8, norm_num_groups=8,
@@ -226,7 +228,8 @@ def test_a_step_of_the_whole_denoiser_costs_what_the_literature_says(size, text_
     assert total(graph, "weight_bytes") == 4 * 1_208_872_772
 
 
-@pytest.mark.parametrize("size", [192, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [192, 256])
 def test_merging_saves_the_same_in_the_whole_denoiser(size):
     settings = VideoSettings(height=size, width=size, frames=68)
     plain, merged = whole_denoiser(settings, 50), whole_denoiser(settings, 50, merged=True)

@@ -137,7 +137,7 @@ def test_tables_are_pytorchs_to_the_last_bit(weights):
     module.load_state_dict(weights_of(block), assign=True)
     with torch.no_grad():
         if weights == "t5.00":
-            table = module.block.layer[0].SelfAttention.compute_bias(64, 64)
+            table = module.block.layer[0].SelfAttention.position_bias(64)
         else:
             table = module._positions(torch.zeros(()))
     constants = [op.outputs[0].val for op in operations(converted(weights, "fp32")[1]) if op.op_type == "const"]

@@ -6,7 +6,6 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import T5Config, T5EncoderModel
 
 from cidl_sim.models.stdit3 import STDiT3
 from cidl_sim.models.vae import VideoVAE
@@ -44,6 +43,8 @@ def test_the_blocks_of_the_denoiser_are_the_whole_network(sizes, partition):
 
 @pytest.mark.parametrize("partition", ["reference", "fine"])
 def test_the_blocks_of_the_text_encoder_are_the_librarys(partition):
+    from transformers import T5Config, T5EncoderModel
+
     sizes = OPENSORA_V1_2.t5
     config = T5Config(
         vocab_size=sizes.vocabulary,

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel
 
 from cidl_sim.models.sizes import T5Sizes
-from cidl_sim.models.t5 import T5Embedding, T5FinalNorm, T5FirstBlock, T5LaterBlock, additive_mask
+from cidl_sim.models.t5 import (
+    T5Embedding,
+    T5FeedForward,
+    T5FinalNorm,
+    T5FirstAttention,
+    T5FirstBlock,
+    T5LaterAttention,
+    T5LaterBlock,
+    additive_mask,
+)
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
 
 SIZES = T5Sizes(layers=3, d_model=32, d_ff=48, heads=4, d_kv=16, vocabulary=100)
 TOKENS = 24
@@ -16,6 +30,8 @@ TOKENS = 24
 
 @pytest.fixture(scope="module")
 def whole() -> T5EncoderModel:
+    from transformers import T5Config, T5EncoderModel
+
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=SIZES.vocabulary,
@@ -67,7 +83,33 @@ def test_the_blocks_in_a_chain_are_the_whole_encoder(whole, unpadded):
     ids = ids * token_mask
     with torch.no_grad():
         expected = whole(input_ids=ids, attention_mask=token_mask).last_hidden_state
-    torch.testing.assert_close(chained(whole, ids, token_mask), expected, rtol=0, atol=1e-6)
+    assert torch.equal(chained(whole, ids, token_mask), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_blocks_and_their_halves_are_the_librarys_bit_for_bit(whole, dtype, tokens):
+    state = copy.deepcopy(whole).to(dtype)
+    hidden = torch.randn(2, tokens, SIZES.d_model, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+    if dtype == torch.float16:
+        hidden[0, 0, 0] = torch.inf
+    mask = additive_mask((torch.arange(tokens) < max(tokens // 2, 1)).long()[None], dtype)
+    bias = None
+    for layer, names in enumerate([(T5FirstBlock, T5FirstAttention), (T5LaterBlock, T5LaterAttention)]):
+        library = state.encoder.block[layer]
+        inputs = (hidden, mask) if bias is None else (hidden, mask, bias)
+        with torch.no_grad():
+            expected, expected_bias, _ = library(hidden, attention_mask=mask, position_bias=bias)
+            given = filled(names[0](SIZES).to(dtype), state, "block", f"encoder.block.{layer}")(*inputs)
+            half = filled(names[1](SIZES).to(dtype), state, "layer", f"encoder.block.{layer}.layer.0")(*inputs)
+            rest = filled(T5FeedForward(SIZES).to(dtype), state, "layer", f"encoder.block.{layer}.layer.1")
+            halves = rest(half[0] if bias is None else half)
+        out = given[0] if bias is None else given
+        torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(halves, expected, rtol=0, atol=0, equal_nan=True)
+        if bias is None:
+            assert torch.equal(given[1], expected_bias)
+            bias = given[1]
 
 
 def test_what_is_padded_does_not_change_what_is_not(whole):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from cidl_sim.models.autoencoder_kl import AutoencoderKL as OwnAutoencoderKL
 from cidl_sim.models.sizes import VAESizes
 from cidl_sim.models.vae import (
     LATENT_SCALE,
@@ -21,6 +24,9 @@ from cidl_sim.models.vae import (
     temporal_parts,
 )
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 SIZES = OPENSORA_TINY.vae
 
@@ -42,6 +48,8 @@ def with_random_weights(module: nn.Module, seed: int = 0) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def library() -> AutoencoderKL:
+    from diffusers import AutoencoderKL
+
     blocks = len(SIZES.spatial_channels)
     torch.manual_seed(0)
     model = AutoencoderKL(
@@ -89,13 +97,27 @@ def test_the_spatial_parts_in_a_chain_are_the_whole_decoder(library, shape):
         for module in filled_spatial_parts(library).values():
             x = module(x)
     assert x.shape == (shape[0], 3, 8 * shape[2], 8 * shape[3])
-    torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
+    assert torch.equal(x, expected)
 
 
 def test_the_spatial_parts_leave_no_tensor_of_the_decoder_out(library):
     used = [library_name(part, name) for part, m in filled_spatial_parts(library).items() for name in m.state_dict()]
     decoder = {name for name in library.state_dict() if name.startswith(("decoder.", "post_quant_conv."))}
     assert sorted(used) == sorted(decoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_image_autoencoder_is_the_librarys_bit_for_bit(library, dtype):
+    ours, theirs = OwnAutoencoderKL(SIZES), copy.deepcopy(library).to(dtype)
+    ours.load_state_dict(library.state_dict())
+    ours.to(dtype).eval()
+    images = seeded(2, 3, 24, 32).to(dtype)
+    with torch.no_grad():
+        mean, log_variance = ours.moments(images)
+        expected = theirs.encode(images).latent_dist
+        assert torch.equal(mean, expected.mean)
+        assert torch.equal(log_variance, expected.logvar)
+        assert torch.equal(ours.decode(mean), theirs.decode(mean).sample)
 
 
 # Temporal

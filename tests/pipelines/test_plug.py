@@ -159,6 +159,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, 
     assert not saved.exists()
 
 
+@pytest.mark.slow
 def test_its_packages_are_exported_checked_and_interpreted(store, device, tmp_path, monkeypatch):
     run_jobs_here(monkeypatch)
     packages, workload = tmp_path / "packages", tmp_path / "w.json"

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
 
 from cidl_sim.core.errors import InputError
 from cidl_sim.quality.networks import CLIP_FOLDER, I3D_FILE, find_clip, find_i3d, find_networks, i3d_features
@@ -37,6 +36,8 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("networks")
     torch.jit.script(MeanColours()).save(str(root / I3D_FILE))
     torch.manual_seed(0)
+    from transformers import CLIPConfig, CLIPModel
+
     config = CLIPConfig(
         text_config={**SMALL, "vocab_size": 30, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
         vision_config={**SMALL, "image_size": 32, "patch_size": 16},

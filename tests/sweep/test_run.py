@@ -169,6 +169,7 @@ def test_a_sweep_that_is_killed_goes_on(sweep, results, tmp_path):
     assert contents(folder) == contents(results)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_dask_makes_the_same_files_though_a_worker_is_killed(sweep, results, tmp_path):
     killed = []

@@ -20,6 +20,7 @@ from cidl_sim.blocks.definition import (
 )
 from cidl_sim.core.workload import widths
 from cidl_sim.models import stdit3, t5, vae
+from cidl_sim.models.autoencoder_kl import LATENT_CHANNELS
 from cidl_sim.models.sizes import VAESizes, spatial_chunks, temporal_chunks
 from cidl_sim.pipelines.open_sora.settings import GRAMMAR, OpenSoraSizes, VideoSettings
 
@@ -220,7 +221,7 @@ def _spatial_blocks(sizes: OpenSoraSizes, settings: VideoSettings, frames: int) 
 def _temporal_chain(
     sizes: VAESizes, dtype: Dtype, partition: str, shape: tuple[int, int, int]
 ) -> tuple[BlockDefinition, ...]:
-    example = meta_tensor(1, vae.LATENT_CHANNELS, *shape, dtype=torch.float32)
+    example = meta_tensor(1, LATENT_CHANNELS, *shape, dtype=torch.float32)
     own = widths(sizes.temporal_filters, *sizes.temporal_multipliers, sizes.temporal_res_blocks, sizes.groups)
     return _chain(vae.temporal_parts(sizes), example, f"{dtype}.{'x'.join(map(str, shape))}.{own}", dtype, partition)
 
@@ -230,7 +231,7 @@ def _spatial_chain(
     sizes: VAESizes, dtype: Dtype, partition: str, shape: tuple[int, int, int]
 ) -> tuple[BlockDefinition, ...]:
     frames, height, width = shape
-    example = meta_tensor(frames, vae.LATENT_CHANNELS, height, width, dtype=TORCH_DTYPES[dtype])
+    example = meta_tensor(frames, LATENT_CHANNELS, height, width, dtype=TORCH_DTYPES[dtype])
     own = widths(*sizes.spatial_channels, sizes.spatial_layers, sizes.groups)
     return _chain(vae.spatial_parts(sizes), example, f"{dtype}.{frames}x{height}x{width}.{own}", dtype, partition)
 
@@ -270,7 +271,7 @@ def state_bytes(sizes: OpenSoraSizes, settings: VideoSettings, group: str) -> in
     latent = sizes.stdit.in_channels * frames * height * width * 4
     conditioning = (2 * sizes.stdit.max_text_tokens + 2 * 7) * sizes.stdit.hidden * 4
     video = math.prod(settings.video_shape) * 3
-    decoded = settings.frames * height * width * vae.LATENT_CHANNELS * 4
+    decoded = settings.frames * height * width * LATENT_CHANNELS * 4
     return {"text_encoder": text, "denoiser": text + 3 * latent + conditioning, "decoder": latent + decoded + video}[
         group
     ]

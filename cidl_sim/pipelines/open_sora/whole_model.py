@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import T5EncoderModel
+from torch import Tensor, nn
 
 from cidl_sim.executor.store import TOKENIZER_MODELS
+from cidl_sim.models.sizes import T5Sizes
 from cidl_sim.models.stdit3 import Geometry, STDiT3
-from cidl_sim.models.t5 import library_config
 from cidl_sim.models.vae import VideoVAE
 from cidl_sim.pipelines.checkpoint import Checkpoint
 from cidl_sim.pipelines.open_sora.prompt import encode_prompt
@@ -68,7 +67,7 @@ class WholeModel:
         self.sizes = sizes
         has_tokenizer = any((folders["t5"] / name).is_file() for name in TOKENIZER_MODELS)
         self._tokenizer = folders["t5"] if has_tokenizer else None
-        self._text_encoder = T5EncoderModel(library_config(sizes.t5))
+        self._text_encoder = _text_encoder(sizes.t5)
         self.denoiser = STDiT3(sizes.stdit, sizes.t5.d_model, Geometry((1, 2, 2), 256))
         self._vae = VideoVAE(sizes.vae)
         for part, module in (("t5", self._text_encoder), ("stdit", self.denoiser), ("vae", self._vae)):
@@ -133,3 +132,23 @@ class WholeModel:
         return [
             ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy() for video in videos
         ]
+
+
+def _text_encoder(sizes: T5Sizes) -> nn.Module:
+    """The transformers library's, not the blocks that are compared with it."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=sizes.vocabulary,
+        d_model=sizes.d_model,
+        d_kv=sizes.d_kv,
+        d_ff=sizes.d_ff,
+        num_layers=sizes.layers,
+        num_heads=sizes.heads,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        attn_implementation="eager",
+    )
+    encoder: nn.Module = T5EncoderModel(config)
+    return encoder

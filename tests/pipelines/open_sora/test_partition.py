@@ -16,7 +16,7 @@ from tests.executor.tiny_runs import SETTINGS, run_control, run_policy
     [
         # In pieces of one length: each further one is a second to measure.
         ("fp32", ("fine", "t2.d2.v9"), 16),
-        ("bf16", ("tfine.d2.v2",), 16),
+        pytest.param("bf16", ("tfine.d2.v2",), 16, marks=pytest.mark.slow),
         pytest.param("fp32", ("fine", "t2.d2.v4", "t9.d9.v9"), 17, marks=pytest.mark.slow),
         pytest.param("bf16", ("fine", "d2.v2"), 17, marks=pytest.mark.slow),
     ],

@@ -116,11 +116,16 @@ def results_of(program: RecordingProgram, block: str) -> list[Tensor]:
     return [result for name, result in program.results if name == block]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("frames", "lpl", "tdtm"),
-    [(17, "off", 0), (17, "off", 3), (20, "1", 1)],
-    ids=["plain", "merged throughout", "a rest of frames, a leap, merged first"],
+    ("dtype", "frames", "lpl", "tdtm"),
+    [
+        pytest.param("fp32", 17, "off", 0, id="fp32, plain"),
+        pytest.param("fp32", 17, "off", 3, id="fp32, merged throughout"),
+        pytest.param("fp32", 20, "1", 1, id="fp32, a rest of frames, a leap, merged first"),
+        pytest.param("bf16", 17, "off", 0, id="bf16, plain", marks=pytest.mark.slow),
+        pytest.param("bf16", 17, "off", 3, id="bf16, merged throughout", marks=pytest.mark.slow),
+        pytest.param("bf16", 20, "1", 1, id="bf16, a rest of frames, a leap, merged first"),
+    ],
 )
 def test_streaming_is_the_whole_model(tiny_store, bf16_store, dtype: Dtype, frames, lpl, tdtm):
     settings = VideoSettings(height=32, width=32, frames=frames, steps=3, lpl=lpl, tdtm=tdtm, dtype=dtype)

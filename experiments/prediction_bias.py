@@ -210,7 +210,7 @@ def draw(found: Sequence[Round], path: Path) -> None:
     below.bar(places + 0.2, [100 * r.error for r in runs], 0.4, label="with what the runs before taught")
     below.axhline(0, color="black", linewidth=0.8)
     below.set_ylabel("off by (%)")
-    below.legend()
+    below.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     below.set_xticks(places, [r.policy for r in runs], rotation=60, ha="right", fontsize=8)
     for border in range(len(POLICIES), len(runs), len(POLICIES)):
         for axis in (above, below):

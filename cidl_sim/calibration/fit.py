@@ -29,11 +29,15 @@ Key = tuple[str, bool]  # a kind, or one kind of several that read the same file
 
 @dataclass(frozen=True)
 class Seen:
-    """A run: its workload and trace, and by how much its rates count for those that are expected next."""
+    """A run: its workload and trace, and by how much its rates count for those that are expected next.
+
+    `unsettled`: visits that say nothing, since what they share the machine with had just changed.
+    """
 
     workload: Workload
     trace: Trace
     weight: float = 1.0
+    unsettled: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class _Fitting:
         found: dict[Operation, tuple[list[CostSample], list[int]]] = {"load": ([], []), "execute": ([], [])}
         for seen, cut in zip(self._runs, self._stretches, strict=True):
             for sample in samples_of(seen.trace, self._conditions):
+                if sample.visit in seen.unsettled:
+                    continue
                 samples, stretches = found[sample.operation]
                 samples.append(sample)
                 stretches.append(cut.stretch_at(cut.starts_s[sample.operation, sample.visit]))

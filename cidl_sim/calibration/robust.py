@@ -22,7 +22,7 @@ Numbers = NDArray[np.int64]
 
 # Neighbours: at most so many samples of the same key apart, one of them under overlap for so much of its time, the
 # other for at most half as long: that one of two takes longer, and is overlapped for longer, says nothing.
-_NEIGHBOURS, _PIECE = 48, 32
+_NEIGHBOURS, _PIECE = 128, 32
 # A few odd samples have many neighbours: so many different ones need more overlap than others, and so many less.
 _LEAST_SAMPLES = 8
 # Fewer pieces than this say nothing of how much they differ.

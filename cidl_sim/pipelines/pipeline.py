@@ -180,8 +180,8 @@ class Pipeline(ABC):
         """Settings of one prompt under which every kind of block occurs, whatever technique `settings` leave out."""
         return settings.model_copy(update={"prompts": 1})
 
-    def calibrating(self, settings: Any) -> Any:
-        """Settings of a short run that measures the blocks of `settings`."""
+    def calibrating(self, settings: Any, *, longer: bool = False) -> Any:
+        """Settings of a short run that measures the blocks of `settings`; `longer`: twice as many steps."""
         return settings.model_copy(update={"prompts": 1})
 
     def validating(self, settings: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cidl_sim.calibration.fit import Seen, fit_machine
-from cidl_sim.calibration.microbenchmark import ALTERNATING, PURPOSES, RETAINED, alternating
+from cidl_sim.calibration.microbenchmark import ALTERNATING, PURPOSES, RETAINED, alternating, unsettled, visits_in_a_row
 from cidl_sim.calibration.prediction import learned_from_traces
 from cidl_sim.calibration.profile import BASELINE_MARGIN_BYTES, RECENT, Observation, fit_device, learned
 from cidl_sim.calibration.robust import lost_to_overlap
@@ -36,7 +36,7 @@ def workload() -> Workload:
 
 def plan_of(purpose: str, device: DeviceProfile) -> Plan:
     if purpose == ALTERNATING:
-        return alternating(workload(), with_value(device, "memory_limit_bytes", 45))
+        return alternating(workload(), with_value(device, "memory_limit_bytes", 45), visits_in_a_row(workload()))
     return make_plan(purpose, workload(), device)
 
 
@@ -372,3 +372,23 @@ def test_recorded_runs_teach_only_the_number_of_threads_that_they_computed_with(
         assert now == pytest.approx(was, rel=1e-6)
     with pytest.raises(DeviceError, match="not measured with 3 compute threads"):
         learned_from_traces(before, [recorded(QUICK, 3)], workload())
+
+
+def test_the_first_second_of_each_row_but_the_first_says_nothing():
+    device = DeviceProfile(
+        name="d",
+        memory_limit_bytes=10**6,
+        loader=Loader(bandwidth_bytes_per_s=1e6),
+        executor=Executor(flops_per_s=90.0),
+    )
+    # A visit takes 0.22 s, so a row of 30 lasts seven seconds and one of 8 two.
+    trace = simulate(workload(), device, alternating(workload(), with_value(device, "memory_limit_bytes", 45), 30))
+    assert unsettled(trace, 30) == frozenset(visit for first in (30, 60, 90) for visit in range(first, first + 5))
+    assert unsettled(trace, 8) == frozenset(visit for first in range(8, 120, 8) for visit in range(first, first + 4))
+    assert unsettled(trace, 0) == frozenset()
+
+
+def test_what_had_just_changed_is_left_out():
+    run = seen(QUICK, ALTERNATING)
+    assert fit_machine([run]).samples == {"k0": 60, "k1": 60}
+    assert fit_machine([Seen(run.workload, run.trace, unsettled=frozenset(range(10)))]).samples == {"k0": 55, "k1": 55}

@@ -145,10 +145,11 @@ class OpenSora(Pipeline):
         """One step with merged tokens and one without: the number of steps makes no difference to a block."""
         return settings.model_copy(update={"steps": 2, "tdtm": 1, "lpl": "off", "prompts": 1})
 
-    def calibrating(self, settings: VideoSettings) -> VideoSettings:
-        """A few steps, half of them with merged tokens where `settings` merge any."""
-        merged = CALIBRATION_STEPS // 2 if settings.tdtm else 0
-        return settings.model_copy(update={"steps": CALIBRATION_STEPS, "lpl": "off", "tdtm": merged, "prompts": 1})
+    def calibrating(self, settings: VideoSettings, *, longer: bool = False) -> VideoSettings:
+        """A few steps, half of them with merged tokens where `settings` merge any; `longer`: twice as many."""
+        steps = CALIBRATION_STEPS * (2 if longer else 1)
+        merged = steps // 2 if settings.tdtm else 0
+        return settings.model_copy(update={"steps": steps, "lpl": "off", "tdtm": merged, "prompts": 1})
 
     def validating(self, settings: VideoSettings) -> list[VideoSettings]:
         """Other sizes, with and without LPL and TDTM, fewer steps.

@@ -16,6 +16,7 @@ EXTRAS = {
             "safetensors",
             "sentencepiece",
             "skimage",
+            "tokenizers",
             "torch",
             "transformers",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -61,12 +62,22 @@ def read_text(path: Path, error: type[InputError]) -> str:
         raise error(f"{path}: cannot be read ({reason})") from None
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def read_json(path: Path, error: type[InputError]) -> Any:
     """The JSON document in `path`, or `error` with a line that names it."""
+    text = read_text(path, error)
     try:
-        return json.loads(read_text(path, error))
+        document = json.loads(text)
+        if _SURROGATE.search(text):
+            # Half of a pair is no text: it could neither name a file nor be written out again.
+            json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise error(f"{path}: not JSON (half of a pair of surrogates)") from None
     except (json.JSONDecodeError, RecursionError) as problem:
         raise error(f"{path}: not JSON ({problem})") from None
+    return document
 
 
 def cache_folder() -> Path:

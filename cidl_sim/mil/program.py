@@ -185,6 +185,8 @@ def _program_of(path: Path, model: Any, reader: _Reader) -> SavedProgram:
         whole = _joined(stages, tuple(output.name for output in model.description.output))
         return SavedProgram(path, {"main": whole}, "main")
     functions = reader.functions(model)
+    if not functions:
+        raise PackageError(f"{path}: its program has no function")
     default = model.description.defaultFunctionName or "main"
     if default not in functions:
         default = next(iter(functions))

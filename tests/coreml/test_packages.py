@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coremltools.proto import Model_pb2
 from torch import Tensor, nn
 
 from cidl_sim.core.errors import PackageError
@@ -275,6 +276,11 @@ def test_what_is_no_package_or_a_damaged_one_is_said_in_one_line(plain: Path, tm
     (tmp_path / "Data").mkdir()
     (tmp_path / "Data" / "model.mlmodel").write_bytes(b"\xff\xff\xff")
     with pytest.raises(PackageError, match=r"model\.mlmodel: cannot be read as a Core ML model"):
+        load_package(tmp_path)
+    model = Model_pb2.Model(specificationVersion=9)
+    model.mlProgram.version = 1
+    (tmp_path / "Data" / "model.mlmodel").write_bytes(model.SerializeToString())
+    with pytest.raises(PackageError, match="its program has no function"):
         load_package(tmp_path)
 
 

@@ -215,9 +215,10 @@ def test_an_unknown_format_version_is_named_by_file_and_field(tmp_path):
         BlockStore.open(tmp_path)
 
 
-def test_an_index_that_is_not_json_is_named(tmp_path):
+@pytest.mark.parametrize("text", ["{", '{"blocks": {"x": {"file": "\\ud800"}}}'])
+def test_an_index_that_is_not_json_is_named(tmp_path, text):
     write(tmp_path)
-    (tmp_path / "store.json").write_text("{")
+    (tmp_path / "store.json").write_text(text)
     with pytest.raises(StoreError, match=rf"{tmp_path / 'store.json'}: not JSON"):
         BlockStore.open(tmp_path)
 

@@ -141,11 +141,26 @@ def encode_prompt(prompt: str, length: int, tokenizer: Path | None = None) -> To
 
 
 def _library_tokens(text: str, length: int, folder: Path) -> Tokens:
-    from transformers import AutoTokenizer
-
+    """By the tokenizer's own library: transformers would take a run's process 120 MB to call it."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as problem:
+        ids, pad = _ids_and_pad(text, length, folder)
+    except Exception as problem:
         raise PromptError(f"{folder}: no tokenizer can be read ({str(problem).splitlines()[0]})") from None
-    made = tokenizer(text, max_length=length, padding="max_length", truncation=True, return_tensors="pt")
-    return made["input_ids"], made["attention_mask"]
+    rest = length - len(ids)
+    return torch.tensor([ids + [pad] * rest]), torch.tensor([[1] * len(ids) + [0] * rest])
+
+
+def _ids_and_pad(text: str, length: int, folder: Path) -> tuple[list[int], int]:
+    """Ids of at most `length` tokens, the last of which ends the text, and the id of padding."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        import tokenizers
+
+        whole = tokenizers.Tokenizer.from_file(str(file))
+        whole.no_padding()
+        whole.enable_truncation(length)
+        return whole.encode(text).ids, whole.token_to_id("<pad>") or 0
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    return [*pieces.encode(text)[: length - 1], pieces.eos_id()], max(pieces.pad_id(), 0)

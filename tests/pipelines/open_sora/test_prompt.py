@@ -10,6 +10,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cidl_sim.pipelines.open_sora.pretrained import pretrained_folders
 from cidl_sim.pipelines.open_sora.prompt import (
     END,
     OFFSET,
@@ -140,6 +141,27 @@ def test_a_folder_with_a_sentencepiece_model_is_read(tmp_path):
     ids, mask = encode_prompt("a red ball", 40, tmp_path)
     library = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
     assert ids[0, : int(mask.sum())].tolist() == [*library.encode(prepared_prompt("a red ball")), 1]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red circle moves left",
+        "A \u00dcn\u00efcode \u2013 \u201ctext\u201d \u65e5\u672c \U0001f388",
+        "the </s> end <pad>",
+        "x" * 900,
+    ],
+)
+def test_tokens_are_those_of_the_transformers_library(prompt):
+    from transformers import AutoTokenizer
+
+    folder = pretrained_folders()["t5"]
+    library = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    text = prepared_prompt(prompt)
+    expected = library(text, max_length=40, padding="max_length", truncation=True, return_tensors="pt")
+    ids, mask = encode_prompt(prompt, 40, folder)
+    assert ids.tolist() == expected["input_ids"].tolist()
+    assert mask.tolist() == expected["attention_mask"].tolist()
 
 
 def test_longer_prompts_are_cut_by_the_checkpoints_tokenizer(tokenizer):

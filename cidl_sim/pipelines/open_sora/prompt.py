@@ -141,11 +141,15 @@ def encode_prompt(prompt: str, length: int, tokenizer: Path | None = None) -> To
 
 
 def _library_tokens(text: str, length: int, folder: Path) -> Tokens:
-    """By the tokenizer's own library: transformers would take a run's process 120 MB to call it."""
+    """By the tokenizer's own library: transformers would take a part of the run's memory to call it."""
     try:
         ids, pad = _ids_and_pad(text, length, folder)
+    except ModuleNotFoundError:
+        raise
     except Exception as problem:
-        raise PromptError(f"{folder}: no tokenizer can be read ({str(problem).splitlines()[0]})") from None
+        # Both libraries raise bare ones, some of them without a word.
+        said = (str(problem) or type(problem).__name__).splitlines()[0]
+        raise PromptError(f"{folder}: no tokenizer can be read ({said})") from None
     rest = length - len(ids)
     return torch.tensor([ids + [pad] * rest]), torch.tensor([[1] * len(ids) + [0] * rest])
 
@@ -163,4 +167,6 @@ def _ids_and_pad(text: str, length: int, folder: Path) -> tuple[list[int], int]:
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    if pieces.eos_id() < 0:
+        raise ValueError("it has no token that ends a text")
     return [*pieces.encode(text)[: length - 1], pieces.eos_id()], max(pieces.pad_id(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,16 @@ def test_longer_prompts_are_cut_by_the_checkpoints_tokenizer(tokenizer):
     assert mask.all()
 
 
-def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{")
+@pytest.mark.parametrize(("name", "content"), [("tokenizer.json", b"{"), ("spiece.model", b""), ("spiece.model", b"x")])
+def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(PromptError, match="no tokenizer can be read"):
+        encode_prompt("ball", 8, tmp_path)
+
+
+@pytest.mark.parametrize(("library", "file"), [("tokenizers", "tokenizer.json"), ("sentencepiece", "spiece.model")])
+def test_a_library_that_is_missing_is_no_fault_of_the_tokenizer(tmp_path, monkeypatch, library, file):
+    (tmp_path / file).write_bytes(b"")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ModuleNotFoundError, match=library):
         encode_prompt("ball", 8, tmp_path)

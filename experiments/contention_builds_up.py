@@ -5,7 +5,7 @@
 One run of the small model in plans that differ in nothing but the gates of their loads: all alone (`sequential`), all
 beside an execution (`next_block`), and in rows, so many loads alone and as many beside an execution in turn, as a
 calibration makes them. The plans take turns in random order. Writes experiments/results/contention_builds_up.md and
-.png; the store (0.7 GB) goes to a temporary folder. Five minutes on 2 quiet cores.
+.png; the store (0.7 GB) goes to a temporary folder. Ten minutes on 2 quiet cores.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ def test_a_part_of_a_library_is_of_its_extra():
 
 
 def test_a_run_imports_no_model_library():
-    # They would take 170 MB of the limit that the run is under, and six seconds.
+    # They would take memory of the limit that the run is under, and seconds (experiments/startup.py).
     code = (
         "import sys, cidl_sim.worker.child, cidl_sim.pipelines.open_sora.program; "
         "from cidl_sim.pipelines.model_store import distinct_blocks; "

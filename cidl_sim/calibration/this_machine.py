@@ -53,7 +53,7 @@ class Calibration:
 
     def runs(self) -> Iterator[None]:
         """The runs of a round, one at each step: each with every number of threads, one after another."""
-        # Of a store that was just built the disk may still be writing a part, and a load would wait for it.
+        # Of a store that was just built the disk may still be writing a part, beside the loads that are measured.
         os.sync()
         for store, settings in self._targets:
             for purpose in PURPOSES:

@@ -1,8 +1,8 @@
 """The image autoencoder of latent diffusion models (arXiv 2112.10752), with the published state-dict keys.
 
 Eight pixels a side become one latent. The diffusers library has it too, and the tests hold both halves against it bit
-for bit; but importing it takes a run's process 170 MB and six seconds, memory that a plan under a limit would rather
-give to blocks.
+for bit; but importing it takes a run's process seconds, and memory that a plan under a limit would rather give to
+blocks (experiments/results/startup.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The relative position bias belongs to the first block: it computes the bias once and hands it on. The transformers
 library has this encoder too, and the tests hold every block against it bit for bit; but importing it takes a run's
-process 170 MB and six seconds, memory that a plan under a limit would rather give to blocks.
+process seconds, and memory that a plan under a limit would rather give to blocks (experiments/results/startup.md).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from cidl_sim.core.errors import CidlError
 from cidl_sim.core.files import cache_folder, sha256_of, write_text
 from cidl_sim.core.workload import Workload
 
-LIBRARIES = ("torch", "transformers", "diffusers")
+LIBRARIES = ("torch",)
 MOST_FILES = 300  # of some 20 kB; beyond it those go that were read the longest time ago
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("blocks", "core", "models", "pipelines", "sampling")

@@ -181,7 +181,7 @@ class Pipeline(ABC):
         return settings.model_copy(update={"prompts": 1})
 
     def calibrating(self, settings: Any, *, longer: bool = False) -> Any:
-        """Settings of a short run that measures the blocks of `settings`; `longer`: twice as many steps."""
+        """Settings of a short run that measures the blocks of `settings`; `longer`: twice as many steps, if any."""
         return settings.model_copy(update={"prompts": 1})
 
     def validating(self, settings: Any) -> list[Any]:

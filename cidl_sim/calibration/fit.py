@@ -136,7 +136,7 @@ class _Fitting:
     def _table(self, operation: Operation, samples: list[CostSample], stretches: list[int]) -> _Table:
         groups = self._group_of if operation == "load" else {}
         keys = [(groups.get(s.kind, s.kind), s.cold) for s in samples]
-        return _Table(samples, stretches, keys, self._prior_costs(operation), len(self._weights) - 1)
+        return _Table(samples, stretches, keys, self._prior_costs(operation))
 
     def _prior_costs(self, operation: Operation) -> dict[Key, float]:
         found: dict[Key, float] = {}
@@ -198,9 +198,8 @@ class _Table:
         stretches: Sequence[int],
         keys: Sequence[Key],
         prior: dict[Key, float],
-        prior_stretch: int,
     ) -> None:
-        """`prior`: costs from before, as what one more stretch showed."""
+        """`prior`: costs from before."""
         self.samples = samples
         self.keys = {key: i for i, key in enumerate(dict.fromkeys([*keys, *prior]))}
         self.key: Numbers = np.array([self.keys[key] for key in keys], int)
@@ -210,7 +209,7 @@ class _Table:
         self._exposed: Floats = np.array([s.exposed_s for s in samples], float)
         self._gap: Floats = np.array([s.gap_s for s in samples], float)
         self._fresh: Floats = np.array([s.fresh_bytes for s in samples], float)
-        self._prior, self._prior_stretch = prior, prior_stretch
+        self._prior = prior
         self._warm_of = {
             i: self.keys[g, False] for (g, cold), i in self.keys.items() if cold and (g, False) in self.keys
         }
@@ -243,16 +242,11 @@ class _Table:
 
     def _fit(self, lost: float, weights: Sequence[float], without: Collection[int] = ()) -> Fit:
         use = (self._fresh == 0) | self._only_fresh
-        prior = {self.keys[key]: cost_s for key, cost_s in self._prior.items() if self.keys[key] not in without}
-        known = list(prior)
-        return fit_costs(
-            np.concatenate([self.alone(lost)[use], list(prior.values())]),
-            np.concatenate([self.key[use], np.array(known, int)]),
-            np.concatenate([self.stretch[use], np.full(len(known), self._prior_stretch)]),
-            weights,
-            len(self.keys),
-            prior=self._prior_stretch,
-        )
+        prior = np.full(len(self.keys), np.nan)
+        for key, cost_s in self._prior.items():
+            if self.keys[key] not in without:
+                prior[self.keys[key]] = cost_s
+        return fit_costs(self.alone(lost)[use], self.key[use], self.stretch[use], weights, prior)
 
     def first_touch(self, lost: float, fit: Fit, rate: float | None) -> float | None:
         """Bytes a second at which memory is touched first: the median, by bytes, over loads that did.

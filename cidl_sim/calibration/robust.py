@@ -10,6 +10,7 @@ other side worked beside one and not beside the other, so that what drifts betwe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -128,15 +129,14 @@ def lost_to_overlap(
     return Interval(value, min(low, value), max(high, value))
 
 
-def fit_costs(
-    seconds: Floats, key: Numbers, stretch: Numbers, weights: Sequence[float], keys: int, *, prior: int | None = None
-) -> Fit:
-    """Costs and rates of samples that are free of overlap.
+def fit_costs(seconds: Floats, key: Numbers, stretch: Numbers, weights: Sequence[float], prior: Floats) -> Fit:
+    """Costs and rates of samples that are free of overlap, and of what was known before.
 
-    `weights`, one for each stretch: by how much it counts for the rate that is expected next. `prior`: the stretch
-    that is no run but what was known before; it says nothing about noise and drift.
+    `weights`, one for each stretch and a last one for what was known: by how much it counts for the rate that is
+    expected next, and what was known before for what a key costs beside the others. `prior`: by key the cost known
+    before, NaN of an unknown one.
     """
-    stretches = len(weights)
+    keys, stretches = len(prior), len(weights)
     use = seconds > 0
     seconds, key, stretch = seconds[use], key[use], stretch[use]
     logs = np.log(seconds)
@@ -149,23 +149,42 @@ def fit_costs(
         known = np.nan_to_num(rates)
         if np.allclose(known, before, rtol=0, atol=1e-10):
             break
-    weight = np.where(np.isnan(rates), 0.0, np.asarray(weights, float))
-    # The next run takes the mean of such rates, not their geometric mean.
-    expected = float(np.log((weight * np.exp(known)).sum() / weight.sum())) if weight.sum() > 0 else 0.0
     residual = logs - costs[key] - known[stretch]
-    costs, known = costs + expected, known - expected
-    own = np.ones(len(logs), bool) if prior is None else stretch != prior
     usual = np.exp(logs - residual)
     # Medians leave out how much longer the long ones are; a run takes their sum.
-    mean = np.minimum(seconds, _HICCUP * usual)[own].sum() / usual[own].sum() if own.any() else 1.0
-    runs = np.array([s != prior and not np.isnan(rates[s]) for s in range(stretches)], bool)
+    mean = np.minimum(seconds, _HICCUP * usual).sum() / usual.sum() if len(seconds) else 1.0
+    costs = costs + math.log(mean)
+    rates[-1] = _rate_before(costs, key, prior)
+    known[-1] = np.nan_to_num(rates[-1])
+    before_costs = np.log(prior) - known[-1]
+    costs = np.where(np.isnan(before_costs), costs, _mix(before_costs, costs, 1 - weights[-1] / sum(weights)))
+    weight = np.where(np.isnan(rates), 0.0, np.asarray(weights, float))
+    # The next run takes the mean of such rates, not their geometric mean.
+    expected = math.log((weight * np.exp(known)).sum() / weight.sum()) if weight.sum() > 0 else 0.0
+    known = known - expected
+    seen = ~np.isnan(rates[:-1])
+    runs = known[:-1][seen]
     return Fit(
-        np.exp(costs) * mean,
+        np.exp(costs + expected),
         np.exp(np.where(np.isnan(rates), np.nan, known)),
-        _spread(residual[own]),
-        _expected_drift(known[runs]),
-        _change(known[runs] if prior is None or np.isnan(rates[prior]) else np.append(known[prior], known[runs])),
+        _spread(residual),
+        _expected_drift(runs),
+        _change(runs if np.isnan(rates[-1]) else np.append(known[-1], runs)),
     )
+
+
+def _rate_before(costs: Floats, key: Numbers, prior: Floats) -> float:
+    """The logarithm of how long what was seen would have taken before, over what it takes at rate 1.
+
+    A ratio of sums: what takes a run's time decides, not how many kinds there are. NaN without a common key.
+    """
+    common = key[~np.isnan(prior[key])]
+    return math.log(prior[common].sum() / np.exp(costs[common]).sum()) if len(common) else math.nan
+
+
+def _mix(before: Floats, now: Floats, share: float) -> Floats:
+    """Both, by their share; what is known of one alone where there is no other."""
+    return np.where(np.isnan(now), before, (1 - share) * before + share * now)
 
 
 def _change(logs: Floats) -> float:

@@ -1,6 +1,7 @@
 """Workloads that an earlier command measured: torch and the networks' libraries take seconds to import.
 
 A workload is known by all that it follows from: settings and sizes, this package's sources, the libraries' versions.
+Its file begins with a line that is the SHA-256 of the rest: what was edited or damaged since is measured again.
 """
 
 from __future__ import annotations
@@ -32,17 +33,30 @@ def kept_or_made(follows_from: dict[str, Any], make: Callable[[], Workload]) -> 
     made_by = _made_by()
     if made_by is None:
         return make()
-    file = cache_folder() / "workloads" / f"{sha256_of({**follows_from, **made_by})}.json"
+    file = cache_folder() / "workloads" / f"{sha256_of({**follows_from, **made_by})}.jsonl"
     with suppress(OSError, ValueError):
-        kept = Workload.model_validate_json(file.read_text(encoding="utf-8"))
+        kept = _read(file)
         with suppress(OSError):
             os.utime(file)
         return kept
     made = make()
     with suppress(CidlError, OSError):
-        write_text(file, made.model_dump_json())
+        text = made.model_dump_json()
+        write_text(file, f"{_digest(text)}\n{text}")
         _keep_the_latest(file.parent)
     return made
+
+
+def _read(file: Path) -> Workload:
+    """The workload in `file`; ValueError if it is not as it was written."""
+    digest, _, text = file.read_text(encoding="utf-8").partition("\n")
+    if digest != _digest(text):
+        raise ValueError(f"{file}: changed since it was written")
+    return Workload.model_validate_json(text)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
@@ -60,6 +74,6 @@ def _made_by() -> dict[str, str] | None:
 
 
 def _keep_the_latest(folder: Path) -> None:
-    files = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime)
+    files = sorted(folder.glob("*.json*"), key=lambda file: file.stat().st_mtime)
     for file in files[:-MOST_FILES]:
         file.unlink(missing_ok=True)

@@ -324,6 +324,35 @@ def test_a_kind_that_only_runs_had_is_added():
     assert after.measured["k1"].weight_bytes == 20
 
 
+def test_many_rare_kinds_that_changed_leave_the_cost_of_the_one_that_takes_the_time():
+    rare = [Block(name=f"r{i}", kind=f"r{i}", weight_bytes=1, flops=2) for i in range(9)]
+    often = Block(name="often", kind="often", weight_bytes=100, flops=200)
+    rounds = Workload(
+        name="w", stages=[Stage(name="a", rounds=1, blocks=rare), Stage(name="b", rounds=30, blocks=[often])]
+    )
+    trace = simulate(rounds, QUICK, make_plan("sequential", rounds, QUICK))
+    header = trace.header.model_copy(update={"machine": MACHINE, "date": "2026-01-01", "versions": {}})
+    run = Seen(rounds, trace.model_copy(update={"header": header}))
+    known_before = {block.kind: Measured(load_s=0.2, exec_s=0.4) for block in rare}
+    before = QUICK.model_copy(update={"measured": {**known_before, "often": Measured(load_s=10.0, exec_s=20.0)}})
+    after = learned(before, [run])
+    assert after.measured["often"].exec_s == pytest.approx(20.0, rel=0.01)
+    assert after.measured["often"].load_s == pytest.approx(10.0, rel=0.01)
+    assert all(0.2 <= after.measured[block.kind].exec_s <= 0.4 for block in rare)
+
+
+def test_the_same_skewed_runs_again_and_again_teach_nothing_more():
+    noisy = with_value(QUICK, "noise.execute", 0.4)
+    runs = [seen(noisy, "sequential", seed) for seed in range(4)]
+    took_s = np.mean([sum(span.end_s - span.start_s for span in run.trace.of("execute")) for run in runs])
+    device, found = known(), []
+    for _ in range(8):
+        device = learned(device, runs)
+        found.append(sum(device.measured[visit.block.kind].exec_s for visit in workload().visits))
+    assert found[-1] == pytest.approx(took_s, rel=0.08)
+    assert found[-1] == pytest.approx(found[2], rel=0.01)
+
+
 def test_contention_that_a_run_does_not_show_stays_as_it_was():
     before = with_value(known(), "loader.slowdown_while_executing", 1.7)
     after = learned(before, [seen(QUICK, "sequential")])

@@ -12,6 +12,7 @@ from cidl_sim.models.vae import VideoVAE
 from cidl_sim.pipelines.model_store import distinct_blocks
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, OPENSORA_V1_2, OpenSoraSizes, VideoSettings
 from cidl_sim.pipelines.open_sora.stages import geometry_of
+from cidl_sim.pipelines.open_sora.whole_model import library_text_encoder
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -43,20 +44,8 @@ def test_the_blocks_of_the_denoiser_are_the_whole_network(sizes, partition):
 
 @pytest.mark.parametrize("partition", ["reference", "fine"])
 def test_the_blocks_of_the_text_encoder_are_the_librarys(partition):
-    from transformers import T5Config, T5EncoderModel
-
-    sizes = OPENSORA_V1_2.t5
-    config = T5Config(
-        vocab_size=sizes.vocabulary,
-        d_model=sizes.d_model,
-        d_kv=sizes.d_kv,
-        d_ff=sizes.d_ff,
-        num_layers=sizes.layers,
-        num_heads=sizes.heads,
-        feed_forward_proj="gated-gelu",
-    )
     with torch.device("meta"):
-        whole = shapes_of(T5EncoderModel(config))
+        whole = shapes_of(library_text_encoder(OPENSORA_V1_2.t5))
     whole.pop("encoder.embed_tokens.weight", None)  # the same table as shared.weight
     assert block_shapes(OPENSORA_V1_2, "t5", partition) == whole
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,32 +19,16 @@ from cidl_sim.models.t5 import (
     T5LaterBlock,
     additive_mask,
 )
-
-if TYPE_CHECKING:
-    from transformers import T5EncoderModel
+from cidl_sim.pipelines.open_sora.whole_model import library_text_encoder
 
 SIZES = T5Sizes(layers=3, d_model=32, d_ff=48, heads=4, d_kv=16, vocabulary=100)
 TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def whole() -> T5EncoderModel:
-    from transformers import T5Config, T5EncoderModel
-
+def whole() -> nn.Module:
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=SIZES.vocabulary,
-        d_model=SIZES.d_model,
-        d_kv=SIZES.d_kv,
-        d_ff=SIZES.d_ff,
-        num_layers=SIZES.layers,
-        num_heads=SIZES.heads,
-        feed_forward_proj="gated-gelu",
-        is_encoder_decoder=False,
-        dropout_rate=0.0,
-        attn_implementation="eager",
-    )
-    model = T5EncoderModel(config).eval()
+    model = library_text_encoder(SIZES).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             nn.init.uniform_(parameter, 0.5, 1.5)
@@ -56,14 +39,14 @@ def whole() -> T5EncoderModel:
     return model
 
 
-def filled(module: nn.Module, whole: T5EncoderModel, ours: str, theirs: str) -> nn.Module:
+def filled(module: nn.Module, whole: nn.Module, ours: str, theirs: str) -> nn.Module:
     """`module` with the whole model's weights; what begins with `ours` is called `theirs` there."""
     state = whole.state_dict()
     module.load_state_dict({name: state[name.replace(ours, theirs, 1)] for name in module.state_dict()})
     return module.eval()
 
 
-def chained(whole: T5EncoderModel, ids: Tensor, token_mask: Tensor) -> Tensor:
+def chained(whole: nn.Module, ids: Tensor, token_mask: Tensor) -> Tensor:
     mask = additive_mask(token_mask, torch.float32)
     with torch.no_grad():
         hidden = filled(T5Embedding(SIZES), whole, "shared", "shared")(ids)

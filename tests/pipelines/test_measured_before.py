@@ -58,7 +58,19 @@ def test_a_file_that_cannot_be_read_is_made_again(content, cache):
     (file,) = cache.iterdir()
     file.write_text(content)
     assert len(kept_or_made(FOLLOWS, lambda: uniform_workload(2, 1)).visits) == 2
-    assert Workload.model_validate_json(file.read_text()) == uniform_workload(2, 1)
+    assert kept_or_made(FOLLOWS, lambda: uniform_workload(3, 1)) == uniform_workload(2, 1)
+
+
+def test_a_file_that_was_edited_is_not_believed(cache):
+    workload = uniform_workload(1, 1)
+    kept_or_made(FOLLOWS, lambda: workload)
+    (file,) = cache.iterdir()
+    size = f'"weight_bytes":{workload.visits[0].block.weight_bytes}'
+    edited = file.read_text().replace(size, '"weight_bytes":7')
+    assert edited != file.read_text()
+    file.write_text(edited)
+    assert kept_or_made(FOLLOWS, lambda: workload) == workload
+    assert kept_or_made(FOLLOWS, lambda: uniform_workload(2, 1)) == workload
 
 
 def test_a_cache_that_cannot_be_written_takes_nothing_away(cache):

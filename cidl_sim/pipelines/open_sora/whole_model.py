@@ -67,7 +67,7 @@ class WholeModel:
         self.sizes = sizes
         has_tokenizer = any((folders["t5"] / name).is_file() for name in TOKENIZER_MODELS)
         self._tokenizer = folders["t5"] if has_tokenizer else None
-        self._text_encoder = _text_encoder(sizes.t5)
+        self._text_encoder = library_text_encoder(sizes.t5)
         self.denoiser = STDiT3(sizes.stdit, sizes.t5.d_model, Geometry((1, 2, 2), 256))
         self._vae = VideoVAE(sizes.vae)
         for part, module in (("t5", self._text_encoder), ("stdit", self.denoiser), ("vae", self._vae)):
@@ -134,7 +134,7 @@ class WholeModel:
         ]
 
 
-def _text_encoder(sizes: T5Sizes) -> nn.Module:
+def library_text_encoder(sizes: T5Sizes) -> nn.Module:
     """The transformers library's, not the blocks that are compared with it."""
     from transformers import T5Config, T5EncoderModel
 

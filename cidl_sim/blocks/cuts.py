@@ -1,25 +1,29 @@
 """Where a model is cut into blocks: the grammar of a partition's name, and the cuts that a planner may choose among.
 
-Every group of stages (text encoder, denoiser, decoder) may be cut in its own way. No torch.
+Every group of stages (text encoder, denoiser, decoder) may be cut in its own way: so many blocks of the reference as
+one, each in halves, or all of them in so many chunks of about equal weights. No torch.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from cidl_sim.core.workload import Block, Stage, Workload, joined_kind
 
 Dtype = Literal["fp32", "bf16", "fp16"]
-Cuts = dict[str, int]  # by group: this many blocks as one, or HALVES
+Cuts = dict[str, int]  # by group: this many blocks as one, HALVES, or minus the number of chunks
 
 HALVES = 0
+WHOLE = -1
 AS_GIVEN = "as given"
 # This many of the reference's blocks as one; beyond, few cuts fit beside a workspace.
 JOINED = (2, 4)
+CHUNKS = 2
+_WORDS = {"fine": HALVES, "whole": WHOLE}
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,26 @@ class CutGrammar:
     """How the partitions of a family are written.
 
     `letters`: the letter of each group, in order. `halved`: the letters of the groups whose blocks can also be cut into
-    halves. "reference": 1 everywhere. "fine": halves wherever there are any. With letters t, d and v: "t2.d4.v3",
-    "tfine.d2", "d4": 2 blocks as one in t's group, 4 in d's, 3 in v's; what is not named is 1.
+    halves. `chunked`: those of groups whose blocks can all be one, or a few chunks. "reference": 1 everywhere. "fine":
+    halves wherever there are any. `names`: what other words stand for. With letters t, d and v: "t2.d4.v3",
+    "tfine.d2", "dchunks2.vwhole": 2 blocks as one in t's group, 4 in d's, 3 in v's; what is not named is 1.
     """
 
     letters: Mapping[str, str]
     halved: str = ""
+    chunked: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        parts = (
-            rf"(?:{letter}(?P<{letter}>{'fine|' if letter in self.halved else ''}[1-9]\d?))?" for letter in self.letters
-        )
+        parts = (f"(?:{letter}(?P<{letter}>{self.values(letter)}))?" for letter in self.letters)
         return re.compile(r"\.?".join(parts))
+
+    def values(self, letter: str) -> str:
+        """How a group may be cut, as a regular expression."""
+        fine = "fine|" if letter in self.halved else ""
+        chunked = "whole|chunks[2-9]|" if letter in self.chunked else ""
+        return rf"{fine}{chunked}[1-9]\d?"
 
     @property
     def fine(self) -> str:
@@ -52,37 +63,51 @@ class CutGrammar:
         ValueError for what is no partition.
         """
         every = ".".join(f"{letter}1" for letter in self.letters)
-        named = {"reference": every, "fine": self.fine}.get(partition, partition)
+        named = {"reference": every, "fine": self.fine, **self.names}.get(partition, partition)
         match = self._pattern.fullmatch(named)
         if not named and partition != "reference":
             match = None  # a family that is not cut
         if match is None or ".".join(f"{k}{v}" for k, v in match.groupdict().items() if v) != named:
             example = ".".join(f"{letter}{count}" for letter, count in zip(self.letters, (2, 4, 2), strict=False))
-            fine = ", fine" if self.fine else ""
+            fine = "".join(f", {name}" for name in (*(["fine"] if self.fine else []), *self.names))
             cuts = f", or cuts by group such as {example}" if example else ""
             raise ValueError(f"{partition!r} is no partition: write reference{fine}{cuts}")
         values = {group: match[letter] or "1" for letter, group in self.letters.items()}
-        return {group: HALVES if value == "fine" else int(value) for group, value in values.items()}
+        return {group: _count(value) for group, value in values.items()}
 
     def partition_name(self, cuts: Mapping[str, int]) -> str:
         """The one name of a partition; groups that are not given are cut as in the reference."""
-        parts = [
-            letter + ("fine" if cuts[group] == HALVES else str(cuts[group]))
-            for letter, group in self.letters.items()
-            if cuts.get(group, 1) != 1
-        ]
+        parts = [letter + _written(cuts[group]) for letter, group in self.letters.items() if cuts.get(group, 1) != 1]
         name = ".".join(parts) or "reference"
-        return "fine" if name == self.fine else name
+        return {self.fine: "fine", **{written: word for word, written in self.names.items()}}.get(name, name)
 
     def canonical(self, partition: str) -> str:
         """A partition by its one name. ValueError if it is none."""
         return self.partition_name(self.cuts_of(partition))
 
     def choices(self) -> dict[str, tuple[int, ...]]:
-        """How each group may be cut."""
+        """How each group may be cut, the finest first."""
         return {
-            group: (*((HALVES,) if letter in self.halved else ()), 1, *JOINED) for letter, group in self.letters.items()
+            group: (
+                *((HALVES,) if letter in self.halved else ()),
+                1,
+                *JOINED,
+                *((-CHUNKS, WHOLE) if letter in self.chunked else ()),
+            )
+            for letter, group in self.letters.items()
         }
+
+
+def _count(value: str) -> int:
+    if value in _WORDS:
+        return _WORDS[value]
+    return -int(value.removeprefix("chunks")) if value.startswith("chunks") else int(value)
+
+
+def _written(count: int) -> str:
+    if count < WHOLE:
+        return f"chunks{-count}"
+    return next((word for word, meant in _WORDS.items() if meant == count), str(count))
 
 
 @dataclass(frozen=True)
@@ -97,6 +122,11 @@ class CutChoices:
     own: Cuts
     cut: Callable[[Cuts], tuple[str, Workload]]
     store_command: Callable[[str], str | None]
+
+    @property
+    def finest(self) -> Cuts:
+        """Every group cut as finely as it can be."""
+        return {group: counts[0] for group, counts in self.choices.items()}
 
     def alternatives(self, base: Cuts) -> Iterator[Cuts]:
         """All groups cut alike, then one group cut in another way than in `base`."""

@@ -24,7 +24,8 @@ class BlockDefinition:
     part of the published checkpoint) and `published` say where its tensors are there: the beginning of a name in the
     block, and what stands there instead. `rows`: the block is one table of so many rows, and a run reads only those
     that its input names (at most the second number). `variant`: "" for the plain one, else which other computation on
-    the same weights it is. `like`: see `cidl_sim.core.workload.Block`.
+    the same weights it is. `like`: see `cidl_sim.core.workload.Block`. `held_bytes`: what the network keeps for later
+    blocks while this one runs, beside what the block itself takes and gives.
     """
 
     name: str
@@ -37,6 +38,7 @@ class BlockDefinition:
     rows: tuple[int, int] | None = None
     variant: str = ""
     like: tuple[BlockDefinition, ...] = ()
+    held_bytes: int = 0
 
     def loaded_bytes(self, weight_bytes: int) -> int:
         """What a run loads at most of a block that weighs `weight_bytes`."""

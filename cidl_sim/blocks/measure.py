@@ -55,7 +55,7 @@ def _measured(definition: BlockDefinition, at_longest: BlockDefinition, dtype: D
         kind=definition.kind,
         weights=definition.weights,
         weight_bytes=definition.loaded_bytes(at_nominal.weight_bytes),
-        workspace_bytes=peak.workspace_bytes + state_bytes,
+        workspace_bytes=peak.workspace_bytes + at_longest.held_bytes + state_bytes,
         flops=at_nominal.flops,
         bytes_moved=at_nominal.bytes_moved,
         like=tuple(

@@ -72,14 +72,14 @@ def model_import(
 ) -> None:
     """Build a block store from a published checkpoint; an interrupted import goes on where it stopped.
 
-    Give the CHECKPOINT's folder, and what model it is of is found from its files; or the folder of each of its parts
-    as --PART DIR.
+    Give the CHECKPOINT's folder, or an original .safetensors file with all of its parts, and what model it is of is
+    found from its tensors; or the folder of each of its parts as --PART DIR.
     """
     options, arguments = extra_options(context)
     chosen, parts = _dtype(dtype), {part: Path(folder) for part, folder in options.items()}
     if len(arguments) > 1 or bool(arguments) == bool(parts):
         known = "; ".join(", ".join(f"--{part}" for part in pipeline.parts) for pipeline in pipelines().values())
-        raise InputError(f"give either one CHECKPOINT folder, or the folder of each of its parts ({known})")
+        raise InputError(f"give either one CHECKPOINT folder or file, or the folder of each of its parts ({known})")
     from cidl_sim.pipelines.model_store import distinct_blocks, import_checkpoints, recognised
 
     sizes: ModelSizes
@@ -101,7 +101,8 @@ def _model_with_parts(parts: dict[str, Path], size: str | None) -> ModelSizes:
     """The model of the family whose checkpoints have these parts; its first one if no name is given."""
     for pipeline in pipelines().values():
         if set(parts) <= set(pipeline.parts):
-            missing = [f"--{part}" for part in pipeline.parts if part not in parts]
+            needed = (part for part in pipeline.parts if part not in pipeline.optional_parts)
+            missing = [f"--{part}" for part in needed if part not in parts]
             if missing:
                 raise InputError(f"missing {', '.join(missing)}: a checkpoint of {pipeline.name} has these parts too")
             return find_model(size or next(iter(pipeline.models)))

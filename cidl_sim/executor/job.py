@@ -53,7 +53,7 @@ class Job(Record):
     control: bool = False
     verify: bool = False
     memory_limit_bytes: int | None = None
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    options: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     picture_folders: tuple[str, ...] = ()
     trace: str | None = None

@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # whoever asks what a store holds needs no torch, which takes
 ALIGNMENT = 4096
 TOKENIZER_FOLDER = "tokenizer"  # beside the blocks, if the checkpoint brought one
 TOKENIZER_MODELS = ("tokenizer.json", "spiece.model")  # either holds a tokenizer by itself
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+# CLIP's is two files.
+_TOKENIZER_FILES = (*TOKENIZER_MODELS, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64"}  # as safetensors and torch say
 
 
@@ -249,7 +250,7 @@ def _write_block(path: Path, file: str, tensors: Mapping[str, Tensor]) -> BlockF
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the files of a tokenizer, if there is one in `source`. MachineError if the disk does not take them."""
     files = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    if not any(file.name in TOKENIZER_MODELS for file in files):
+    if not any(file.name in (*TOKENIZER_MODELS, "vocab.json") for file in files):
         return
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,10 @@ from cidl_sim.core.workload import Workload, read_workload
 from cidl_sim.pipelines.named import measured_in, name_in, parsed_in, workload_in
 from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.pipeline import ColumnType, ModelSizes, Pipeline, RunSettings
+from cidl_sim.pipelines.stable_diffusion.family import STABLE_DIFFUSION
 
 # A family is one line here.
-FAMILIES: tuple[Pipeline, ...] = (OPEN_SORA,)
+FAMILIES: tuple[Pipeline, ...] = (OPEN_SORA, STABLE_DIFFUSION)
 # What files without a family's name were made for; the one that the demo shows.
 FIRST = OPEN_SORA
 # Families of the user's own, as "package.module:object", several with commas between; worker processes see it too.

@@ -15,7 +15,7 @@ from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition
 from cidl_sim.blocks.finite import converted
 from cidl_sim.executor.store import TOKENIZER_FOLDER, BlockStore, copy_tokenizer, write_store
 from cidl_sim.pipelines.catalog import pipeline_of, pipelines
-from cidl_sim.pipelines.checkpoint import Checkpoint, check_keys
+from cidl_sim.pipelines.checkpoint import Checkpoint, KeyMismatchError, check_keys
 from cidl_sim.pipelines.pipeline import ModelSizes
 from cidl_sim.pipelines.random_weights import random_weights
 from cidl_sim.pipelines.shards import CheckpointError
@@ -61,7 +61,7 @@ def import_checkpoints(
     goes on with the same files alone; with others, also under the same names, it begins anew.
     """
     pipeline = pipeline_of(sizes)
-    checkpoints = {part: Checkpoint(folder, variant) for part, folder in folders.items()}
+    checkpoints = _opened(folders, sizes, variant)
     _check(checkpoints, sizes, dtype, partition)
 
     def make(block: BlockDefinition) -> dict[str, Tensor]:
@@ -76,39 +76,66 @@ def import_checkpoints(
     source = ", ".join(f"{part} from {folder.absolute()}" for part, folder in folders.items())
     files = {part: checkpoint.fingerprint for part, checkpoint in checkpoints.items()}
     store = _write(root, sizes, dtype, partition, source, make, on_block, on_note, files)
-    if (part := pipeline.tokenizer_part()) is not None:
-        copy_tokenizer(folders[part], root / TOKENIZER_FOLDER)
+    if (tokenizer := pipeline.tokenizer_folder(folders)) is not None:
+        copy_tokenizer(tokenizer, root / TOKENIZER_FOLDER)
     return store
 
 
 def recognised(folder: Path, variant: str | None = None) -> tuple[ModelSizes, dict[str, Path]]:
     """The model whose checkpoint lies in `folder`, and the folders of its parts: found by keys and shapes.
 
-    CheckpointError if no family's model has just these tensors.
+    `folder` may be one original file with all parts. CheckpointError if no family's model has just these tensors; it
+    tells what is wrong with the one that has most of them.
     """
-    nearest: CheckpointError | None = None
+    nearest: tuple[int, CheckpointError] | None = None
     for pipeline in pipelines().values():
-        parts = pipeline.find_parts(folder)
+        single = folder.is_file()
+        parts = dict.fromkeys(pipeline.parts, folder) if single else pipeline.find_parts(folder)
         if parts is None:
             continue
-        checkpoints = {part: Checkpoint(path, variant) for part, path in parts.items()}
+        fitting: list[tuple[ModelSizes, dict[str, Path]]] = []
         for sizes in pipeline.models.values():
-            try:
-                _check(checkpoints, sizes, "fp32", "reference")
-            except CheckpointError as problem:
-                nearest = nearest or problem
+            own = {part: parts[part] for part in parts if not single or part in _parts_of(sizes)}
+            if single and any(pipeline.in_single_file(sizes, part) is None for part in own):
                 continue
-            return sizes, parts
-    raise nearest or CheckpointError(f"{folder}: laid out as no model's checkpoint that is known here")
+            try:
+                _check(_opened(own, sizes, variant), sizes, "fp32", "reference")
+            except KeyMismatchError as problem:
+                nearest = (problem.count, problem) if nearest is None or problem.count < nearest[0] else nearest
+            else:
+                fitting.append((sizes, own))
+        if fitting:
+            chosen = pipeline.told_apart(folder, [sizes for sizes, _ in fitting])
+            return next((sizes, own) for sizes, own in fitting if sizes is chosen)
+    if nearest is not None:
+        raise nearest[1]
+    raise CheckpointError(f"{folder}: laid out as no model's checkpoint that is known here")
+
+
+def _opened(folders: Mapping[str, Path], sizes: ModelSizes, variant: str | None) -> dict[str, Checkpoint]:
+    """The checkpoints of a model's parts, tensors under the names that the model's blocks know."""
+    pipeline, opened = pipeline_of(sizes), {}
+    for part, folder in folders.items():
+        checkpoint = opened[part] = Checkpoint(folder, variant)
+        if folder.is_file() and (views := pipeline.in_single_file(sizes, part)) is not None:
+            checkpoint.see(*views)
+        checkpoint.rename(pipeline.other_names(part))
+    return opened
+
+
+def _parts_of(sizes: ModelSizes) -> set[str]:
+    """The parts of a checkpoint that a model's blocks come from."""
+    return {block.checkpoint for block in distinct_blocks(sizes, "fp32")}
 
 
 def _check(checkpoints: Mapping[str, Checkpoint], sizes: ModelSizes, dtype: Dtype, partition: str) -> None:
     """CheckpointError unless these are the parts of a model of these sizes."""
     blocks = distinct_blocks(sizes, dtype, partition)
-    for part, checkpoint in checkpoints.items():
+    for part in dict.fromkeys((*checkpoints, *(block.checkpoint for block in blocks))):
         wanted = published_shapes([block for block in blocks if block.checkpoint == part])
-        checkpoint.rename(pipeline_of(sizes).other_names(part))
-        check_keys(checkpoint, wanted, pipeline_of(sizes).unused_keys(sizes, part))
+        if part not in checkpoints:
+            raise KeyMismatchError(f"{sizes.name} has a part {part!r}, which is not there", len(wanted))
+        check_keys(checkpoints[part], wanted, pipeline_of(sizes).unused_keys(sizes, part))
 
 
 def distinct_blocks(sizes: ModelSizes, dtype: Dtype, partition: str = "reference") -> list[BlockDefinition]:

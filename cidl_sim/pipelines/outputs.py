@@ -1,4 +1,4 @@
-"""Frames to mp4, and to single pictures."""
+"""Frames to mp4, and images to single pictures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ def write_video(path: Path, frames: Tensor, frames_per_second: int) -> None:
             container.mux(packet)
 
 
-def write_frames(folder: Path, frames: Tensor) -> None:
-    """Write each of (F, H, W, 3) 8-bit RGB frames as frame-0000.png and so on; each file is whole or not there."""
+def write_image(path: Path, image: Tensor) -> None:
+    """Write (H, W, 3) 8-bit RGB as a PNG, in one step: `path` is whole or not there."""
     from PIL import Image
 
-    for i, frame in enumerate(frames.numpy()):
-        with replacing(folder / f"frame-{i:04}.png") as temporary:
-            Image.fromarray(frame).save(temporary, format="PNG")
+    with replacing(path) as temporary:
+        Image.fromarray(image.numpy()).save(temporary, format="PNG")
+
+
+def write_frames(folder: Path, frames: Tensor) -> None:
+    """Write each of (F, H, W, 3) 8-bit RGB frames as frame-0000.png and so on; each file is whole or not there."""
+    for i, frame in enumerate(frames):
+        write_image(folder / f"frame-{i:04}.png", frame)

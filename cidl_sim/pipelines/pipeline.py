@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cidl_sim.blocks.definition import StageDefinition
     from cidl_sim.executor.backend import Call, Outcome
+    from cidl_sim.pipelines.checkpoint import View
 
 # Of what differs in length from run to run (a prompt): one token, what workloads count on, the most that is taken.
 Length = Literal["shortest", "nominal", "longest"]
@@ -78,9 +79,10 @@ def dtype_part() -> NamePart:
 
 def partition_part(grammar: CutGrammar) -> NamePart:
     """The part that names another partition than the reference's."""
-    one = rf"[{''.join(grammar.letters) or '.'}](?:fine|\d+)"
+    one = rf"[{''.join(grammar.letters) or '.'}](?:fine|whole|chunks\d|\d+)"
+    words = "|".join(("fine", "reference", *grammar.names))
     return NamePart(
-        rf"(?P<partition>fine|reference|{one}(?:\.{one})*)",
+        rf"(?P<partition>{words}|{one}(?:\.{one})*)",
         lambda settings: "" if settings.partition == "reference" else str(settings.partition),
     )
 
@@ -156,6 +158,8 @@ class Pipeline(ABC):
     columns: Mapping[str, ColumnType] = {"dtype": "string", "partition": "string"}
     # The parts of a published checkpoint, each with what it is.
     parts: Mapping[str, str] = {"model": "The checkpoint's folder."}
+    # Those that only some of the models have.
+    optional_parts: Sequence[str] = ()
     # What a run writes: the noun, and the endings of its file's name.
     output: str = "image"
     suffixes: Sequence[str] = (".png",)
@@ -233,9 +237,20 @@ class Pipeline(ABC):
         """By key of a published checkpoint the other name that its tensor may have there instead."""
         return {}
 
-    def tokenizer_part(self) -> str | None:
-        """The part of a checkpoint beside which the tokenizer lies."""
+    def in_single_file(self, sizes: Any, part: str) -> tuple[dict[str, View], tuple[str, ...]] | None:
+        """Where a part's tensors lie in an original file with all parts, by key; and what its names begin with there.
+
+        None where there are no such files.
+        """
         return None
+
+    def tokenizer_folder(self, parts: Mapping[str, Path]) -> Path | None:
+        """Where the tokenizer of a checkpoint lies, given the folders of its parts; None where it has none."""
+        return None
+
+    def told_apart(self, folder: Path, fitting: Sequence[Any]) -> Any:
+        """Of models whose tensors all fit a checkpoint, the one that its other files say it is of."""
+        return fitting[0]
 
     def trained(self, model: str) -> dict[str, Path] | None:
         """The folders of weights that are shipped with the package for this model, by part; None if there are none."""
@@ -246,4 +261,5 @@ class Pipeline(ABC):
         if len(self.parts) == 1:
             return dict.fromkeys(self.parts, folder) if any(folder.glob("*.safetensors")) else None
         parts = {part: folder / part for part in self.parts}
-        return parts if all(path.is_dir() for path in parts.values()) else None
+        there = {part: path for part, path in parts.items() if path.is_dir()}
+        return there if parts.keys() - there.keys() <= set(self.optional_parts) else None

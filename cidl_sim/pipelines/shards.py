@@ -58,6 +58,22 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     raise CheckpointError(f"{folder}: neither .safetensors nor .bin files with weights in it{also}")
 
 
+def single_file(file: Path) -> Path:
+    """The file itself. CheckpointError for one that could run code when it is opened, or is no file of weights."""
+    if file.suffix == ".safetensors":
+        return file
+    if file.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        script = (
+            f"import torch, safetensors.torch as s; d = torch.load('{file.name}', weights_only=True); "
+            f"d = {{k: v.contiguous() for k, v in d.get('state_dict', d).items()}}; "
+            f"s.save_file(d, '{file.stem}.safetensors')"
+        )
+        raise CheckpointError(
+            f'{file}: a pickle, which can run code, is not read; convert it where you trust it: python -c "{script}"'
+        )
+    raise CheckpointError(f"{file}: not a file of weights; give a .safetensors file or a checkpoint's folder")
+
+
 def check_whole(shard: Path) -> None:
     """CheckpointError where a file of weights is a pointer of Git LFS's, or shorter than its own header says."""
     try:

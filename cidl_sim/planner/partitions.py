@@ -160,7 +160,7 @@ class _Tried:
         self._look_at(self.own)
         base = self.own
         if self.own.makespan_s is None:
-            finest = self._look_at(_cut(self._choices, {g: min(c) for g, c in self._choices.choices.items()}))
+            finest = self._look_at(_cut(self._choices, self._choices.finest))
             base = finest if finest.makespan_s is not None else base
         for cuts in self._choices.alternatives(base.cuts):
             self._look_at(_cut(self._choices, cuts))
@@ -312,7 +312,7 @@ def _remark(cuts: list[Cut], chosen: Cut) -> None:
 
 def _what_would_fit(choices: CutChoices, device: DeviceProfile) -> str:
     """The cut with the largest blocks that fits, or the layer that binds in the finest."""
-    finest = _cut(choices, {group: min(counts) for group, counts in choices.choices.items()})
+    finest = _cut(choices, choices.finest)
     if finest.partition == AS_GIVEN:
         return "its layers are not known, so nothing finer can be tried"
     need, visit = largest_need(finest.workload)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 TIMESTEPS = 1000
@@ -43,17 +42,6 @@ def step_length(times: list[float], i: int) -> float:
     return times[i] - times[i + 1] if i + 1 < len(times) else times[i]
 
 
-def guided(drift: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance u + s*(c - u). drift: (2, C, T, H, W), conditioned first -> (1, C, T, H, W)."""
-    conditioned, unconditioned = drift.chunk(2)
-    return unconditioned + guidance * (conditioned - unconditioned)
-
-
 def moved(z: Tensor, drift: Tensor, dt: float) -> Tensor:
     """One Euler step of length `dt` (in 0..1000) along the drift."""
     return z + drift * (dt / TIMESTEPS)
-
-
-def initial_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Seeded normal noise in fp32, the same on every machine."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

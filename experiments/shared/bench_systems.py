@@ -37,6 +37,7 @@ from cidl_sim.pipelines.open_sora.program import TextToVideo
 from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OPENSORA_V1_2, VideoSettings
 from cidl_sim.pipelines.open_sora.stages import geometry_of, stage_definitions
 from cidl_sim.sampling import rectified_flow as flow
+from cidl_sim.sampling.latents import guided_batch, initial_noise
 
 Model = Literal["t5", "stdit"]
 
@@ -79,7 +80,7 @@ def text() -> Tensor:
 
 def noise(settings: VideoSettings) -> Tensor:
     """The latent that denoising begins with."""
-    return flow.initial_noise((1, OPENSORA_V1_2.stdit.in_channels, *settings.latent_shape), 0)
+    return initial_noise((1, OPENSORA_V1_2.stdit.in_channels, *settings.latent_shape), 0)
 
 
 # Ours
@@ -262,7 +263,7 @@ def results_of(model: Model, network: Any, dtype: torch.dtype, passes: int) -> I
     fps, latent = torch.tensor([float(FRAMES_PER_SECOND)]), noise(settings)
     for i in range(passes):
         drift = network(latent, torch.tensor([times[i]]), fps, text().to(dtype))
-        latent = flow.moved(latent, flow.guided(drift, OPENSORA_V1_2.guidance), flow.step_length(times, i))
+        latent = flow.moved(latent, guided_batch(drift, OPENSORA_V1_2.guidance), flow.step_length(times, i))
         yield latent
 
 

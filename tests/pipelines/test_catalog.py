@@ -2,7 +2,16 @@ import pytest
 
 from cidl_sim.core.errors import WorkloadError
 from cidl_sim.models.sizes import spatial_chunks, temporal_chunks
-from cidl_sim.pipelines.catalog import canonical_name, find_workload, measure_workload, models, parse_name, shipped
+from cidl_sim.pipelines.catalog import (
+    canonical_name,
+    find_workload,
+    measure_workload,
+    models,
+    parse_name,
+    pipelines,
+    shipped,
+)
+from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.settings import VideoSettings
 
 
@@ -109,4 +118,5 @@ def test_the_small_model_suits_the_main_job():
     assert workload.weights_bytes >= 400e6
     assert len(blocks) >= 20
     assert max(blocks.values()) <= 0.15 * workload.weights_bytes
-    assert set(models()) == {"opensora-v1.2", "opensora-small", "opensora-shapes", "opensora-tiny"}
+    assert set(OPEN_SORA.models) == {"opensora-v1.2", "opensora-small", "opensora-shapes", "opensora-tiny"}
+    assert set(models()) == {name for pipeline in pipelines().values() for name in pipeline.models}

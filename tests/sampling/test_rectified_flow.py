@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cidl_sim.sampling.latents import guided, initial_noise
 from cidl_sim.sampling.rectified_flow import (
     TIMESTEPS,
-    guided,
-    initial_noise,
     moved,
     step_length,
     time_ratio,
@@ -96,11 +95,11 @@ def test_the_ratio_grows_with_the_roots_of_pixels_and_latent_frames(height, widt
 
 
 def test_guidance_goes_beyond_the_conditioned_drift():
-    drift = initial_noise((2, 4, 2, 3, 3), seed=0)
-    assert guided(drift, 7.0).shape == (1, 4, 2, 3, 3)
-    torch.testing.assert_close(guided(drift, 7.0)[0], drift[1] + 7.0 * (drift[0] - drift[1]))
-    torch.testing.assert_close(guided(drift, 1.0)[0], drift[0])
-    assert torch.equal(guided(drift, 0.0)[0], drift[1])
+    conditioned, unconditioned = initial_noise((2, 4, 2, 3, 3), seed=0)
+    mixed = guided(conditioned, unconditioned, 7.0)
+    torch.testing.assert_close(mixed, unconditioned + 7.0 * (conditioned - unconditioned))
+    torch.testing.assert_close(guided(conditioned, unconditioned, 1.0), conditioned)
+    assert torch.equal(guided(conditioned, unconditioned, 0.0), unconditioned)
 
 
 def test_noise_is_decided_by_its_seed():

@@ -227,9 +227,9 @@ class OpenSora(Pipeline):
         """T5's table of tokens has two names; some files hold one of them, some the other."""
         return {"shared.weight": "encoder.embed_tokens.weight"} if part == "t5" else {}
 
-    def tokenizer_part(self) -> str:
-        """The text encoder's."""
-        return "t5"
+    def tokenizer_folder(self, parts: Mapping[str, Path]) -> Path:
+        """Beside the text encoder's weights."""
+        return parts["t5"]
 
     def trained(self, model: str) -> dict[str, Path] | None:
         """The small model that this project trained."""

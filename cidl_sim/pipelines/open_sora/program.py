@@ -21,6 +21,7 @@ from cidl_sim.pipelines.open_sora.prompt import Tokens
 from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OpenSoraSizes, VideoSettings
 from cidl_sim.pipelines.pipeline import State
 from cidl_sim.sampling import rectified_flow as flow
+from cidl_sim.sampling.latents import guided_batch, initial_noise
 from cidl_sim.sampling.linear_proportional_leap import DynamicLeap, StoppingRule, stopping_rule
 
 
@@ -54,7 +55,7 @@ class TextToVideo:
         ratio = flow.time_ratio(settings.height, settings.width, settings.frames)
         self._times = flow.timesteps(settings.steps, ratio)
         # Drawn on the CPU, so that a seed means the same everywhere.
-        self._z = flow.initial_noise((1, sizes.stdit.in_channels, *settings.latent_shape), seed).to(device)
+        self._z = initial_noise((1, sizes.stdit.in_channels, *settings.latent_shape), seed).to(device)
         self._device = device
         self._stops_where_not_finite = stops_where_not_finite
         rule = rule or stopping_rule("paper", settings.steps)
@@ -132,7 +133,7 @@ class TextToVideo:
         if name != "part2":
             self._hidden = block(self._hidden, y, t_mlp, frequencies)
             return Outcome()
-        drift = flow.guided(block(self._hidden, t), self._sizes.guidance)
+        drift = guided_batch(block(self._hidden, t), self._sizes.guidance)
         self._hidden, self._conditioning = torch.empty(0), ()
         return self._advance(visit, step, drift)
 

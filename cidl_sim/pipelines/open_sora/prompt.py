@@ -13,7 +13,7 @@ import torch
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 from torch import Tensor
 
-from cidl_sim.core.errors import InputError
+from cidl_sim.pipelines.prompts import PromptError, check_text
 
 PAD, END, OFFSET = 0, 1, 3
 AESTHETIC_SUFFIX = " aesthetic score: 6.5."
@@ -81,10 +81,6 @@ _CODES = _rules(
 )
 
 
-class PromptError(InputError):
-    """A prompt that the text encoder cannot take."""
-
-
 def clean_caption(text: str) -> str:
     """The reference's caption cleaning: lower case, no markup, addresses, codes or stray signs.
 
@@ -113,10 +109,7 @@ def prepared_prompt(prompt: str) -> str:
 
     PromptError if nothing is left of the prompt itself.
     """
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise PromptError("the prompt is not valid Unicode text") from None
+    check_text(prompt)
     if not clean_caption(clean_caption(prompt)):
         raise PromptError("the prompt is empty" + (" after cleaning" if prompt.strip() else ""))
     return clean_caption(clean_caption(prompt.strip() + AESTHETIC_SUFFIX))

@@ -22,6 +22,7 @@ from cidl_sim.pipelines.checkpoint import Checkpoint
 from cidl_sim.pipelines.open_sora.prompt import encode_prompt
 from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OpenSoraSizes, VideoSettings
 from cidl_sim.sampling import rectified_flow as flow
+from cidl_sim.sampling.latents import guided_batch, initial_noise
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3)
 MergedPairs = Callable[[int], Collection[int]]
@@ -98,7 +99,7 @@ class WholeModel:
         `ratio`: of the timestep transform, to see the times of another size; that of the settings by default.
         """
         shape = (1, self.sizes.stdit.in_channels, *settings.latent_shape)
-        z = torch.cat([flow.initial_noise(shape, seed) for seed in seeds])
+        z = torch.cat([initial_noise(shape, seed) for seed in seeds])
         ratio = ratio or flow.time_ratio(settings.height, settings.width, settings.frames)
         times = flow.timesteps(settings.steps, ratio)
         latents, drifts = [], []
@@ -123,8 +124,7 @@ class WholeModel:
             settings.height * settings.width,
             merged=merged,
         )
-        conditioned, unconditioned = drift.chunk(2)
-        return unconditioned + self.sizes.guidance * (conditioned - unconditioned)
+        return guided_batch(drift, self.sizes.guidance)
 
     def decode(self, z: Tensor, frames: int) -> list[Frames]:
         """Latents (B, 4, T, H, W) -> B videos (frames, 8 H, 8 W, 3) in 8-bit RGB."""

@@ -16,11 +16,11 @@ from cidl_sim.pipelines.open_sora.prompt import (
     END,
     OFFSET,
     PAD,
-    PromptError,
     clean_caption,
     encode_prompt,
     prepared_prompt,
 )
+from cidl_sim.pipelines.prompts import PromptError
 
 LENGTH = 200
 

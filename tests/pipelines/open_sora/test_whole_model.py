@@ -16,6 +16,7 @@ from cidl_sim.pipelines.open_sora.prompt import encode_prompt
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
 from cidl_sim.pipelines.open_sora.stages import geometry_of
 from cidl_sim.sampling import rectified_flow as flow
+from cidl_sim.sampling.latents import initial_noise
 from tests.executor.tiny_runs import PROMPT, RecordingProgram, run_policy
 
 SIZES = OPENSORA_TINY
@@ -77,7 +78,7 @@ class WholeModel(nn.Module):
         hidden = self.encode()
         text = hidden[:, token_mask[0].bool()]
         times = flow.timesteps(settings.steps, flow.time_ratio(settings.height, settings.width, settings.frames))
-        z = flow.initial_noise((1, 4, *settings.latent_shape), seed)
+        z = initial_noise((1, 4, *settings.latent_shape), seed)
         drifts = []
         for step, time in enumerate(times[: settings.evaluations]):
             drifts.append(self.drift(z, time, text, merged=step < settings.tdtm))

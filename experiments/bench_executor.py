@@ -15,13 +15,14 @@ and the competitors' copies of the same weights (for T5 10 GB each in bf16, 19 i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,8 +35,10 @@ from shared.quick_rates import quick_device, read_rate
 
 from cidl_sim.blocks.definition import TORCH_DTYPES
 from cidl_sim.core.device import DeviceProfile, Measured
-from cidl_sim.core.errors import StoreError
+from cidl_sim.core.errors import InfeasibleError, StoreError
+from cidl_sim.core.plan import Plan
 from cidl_sim.core.trace import Trace, read_trace
+from cidl_sim.core.workload import Workload
 from cidl_sim.executor.memory_limit import Charged, MemoryGroup
 from cidl_sim.executor.store import BlockStore, write_store
 from cidl_sim.pipelines.open_sora.family import OPEN_SORA
@@ -100,36 +103,67 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cidl-bench-") as temporary:
         folder = arguments.folder or Path(temporary)
-        store = network_store(arguments.store or folder / "store", arguments.model, arguments.dtype)
-        bench = Bench(arguments.model, store, folder, arguments.passes, arguments.limit, arguments.policies)
-        bench.calibrate()
-        bench.choose_threads()
-        to = ROOT / f"experiments/results/bench_{arguments.model}_{arguments.dtype}.md"
-        report = ""
-        for number in range(arguments.rounds):
-            bench.round(number)
-            # After every round, so that an interrupted bench leaves what it measured.
-            report = bench.report(number + 1)
-            to.write_text(report)
-            bench.draw(to.with_suffix(".png"))
-        print("\n" + report)
+        model, dtype, passes = arguments.model, arguments.dtype, arguments.passes
+        store = network_store(arguments.store or folder / "store", model, dtype)
+        copies = folder / f"copies-{model}-{dtype}"
+        prepare_copies(model, store, copies)
+        network = Network(
+            NETWORKS[model], model, "bench_systems.py", workload_for(model, dtype, passes), COMPETITORS, BASELINE_BYTES
+        )
+        command = (
+            f"experiments/bench_executor.py --model {model} --dtype {dtype} --passes {passes} "
+            f"--policies {','.join(arguments.policies)}"
+        )
+        bench = Bench(network, store, folder / "scratch", copies, passes, arguments.limit, arguments.policies, command)
+        bench.all_rounds(arguments.rounds, ROOT / f"experiments/results/bench_{model}_{dtype}.md")
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is compared, and how each system runs it.
+
+    `script` is started as `SCRIPT SYSTEM KEY STORE FOLDER PASSES THREADS`. `may_be_killed`: systems that may not fit.
+    `baseline_bytes`: what Python, PyTorch and one block's scratch take beside weights and accounted workspace.
+    """
+
+    title: str
+    key: str
+    script: str
+    workload: Workload
+    competitors: Mapping[str, str]
+    baseline_bytes: int
+    may_be_killed: tuple[str, ...] = ()
+
+
+class KilledError(Exception):
+    """The kernel killed a system for its memory."""
 
 
 class Bench:
-    """One comparison: the stores, the plans, and what came of the runs."""
+    """One comparison: the stores, the plans, and what came of the runs.
+
+    `copies`: the competitors' own copies of the weights. `command`: what it was started with, the rounds left out.
+    """
 
     def __init__(
-        self, model: Model, store: BlockStore, folder: Path, passes: int, limit_bytes: int, policies: tuple[str, ...]
+        self,
+        network: Network,
+        store: BlockStore,
+        scratch: Path,
+        copies: Path,
+        passes: int,
+        limit_bytes: int,
+        policies: tuple[str, ...],
+        command: str,
     ) -> None:
-        self.policies = policies
-        self.model, self.store, self.passes, self.limit_bytes = model, store, passes, limit_bytes
+        self.network, self.policies, self.command = network, policies, command
+        self.store, self.passes, self.limit_bytes = store, passes, limit_bytes
         self.dtype = store.index.dtype
-        self.scratch = folder / "scratch"
+        self.scratch, self.copies = scratch, copies
         self.scratch.mkdir(parents=True, exist_ok=True)
-        self.copies = folder / f"copies-{model}-{self.dtype}"
-        prepare_copies(model, store, self.copies)
-        self.workload = workload_for(model, self.dtype, passes)
+        self.workload = network.workload
         self.workload.write(self.scratch / "workload.json")
+        self.killed: list[str] = []
         self.results: dict[str, Result] = {}
         self.bandwidths: list[float] = []
         self.magnitudes: dict[str, float] = {}
@@ -141,6 +175,18 @@ class Bench:
         self.tried: dict[str, dict[int, float]] = {}
         self.best = ""
 
+    def all_rounds(self, rounds: int, to: Path) -> None:
+        """Everything, written to `to` and a picture beside it after each round, so that what was measured stays."""
+        self.calibrate()
+        self.choose_threads()
+        report = ""
+        for number in range(rounds):
+            self.round(number)
+            report = self.report(number + 1)
+            to.write_text(report)
+            self.draw(to.with_suffix(".png"))
+        print("\n" + report)
+
     def calibrate(self) -> None:
         """Costs of each kind from one sequential run with each number of threads, and the best simulated policy then.
 
@@ -149,7 +195,7 @@ class Bench:
         cores = os.cpu_count() or 1
         compute_s = []
         for threads in sorted({max(1, cores - 1), cores}):
-            device = quick_device(self.store, self.limit_bytes, BASELINE_BYTES)
+            device = quick_device(self.store, self.limit_bytes, self.network.baseline_bytes)
             trace = self.ours("sequential", device, threads)[1]
             kinds = {visit.block.kind: visit.block for visit in self.workload.visits}
             measured = {}
@@ -167,22 +213,37 @@ class Bench:
             slow_disk = device.model_copy(update={"measured": slower})
             makespans = {
                 name: tuple(round(simulate(self.workload, on, plan).makespan_s, 2) for on in (device, slow_disk))
-                for name in POLICIES
-                for plan in (make_plan(name, self.workload, device),)
+                for name, plan in self.plans(device).items()
             }
-            self.best_with[threads] = min(POLICIES, key=lambda name, found=makespans: found[name])
+            self.best_with[threads] = min(makespans, key=makespans.__getitem__)
             compute_s.append(sum(measured[v.block.kind].exec_s or 0 for v in self.workload.visits) / self.passes)
             print(f"{threads} threads, simulated, and with slower loads: {makespans}", flush=True)
         self.compute_s = min(compute_s)
 
+    def plans(self, device: DeviceProfile) -> dict[str, Plan]:
+        """The plans of the policies that fit."""
+        plans = {}
+        for name in POLICIES:
+            with contextlib.suppress(InfeasibleError):
+                plans[name] = make_plan(name, self.workload, device)
+        return plans
+
     def choose_threads(self) -> None:
         """Every system once with each number of threads: it keeps the one with the fastest later pass."""
-        names = dict.fromkeys((*self.best_with.values(), *self.policies, *COMPETITORS))
+        names = dict.fromkeys((*self.best_with.values(), *self.policies, *self.network.competitors))
         for name in names:
-            self.tried[name] = {n: statistics.median(self.one(name, n)[0]["passes_s"][1:]) for n in self.devices}
+            try:
+                self.tried[name] = {n: statistics.median(self.one(name, n)[0]["passes_s"][1:]) for n in self.devices}
+            except KilledError:
+                if name not in self.network.may_be_killed:
+                    raise
+                self.killed.append(name)
+                print(f"{name}: killed by the kernel", flush=True)
+                continue
             print(f"{name}: seconds of a later pass by threads {self.tried[name]}", flush=True)
         self.best = min(self.best_with.values(), key=lambda name: min(self.tried[name].values()))
-        self.results = {name: Result() for name in dict.fromkeys((self.best, *self.policies, *COMPETITORS))}
+        chosen = dict.fromkeys((self.best, *self.policies, *self.network.competitors))
+        self.results = {name: Result() for name in chosen if name not in self.killed}
 
     def threads_of(self, name: str) -> int:
         """The number of threads that a system was fastest with."""
@@ -190,7 +251,7 @@ class Bench:
 
     def one(self, name: str, threads: int) -> tuple[dict[str, Any], Trace | None]:
         """One run of a system: what it said, and the trace of ours."""
-        if name in COMPETITORS:
+        if name in self.network.competitors:
             return self.run(name, self.copies, threads), None
         return self.ours(name, self.devices[threads], threads)
 
@@ -229,12 +290,14 @@ class Bench:
 
     def run(self, system: str, folder: Path, threads: int) -> dict[str, Any]:
         """One process under the limit; what it said, with the kernel's peak."""
-        script = str(Path(__file__).parent / "shared" / "bench_systems.py")
+        script = str(Path(__file__).parent / "shared" / self.network.script)
         with MemoryGroup(self.limit_bytes) as group:
-            arguments = [system, self.model, self.store.root, folder, self.passes, threads]
+            arguments = [system, self.network.key, self.store.root, folder, self.passes, threads]
             command = [sys.executable, script, *map(str, arguments)]
             environment = {**os.environ, **group.environment(), "MALLOC_ARENA_MAX": "2", **ALLOCATOR.get(system, {})}
             done = subprocess.run(group.command(command), capture_output=True, text=True, env=environment, check=False)
+            if done.returncode in (-9, 137):
+                raise KilledError(system)
             if done.returncode != 0:
                 raise SystemExit(f"{system} failed with {done.returncode}: {done.stderr[-2000:]}")
             said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -248,18 +311,17 @@ class Bench:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
         weights, disk = self.workload.weights_bytes, statistics.median(self.bandwidths)
         lines = [
-            f"# The executor against offloading: {NETWORKS[self.model]}, {self.dtype}",
+            f"# The executor against offloading: {self.network.title}, {self.dtype}",
             "",
-            f"Command: `.venv/bin/python experiments/bench_executor.py --model {self.model} --dtype {self.dtype} "
-            f"--rounds {rounds} --passes {self.passes} --policies {','.join(self.policies)}`. "
+            f"Command: `.venv/bin/python {self.command} --rounds {rounds}`. "
             f"Date: {datetime.now(UTC).date()}. Machine: {processor()}, "
             f"{os.cpu_count()} cores; {versions}. "
             "Random weights.",
             "",
             f"{weights / 1e9:.2f} GB of weights, every process under {self.limit_bytes / 1e9:.1f} GB held by the "
             f"kernel, {rounds} interleaved rounds of {self.passes} passes. Settings of the others: "
-            "`experiments/shared/bench_systems.py`; all compute the same (mean magnitude of the result within 2 %). "
-            "accelerate reads what it keeps in memory before the clock starts. `best` is the policy with the best "
+            f"`experiments/shared/{self.network.script}`; all compute the same (mean magnitude of the result within 2 "
+            "%). accelerate reads what it keeps in memory before the clock starts. `best` is the policy with the best "
             f"simulated makespan (of equal ones, the one that bears slower loads best): `{self.best}`. "
             f"Disk past the page cache in between: median {disk / 1e9:.2f} GB/s "
             f"({min(self.bandwidths) / 1e9:.2f} to {max(self.bandwidths) / 1e9:.2f}); compute alone takes "
@@ -283,7 +345,8 @@ class Bench:
                 f"{self.label(name)} {', '.join(f'{n}: {seconds:.2f}' for n, seconds in tried.items())}"
                 for name, tried in self.tried.items()
             )
-            + ".",
+            + "."
+            + "".join(f" {self.label(name)}: killed by the kernel." for name in self.killed),
             "",
             "Against max(bytes that the plan loads / disk rate measured just before, compute), and against the "
             "same with all weights:",
@@ -337,7 +400,7 @@ class Bench:
 
     def label(self, name: str) -> str:
         """What a system is called in tables and pictures."""
-        return COMPETITORS.get(name) or f"ours, {name}" + (" (best)" if name == self.best else "")
+        return self.network.competitors.get(name) or f"ours, {name}" + (" (best)" if name == self.best else "")
 
     def draw(self, path: Path) -> None:
         """Bars of the first and the later passes, each with its range."""
@@ -353,7 +416,7 @@ class Bench:
                 axes.barh(place, middle, 0.38, xerr=whiskers, color=color, label=title if i == 0 else None, capsize=2)
         axes.set_yticks([len(names) - i for i in range(len(names))], [self.label(name) for name in names])
         axes.set_xlabel("seconds a pass")
-        axes.set_title(f"{NETWORKS[self.model]}, {self.dtype}, under {self.limit_bytes / 1e9:.1f} GB")
+        axes.set_title(f"{self.network.title}, {self.dtype}, under {self.limit_bytes / 1e9:.1f} GB")
         axes.legend()
         figure.savefig(path, dpi=110)
         plt.close(figure)

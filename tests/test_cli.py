@@ -34,7 +34,7 @@ from cidl_sim.demo import demo_limit
 from cidl_sim.devices.catalog import THIS_MACHINE, find_device, shipped_devices, this_machine_file
 from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import find_workload, shipped
-from cidl_sim.policies.catalog import POLICIES
+from cidl_sim.policies.catalog import POLICIES, STREAMING
 from cidl_sim.validation.runs import Scenario, read_runs
 from tests.conftest import analytic_device, uniform_workload
 from tests.in_process import run_jobs_here
@@ -198,7 +198,7 @@ def test_simulate_prints_the_figures_of_the_contract(workload, device):
     assert (figures["workload"], figures["device"], figures["policy"]) == ("uniform", "analytic", "sequential")
 
 
-@pytest.mark.parametrize("policy", [*POLICIES, "prefix:2", "spread:denoiser=1"])
+@pytest.mark.parametrize("policy", [*STREAMING, "prefix:2", "spread:denoiser=1"])
 def test_simulate_takes_every_policy(policy, workload, device):
     figures = answer_of("simulate", workload, device, "--policy", policy)
     assert figures["policy"].startswith(policy.partition(":")[0])

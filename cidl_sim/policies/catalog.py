@@ -15,6 +15,7 @@ from cidl_sim.policies.next_block import next_block
 from cidl_sim.policies.on_device_sora import on_device_sora
 from cidl_sim.policies.retained import prefix, rotating, spread
 from cidl_sim.policies.sequential import sequential
+from cidl_sim.policies.whole_model import whole_model
 
 
 class PolicyError(InputError):
@@ -25,13 +26,15 @@ class PolicyError(InputError):
 class Policy:
     """A named function from workload and device to plan.
 
-    `takes_number`: "name:d" means something, and the function itself makes sure that its plan finishes.
+    `takes_number`: "name:d" means something, and the function itself makes sure that its plan finishes. `streams`: it
+    goes block by block, so that a whole network need not fit.
     """
 
     name: str
     make: Callable[..., Plan]
     summary: str
     takes_number: bool = False
+    streams: bool = True
 
 
 POLICIES = {
@@ -44,8 +47,12 @@ POLICIES = {
         Policy("rotating", rotating, "keep d blocks at a time, which move on from round to round", takes_number=True),
         Policy("on_device_sora", on_device_sora, "the reference app of On-device Sora, rule by rule"),
         Policy("lru", lru, "what a page cache does: prefetch deep, evict the least recently used"),
+        Policy("whole_model", whole_model, "one network at a time, whole, through all of its rounds", streams=False),
     )
 }
+
+# Those that go block by block.
+STREAMING = tuple(name for name, policy in POLICIES.items() if policy.streams)
 
 
 def make_plan(policy: str, workload: Workload, device: DeviceProfile) -> Plan:

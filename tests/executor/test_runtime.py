@@ -23,7 +23,7 @@ from cidl_sim.core.workload import Block, Stage, Visit, Workload
 from cidl_sim.executor.backend import Call, Outcome
 from cidl_sim.executor.runtime import Limits, Runtime, run_all_resident
 from cidl_sim.policies.build import build_plan, deep_prefetch
-from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.policies.catalog import STREAMING, make_plan
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import cases
 from tests.executor.tiny_runs import (
@@ -87,7 +87,7 @@ def control(tiny_store: Path) -> RecordingProgram:
     return run_control(tiny_store)
 
 
-@pytest.fixture(scope="module", params=POLICIES)
+@pytest.fixture(scope="module", params=STREAMING)
 def tiny_run(request: pytest.FixtureRequest, tiny_store: Path) -> TinyRun:
     workload = tiny_workload()
     plan = make_plan(request.param, workload, tight_device(workload))

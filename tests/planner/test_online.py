@@ -16,7 +16,7 @@ from cidl_sim.core.schedule import Schedule
 from cidl_sim.core.workload import Workload
 from cidl_sim.planner.online import TRIED_ROUNDS, Replanning, remaining_workload, slowed
 from cidl_sim.planner.online_comparison import Change, compare_online
-from cidl_sim.policies.catalog import POLICIES, make_plan
+from cidl_sim.policies.catalog import POLICIES, STREAMING, make_plan
 from cidl_sim.simulator.engine import Engine, makespan_s, simulate
 from tests.conftest import analytic_device, uniform_device, uniform_workload
 from tests.core.strategies import devices, workloads
@@ -34,7 +34,7 @@ def slower_loads(factor: float, from_visit: int = 20) -> tuple[np.ndarray, np.nd
     return np.where(np.arange(count) >= from_visit, factor, 1.0), np.ones(count)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", STREAMING)
 @pytest.mark.parametrize("device", [uniform_device(5, 2, 1), CONTENDED], ids=["plain", "contended"])
 def test_while_nothing_moves_the_run_is_that_of_the_fixed_plan(policy, device):
     workload = uniform_workload(8, 12, flops=1)

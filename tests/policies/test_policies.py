@@ -12,7 +12,7 @@ from cidl_sim.core.plan import Gate, Load, Plan
 from cidl_sim.core.workload import Block, Stage, Workload
 from cidl_sim.devices.catalog import find_device
 from cidl_sim.pipelines.catalog import find_workload
-from cidl_sim.policies.catalog import POLICIES, PolicyError, make_plan
+from cidl_sim.policies.catalog import POLICIES, STREAMING, PolicyError, make_plan
 from cidl_sim.policies.on_device_sora import repeated_body, retained_blocks
 from cidl_sim.policies.retained import even_positions
 from cidl_sim.simulator.engine import makespan_s, simulate
@@ -52,7 +52,8 @@ def test_every_policy_gives_a_plan_that_fits(case):
             plan = make_plan(policy, workload, device)
         except InfeasibleError:
             # The app's rule looks at the repeated blocks only; parts that need more would get it killed.
-            assert policy == "on_device_sora"
+            # Nor need a whole network fit.
+            assert policy in ("on_device_sora", "whole_model")
             continue
         check_plan(workload, device, plan)
         assert plan.workload_sha256 == workload.sha256
@@ -100,7 +101,7 @@ def test_a_rotating_set_holds_as_many_blocks_at_any_time_with_fewer_loads_than_a
 
 def test_a_rotating_set_beats_every_fixed_one_where_loads_are_long():
     workload, device = uniform_workload(28, 30), uniform_device(20, 24, 8)
-    found = {policy: makespan_s(workload, device, make_plan(policy, workload, device)) for policy in POLICIES}
+    found = {policy: makespan_s(workload, device, make_plan(policy, workload, device)) for policy in STREAMING}
     assert found["rotating"] == min(found.values()) == 7176
     assert found["spread"] == 7640
 
@@ -246,7 +247,7 @@ def test_numbers_can_be_given_by_group():
         make_plan("prefix:text_encoder=1", workload, analytic_device(100))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", STREAMING)
 def test_every_policy_plans_open_sora_for_a_phone(policy):
     workload, device = find_workload("opensora-v1.2-256x256-68f-lpl15-tdtm10"), find_device("iphone-15-pro")
     trace = simulate(workload, device, make_plan(policy, workload, device))
@@ -258,3 +259,40 @@ def test_a_device_smaller_than_a_block_is_refused_by_every_policy():
     for policy in POLICIES:
         with pytest.raises(InfeasibleError, match="too small for any plan"):
             make_plan(policy, uniform_workload(2, 2, weight_bytes=5), device)
+
+
+def networks() -> Workload:
+    """Two networks; the first runs in two stages that share weights."""
+
+    def block(name: str, weights: str = "") -> Block:
+        return Block(name=name, kind=name, weights=weights or name, weight_bytes=5, workspace_bytes=2)
+
+    return Workload(
+        name="networks",
+        stages=(
+            Stage(name="merged", group="g", rounds=2, blocks=(block("a1", "a"), block("b1", "b"))),
+            Stage(name="plain", group="g", rounds=2, blocks=(block("a"), block("b"))),
+            Stage(name="decoder", group="h", rounds=3, blocks=(block("c"), block("d"), block("e"))),
+        ),
+    )
+
+
+def test_whole_model_loads_a_network_once_the_one_before_it_is_done_with():
+    workload, device = networks(), analytic_device(30)
+    plan = make_plan("whole_model", workload, device)
+    assert [(load.visit, load.gate and (load.gate.visit, load.gate.edge)) for load in plan.loads] == [
+        (0, None),
+        (1, None),
+        (8, (7, "end")),
+        (9, (7, "end")),
+        (10, (7, "end")),
+    ]
+    assert plan.keep == (0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13)
+    trace = simulate(workload, device, plan)
+    assert trace.peak_resident_bytes == 3 * 5 + 2
+
+
+def test_whole_model_does_not_fit_where_a_network_does_not():
+    with pytest.raises(InfeasibleError):
+        make_plan("whole_model", networks(), analytic_device(16))
+    assert make_plan("next_block", networks(), analytic_device(16)).policy == "next_block"

@@ -228,28 +228,28 @@ def _decoder_units(sizes: ImageDecoderSizes) -> Iterator[Unit]:
         pieces = (
             Piece(
                 "start",
-                f"vae.resnet.start.{figures}",
+                f"image_decoder.resnet.start.{figures}",
                 partial(unet.ResnetStart, width, channels_out, 0, groups, _DECODER_EPS),
                 {"": key},
                 gives=("past",),
             ),
             Piece(
                 "end",
-                f"vae.resnet.end.{figures}",
+                f"image_decoder.resnet.end.{figures}",
                 partial(unet.ResnetEnd, width, channels_out, groups, _DECODER_EPS),
                 {"": key},
                 takes=("past",),
             ),
         )
-        return _unit(name, f"vae.resnet.{figures}", (*pieces, *more))
+        return _unit(name, f"image_decoder.resnet.{figures}", (*pieces, *more))
 
     entrance = {"post_quant_conv.": "post_quant_conv.", "conv_in.": "decoder.conv_in."}
-    kind = f"vae.in.{widths(sizes.latent_channels, width)}"
+    kind = f"image_decoder.in.{widths(sizes.latent_channels, width)}"
     yield Unit("in", kind, (Piece("", kind, partial(image_decoder.Entrance, sizes), entrance),))
     yield resnet("mid.0", width, "decoder.mid_block.resnets.0.")
     yield _alone(
         "mid.attention",
-        f"vae.attention.{widths(width, groups)}",
+        f"image_decoder.attention.{widths(width, groups)}",
         partial(autoencoder_kl.Attention, width, groups),
         "decoder.mid_block.attentions.0.",
     )
@@ -260,11 +260,11 @@ def _decoder_units(sizes: ImageDecoderSizes) -> Iterator[Unit]:
             sampler: tuple[Piece, ...] = ()
             if j == sizes.layers - 1 and i < len(channels) - 1:
                 up = partial(unet.Upsampler, level)
-                sampler = (Piece("up", f"vae.up.{widths(level)}", up, {"": f"{key}upsamplers.0."}),)
+                sampler = (Piece("up", f"image_decoder.up.{widths(level)}", up, {"": f"{key}upsamplers.0."}),)
             yield resnet(f"up.{i}.{j}", level, f"{key}resnets.{j}.", *sampler)
             width = level
     build = partial(unet.Exit, width, 3, groups, _DECODER_EPS)
-    yield _alone("out", f"vae.out.{widths(width, groups)}", build, "decoder.")
+    yield _alone("out", f"image_decoder.out.{widths(width, groups)}", build, "decoder.")
 
 
 def _alone(name: str, kind: str, build: Callable[[], nn.Module], key: str) -> Unit:

@@ -83,6 +83,17 @@ class PieceChain(nn.Module):
             for i, piece in enumerate(pieces)
         ]
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What its arguments are called, in their order."""
+        return ("hidden", *self._interface.takes, *(f"skip{i}" for i in range(self._interface.pops)))
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """What its results are called, in their order."""
+        given = (f"{name}_out" for name in self._interface.gives)
+        return ("hidden_out", *given, *(f"aside{i}" for i in range(self._interface.pushes)))
+
     def forward(self, hidden: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Hidden, the named tensors that are taken, the skips that are taken (the last one put aside first).
 

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from cidl_sim.blocks.definition import TORCH_DTYPES, BlockDefinition
 from cidl_sim.blocks.joined import Joined
+from cidl_sim.blocks.pieces import PieceChain
 from cidl_sim.blocks.variants import Variant
 from cidl_sim.core.errors import StoreError
 from cidl_sim.coreml.manifest import PackageFunction, Precision, TensorSpec
 from cidl_sim.coreml.quiet import quiet
-from cidl_sim.models import stdit3, t5
+from cidl_sim.models import stdit3, t5, unet
 
 TARGET = ct.target.iOS18  # the first with several functions in a package and attention as one operation
 
@@ -84,6 +85,8 @@ def _as_tuple(results: Any) -> tuple[Tensor, ...]:
 
 def _input_names(module: nn.Module, count: int) -> tuple[str, ...]:
     first: Any = module.parts[0] if isinstance(module, Joined) else module
+    if isinstance(first, PieceChain):
+        return first.inputs
     return tuple(inspect.signature(first.forward).parameters)[:count]
 
 
@@ -147,6 +150,9 @@ def _work_out_constants(module: nn.Module, definition: BlockDefinition) -> None:
         setattr(module, "_positions", lambda x: positions)  # noqa: B010
         for name in ("t_embedder", "fps_embedder"):
             setattr(module, name, _TabulatedEmbedder(getattr(module, name)))
+    for entrance in module.modules():
+        if isinstance(entrance, unet.Entrance):
+            entrance.tabulate()
     for attention in module.modules():
         if isinstance(attention, t5.Attention) and hasattr(attention, "relative_attention_bias"):
             bias = attention.position_bias(definition.example()[0].shape[1])
@@ -197,9 +203,13 @@ def _clamp(module: nn.Module, inputs: Any, results: Any) -> Any:
 
 
 def _depend_on_an_input(module: nn.Module, inputs: tuple[Tensor, ...], results: Any) -> Any:
-    """Position bias and rotary frequencies come from weights alone; a program's result should not be a constant."""
+    """Position bias and rotary frequencies come from weights alone; a program's result should not be a constant.
+
+    Nor may it be an input as it is.
+    """
     if not isinstance(results, tuple):
         return results
+    results = tuple(result + 0.0 if any(result is given for given in inputs) else result for result in results)
     return *results[:-1], results[-1] + 0.0 * inputs[1].reshape(-1)[:1]
 
 

@@ -21,11 +21,16 @@ TRANSFORMER_EPS = 1e-6
 _LONGEST_PERIOD = 10000.0
 
 
-def sinusoids(values: Tensor, width: int) -> Tensor:
-    """(N,) -> (N, width) in fp32: cosines, then sines, of periods up to 10000."""
+def frequencies(width: int, device: torch.device | None = None) -> Tensor:
+    """(width / 2,) in fp32: of the sinusoids of an embedding, with periods up to 10000."""
     half = width // 2
-    exponent = -math.log(_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=values.device) / half
-    angles = values[:, None].float() * torch.exp(exponent)[None, :]
+    exponent = -math.log(_LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=device) / half
+    return torch.exp(exponent)
+
+
+def sinusoids(values: Tensor, of: Tensor) -> Tensor:
+    """(N,), frequencies (F,) -> (N, 2 F) in fp32: cosines, then sines."""
+    angles = values[:, None].float() * of[None, :]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
@@ -61,13 +66,23 @@ class Entrance(nn.Module):
         if sizes.pooled:
             self.add_embedding = Embedding(sizes.pooled + SIZE_NUMBERS * SIZE_WIDTH, sizes.time_width)
         self.conv_in = nn.Conv2d(sizes.latent_channels, first, 3, padding=1)
+        self._tables: dict[int, Tensor] = {}
+
+    def tabulate(self) -> None:
+        """Work the frequencies out now: an exporter's exponential differs in the last digit, and t is up to 1000."""
+        self._tables = {width: frequencies(width) for width in (self.sinusoids, SIZE_WIDTH)}
+
+    def _frequencies(self, width: int, device: torch.device) -> Tensor:
+        return self._tables[width] if width in self._tables else frequencies(width, device)
 
     def forward(self, z: Tensor, t: Tensor, pooled: Tensor | None = None, image: Tensor | None = None) -> Any:
         """(B, C, h, w) in fp32, (1,), (B, pooled), (B, 6) -> hidden (B, C', h, w), time (B, width)."""
         z = z.to(self.conv_in.weight.dtype)
-        time = self.time_embedding(sinusoids(t.expand(z.shape[0]), self.sinusoids).to(z.dtype))
+        time = self.time_embedding(
+            sinusoids(t.expand(z.shape[0]), self._frequencies(self.sinusoids, t.device)).to(z.dtype)
+        )
         if pooled is not None and image is not None:
-            sizes = sinusoids(image.flatten(), SIZE_WIDTH).reshape(z.shape[0], -1)
+            sizes = sinusoids(image.flatten(), self._frequencies(SIZE_WIDTH, t.device)).reshape(z.shape[0], -1)
             time = time + self.add_embedding(torch.cat([pooled, sizes], dim=-1).to(z.dtype))
         return self.conv_in(z), time
 

@@ -89,7 +89,9 @@ class TextToImage:
         for i, states in enumerate(self._states):
             tensors |= {f"text.{i}.{half}": states[half] for half in range(len(states))}
         tensors |= {f"pooled.{half}": pooled for half, pooled in enumerate(self._pooled)}
-        return {name: tensor.cpu() for name, tensor in tensors.items()}, {"evaluations": self.evaluations}
+        # Some of them may be one tensor: a sampler's last clean latent is the latent at the end.
+        saved = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+        return saved, {"evaluations": self.evaluations}
 
     def restore(self, state: State) -> None:
         """Be as after the denoising step at which `state` was taken."""

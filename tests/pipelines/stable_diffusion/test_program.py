@@ -188,6 +188,15 @@ def test_half_of_the_guidance_at_a_time_makes_the_same_image_with_twice_the_visi
         assert half.flops == pytest.approx(full.flops / 2, rel=0.02)
 
 
+def test_nothing_that_is_saved_shares_memory_with_anything_else() -> None:
+    sizes, settings = MODELS["sd-tiny"], settings_of("sd-tiny", sampler="dpm")
+    model = InMemory(sizes, settings, library_networks(sizes))
+    program = model.program()
+    model.run(program)
+    places = [tensor.data_ptr() for tensor in program.state()[0].values()]
+    assert len(places) == len(set(places))
+
+
 @pytest.mark.parametrize("values", [{"sampler": "pndm", "steps": 5}, {"sampler": "lcm"}, {"guidance": "split"}])
 @pytest.mark.parametrize("name", ["sd-tiny", "sdxl-tiny"])
 def test_a_run_that_goes_on_between_two_steps_makes_the_same_image(name: str, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -29,7 +30,7 @@ from cidl_sim.core.trace import read_trace
 from cidl_sim.core.workload import Workload
 from cidl_sim.coreml.macos import check_macos
 from cidl_sim.executor.job import BackendName, ComputeUnits, Job, JobResult, RunSummary, describe_mode, run_job
-from cidl_sim.pipelines.catalog import pipeline_of_plan
+from cidl_sim.pipelines.catalog import pipeline_of_plan, settings_in
 from cidl_sim.pipelines.pipeline import Pipeline
 from cidl_sim.report.foreseen import foreseen_table
 from cidl_sim.report.tables import comparison_table
@@ -76,7 +77,7 @@ def run(
     chosen, units = _backend_named(backend, compute_units, device)
     plan = read_plan(plan_file)
     pipeline = pipeline_of_plan(plan)
-    options = _options(pipeline, context)
+    options = _options(pipeline, context, plan)
     _check_output(pipeline, out)
     prompts = _prompts(plan, prompt, prompts_file)
 
@@ -262,8 +263,11 @@ def _numbered(path: Path, count: int) -> list[Path]:
     return [path] if count == 1 else [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
 
 
-def _options(pipeline: Pipeline, context: typer.Context) -> dict[str, Any]:
-    """The options of the model's family. InputError for one that it has not, or a value that it does not take."""
+def _options(pipeline: Pipeline, context: typer.Context, plan: Plan) -> dict[str, Any]:
+    """The options of the model's family.
+
+    InputError for one that it has not, or a value that it does not take, at all or under this plan.
+    """
     given, arguments = extra_options(context)
     if arguments:
         raise InputError(f"unexpected argument {arguments[0]!r}")
@@ -279,6 +283,8 @@ def _options(pipeline: Pipeline, context: typer.Context) -> dict[str, Any]:
     except ValidationError as problem:
         field = str(problem.errors()[0]["loc"][0])
         raise InputError(f"--{field.replace('_', '-')} {given[field]!r}: {problem.errors()[0]['msg']}") from None
+    with contextlib.suppress(ValueError):  # what settings cannot be read is refused where the plan is matched
+        pipeline.check_options(settings_in(plan.workload_settings, pipeline), options)
     return options.model_dump(mode="json")
 
 

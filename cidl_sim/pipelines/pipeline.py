@@ -202,6 +202,10 @@ class Pipeline(ABC):
 
     # A run
 
+    def check_options(self, settings: Any, options: Any) -> None:
+        """InputError where a run under these settings cannot be told `options`."""
+        return
+
     @abstractmethod
     def program(self, feed: Feed) -> PromptProgram:
         """What computes one prompt. InputError for a prompt that the model does not take."""

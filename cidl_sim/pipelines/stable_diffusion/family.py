@@ -150,6 +150,10 @@ class StableDiffusion(Pipeline):
         """Model, size and dtype."""
         return f"{sizes.name}, {settings.height}x{settings.width}, {settings.dtype}"
 
+    def check_options(self, settings: ImageSettings, options: ImageOptions) -> None:
+        """A sampler that asks the denoiser more or less often than was planned is another workload's."""
+        _sampled_with(settings, options.sampler)
+
     def program(self, feed: Feed) -> PromptProgram:
         """One image in the making."""
         from cidl_sim.executor.store import TOKENIZER_FOLDER

@@ -27,8 +27,10 @@ def block_by_block(
     """Hidden state and results after all blocks of a cut, each with its own weights."""
     state = NetworkState(network)
     for block in network.blocks(cut, dtype):
-        module = block.build().to(TORCH_DTYPES[dtype]).eval()
-        module.load_state_dict({name: weights[block.published_key(name)] for name in module.state_dict()})
+        with torch.device("meta"):
+            module = block.build().to(TORCH_DTYPES[dtype]).eval()
+        own = {name: weights[block.published_key(name)] for name in module.state_dict()}
+        module.load_state_dict(own, assign=True)
         with torch.no_grad():
             hidden, given = state.run(block.name, module, hidden, **given), {}
     return hidden, state.results()

@@ -39,7 +39,7 @@ def export(
         Option("--workload", metavar="NAME", help="Whose shapes; more than one: a function of the package for each."),
     ] = None,
     compress: Annotated[
-        str, Option("--compress", help="Weights: none, int8, palette8, palette6 or palette4.")
+        str, Option("--compress", help="Weights: none, int8, palette8, palette6, palette4 or mixed4.")
     ] = "none",
     blocks: Annotated[
         list[str] | None, Option("--blocks", metavar="PATTERN", help="Only these blocks, such as 't5.*'.")

@@ -1,7 +1,8 @@
-"""Smaller weights: eight-bit integers, or indices into a palette of at most 256 values."""
+"""Smaller weights: eight-bit integers, or indices into a palette of at most 256 values, of one size or several."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import coremltools as ct
@@ -17,22 +18,51 @@ _COMPRESSED = ("linear", "conv", "gather")
 _SAMPLE = 1 << 22
 _BINS = 4096
 _ITERATIONS = 30
+# Smaller tensors stay as they are, as the library has it.
+_SMALLEST = 2048
+MIXED_BITS = (2, 4, 6, 8)
 
 
 def compress(model: ct.models.MLModel, compression: Compression) -> tuple[ct.models.MLModel, float]:
     """The same program with compressed weights, and norm(change) / norm(weights) over those that were compressed.
 
-    "int8": symmetric, a scale for each output channel. "paletteN": 2^N values for each tensor, by k-means.
+    "int8": symmetric, a scale for each output channel. "paletteN": 2^N values for each tensor, by k-means. "mixedN":
+    palettes of 2, 4, 6 or 8 bits, N on average over the block, where they change weights least.
     """
     with quiet():
         if compression == "int8":
             config: Any = optimize.OpLinearQuantizerConfig(mode="linear_symmetric")
             small = optimize.linear_quantize_weights(model, _only_for(config))
+        elif compression.startswith("mixed"):
+            small = optimize.palettize_weights(model, _mixed(model, int(compression.removeprefix("mixed"))))
         else:
             bits = int(compression.removeprefix("palette"))
-            config = optimize.OpPalettizerConfig(mode="custom", lut_function=lambda values: palette(values, bits))
-            small = optimize.palettize_weights(model, _only_for(config))
+            small = optimize.palettize_weights(model, _only_for(_palettes(bits)))
     return small, _relative_error(model, small)
+
+
+def mixed_bits(weights: Sequence[NDArray[Any]], average: float) -> list[int]:
+    """The bits of each tensor's palette: `average` an element at most, spent where they change weights least.
+
+    Every tensor's relative error counts alike, since each is a layer's; the next bits go where an element's bit lowers
+    it most. Apple's own mixed palettes weigh the image that comes out, over a whole network; this knows one block.
+    """
+    sizes = [values.size for values in weights]
+    errors = [[_palette_error(values, bits) for bits in MIXED_BITS] for values in weights]
+    chosen, left = [0] * len(weights), (average - MIXED_BITS[0]) * sum(sizes)
+
+    def gain(i: int) -> float:
+        step = MIXED_BITS[chosen[i] + 1] - MIXED_BITS[chosen[i]]
+        return (errors[i][chosen[i]] - errors[i][chosen[i] + 1]) / (step * sizes[i])
+
+    def cost(i: int) -> float:
+        return (MIXED_BITS[chosen[i] + 1] - MIXED_BITS[chosen[i]]) * sizes[i]
+
+    while fitting := [i for i in range(len(weights)) if chosen[i] + 1 < len(MIXED_BITS) and cost(i) <= left]:
+        best = max(fitting, key=gain)
+        left -= cost(best)
+        chosen[best] += 1
+    return [MIXED_BITS[i] for i in chosen]
 
 
 def palette(values: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -62,6 +92,34 @@ def palette(values: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray[np.u
 def _between(centres: NDArray[Any]) -> NDArray[Any]:
     middle: NDArray[Any] = (centres[1:] + centres[:-1]) / 2
     return middle
+
+
+def _palette_error(values: NDArray[Any], bits: int) -> float:
+    """norm(change)^2 / norm(weights)^2 with a palette of 2^bits values, on a sample."""
+    sample = values.reshape(-1)[:: 1 + values.size // _SAMPLE].astype(np.float32)
+    entries, indices = palette(sample, bits)
+    total = float(np.square(sample).sum(dtype=np.float64))
+    return float(np.square(entries[indices] - sample).sum(dtype=np.float64)) / total if total else 0.0
+
+
+def _palettes(bits: int) -> Any:
+    return optimize.OpPalettizerConfig(mode="custom", lut_function=lambda values: palette(values, bits))
+
+
+def _mixed(model: ct.models.MLModel, average: int) -> Any:
+    """A palette's size for each weight of a program."""
+    weights = {
+        op.name: op.outputs[0].val
+        for op in _operations(model)
+        if op.op_type == "const"
+        and isinstance(op.outputs[0].val, np.ndarray)
+        and op.outputs[0].val.size > _SMALLEST
+        and any(child.op_type in _COMPRESSED for child in op.outputs[0].child_ops)
+    }
+    chosen = mixed_bits(list(weights.values()), average)
+    return optimize.OptimizationConfig(
+        op_name_configs={name: _palettes(bits) for name, bits in zip(weights, chosen, strict=True)}
+    )
 
 
 def _only_for(config: Any) -> Any:

@@ -14,7 +14,7 @@ from cidl_sim.core.files import Record, read_json, validated, write_text
 from cidl_sim.core.plan import FIRST_PIPELINE
 
 Precision = Literal["fp32", "fp16"]
-Compression = Literal["none", "int8", "palette8", "palette6", "palette4"]
+Compression = Literal["none", "int8", "palette8", "palette6", "palette4", "mixed4"]
 MANIFEST = "manifest.json"
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cidl_sim.core.errors import StoreError
 from cidl_sim.core.workload import kind_without_widths
-from cidl_sim.coreml.compression import _values, compress, palette
+from cidl_sim.coreml.compression import _values, compress, mixed_bits, palette
 from cidl_sim.coreml.conversion import _FlatGroupNorm, _ready, convert, function_of
 from cidl_sim.pipelines.open_sora.family import OPEN_SORA
 from cidl_sim.pipelines.open_sora.settings import OPENSORA_TINY, VideoSettings
@@ -201,7 +201,9 @@ def test_weights_of_another_model_are_refused():
 # Compression
 
 
-@pytest.mark.parametrize(("compression", "low", "high"), [("int8", 1e-3, 0.01), ("palette6", 0.01, 0.04)])
+@pytest.mark.parametrize(
+    ("compression", "low", "high"), [("int8", 1e-3, 0.01), ("palette6", 0.01, 0.04), ("mixed4", 0.02, 0.2)]
+)
 def test_compressed_weights_are_near_the_weights_and_the_error_is_told(compression, low, high):
     _, model = converted("stdit.part1")
     small, error = compress(model, compression)
@@ -211,6 +213,26 @@ def test_compressed_weights_are_near_the_weights_and_the_error_is_told(compressi
     for op in compressed:
         np.testing.assert_allclose(_values(op), op.materialized_val_inference(), rtol=1e-3, atol=1e-6)
     assert {child.op_type for op in compressed for child in op.outputs[0].child_ops} <= {"linear", "conv", "gather"}
+
+
+def test_mixed_palettes_keep_the_average_and_change_weights_less_than_equal_ones():
+    generator = np.random.default_rng(0)
+    weights = [
+        generator.normal(size=40_000),  # a bell: every bit helps alike
+        generator.choice([-1.0, 1.0], size=40_000),  # two values: two bits are all it needs
+        generator.standard_cauchy(size=40_000).clip(-50, 50),  # long tails: it needs many
+    ]
+    bits = mixed_bits([values.astype(np.float32) for values in weights], 4)
+    assert np.mean(bits) <= 4
+    assert bits[1] == 2
+    assert max(bits[0], bits[2]) > 4
+
+    def error(values, n):
+        entries, indices = palette(values, n)
+        return np.square(entries[indices] - values).sum() / np.square(values).sum()
+
+    mixed = sum(error(values, n) for values, n in zip(weights, bits, strict=True))
+    assert mixed < sum(error(values, 4) for values in weights)
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])

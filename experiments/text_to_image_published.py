@@ -21,8 +21,15 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from cidl_sim.blocks.definition import StageDefinition
+from cidl_sim.blocks.measure import measured_stages
+from cidl_sim.core.costs import execute_cost
 from cidl_sim.core.device import DeviceProfile
+from cidl_sim.core.workload import Block
 from cidl_sim.devices.published import PublishedRow, Rows, read_published
+from cidl_sim.pipelines.stable_diffusion import networks
+from cidl_sim.pipelines.stable_diffusion.architectures import SD_V1_5
+from cidl_sim.pipelines.stable_diffusion.changes import bk_sdm
 from cidl_sim.pipelines.stable_diffusion.phones import (
     FITTED,
     SLOWED,
@@ -133,10 +140,28 @@ def others(rows: Rows) -> list[Compared]:
         for name, groups in (("as on the iPhone 14 Pro", base), ("by arithmetic alone", plain)):
             predicted = unet * groups["decoder"] / groups["denoiser"]
             found.append(Compared(rows[f"{device_id}.decoder"], predicted, f"from its UNet's row, {name}"))
+    edge = edge_fusion()
+    for name, device, groups in (
+        ("as on the iPhone 14 Pro", fourteen, base),
+        ("by arithmetic alone", without_special_rate(fourteen), plain),
+    ):
+        seconds = sum(execute_cost(block, device).seconds for block in edge)
+        predicted = rows["exynos2400.sd.unet"].value * seconds / groups["denoiser"]
+        how = f"from Stable Diffusion's UNet there, as BK-SDM-Tiny's, {name}"
+        found.append(Compared(rows["exynos2400.edgefusion.unet"], predicted, how))
+        if "alone" in name:
+            found.append(Compared(rows["exynos2400.edgefusion.unet.tiled"], predicted, how))
     row = rows["qualcomm.8gen2.2023"]
     newer = 20 * 2 * rows["aihub.8gen2.unet"].value + 2 * rows["aihub.8gen2.text"].value
     predicted = (newer + rows["aihub.8gen2.decoder"].value) / 1000
     return [*found, Compared(row, predicted, "from later rows of the same chip: 20 steps, two calls each")]
+
+
+def edge_fusion() -> list[Block]:
+    """The blocks of EdgeFusion's UNet, which is a BK-SDM; of the published sizes the smallest is taken."""
+    network = networks.denoiser(bk_sdm(SD_V1_5.unet, "tiny"), 1, 64, 64, 77, "fp16")
+    stages = [StageDefinition("unet", "denoiser", 1, network.blocks(1, "fp16"))]
+    return list(measured_stages(stages, stages, "fp16", lambda group: 0)[0].blocks)
 
 
 def without_special_rate(device: DeviceProfile) -> DeviceProfile:

@@ -7,7 +7,7 @@ Levels are numbered from the latent's own resolution: of a 64x64 latent 0 is 64x
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cidl_sim.models.unet_sizes import UNetLevel, UNetSizes
 
@@ -79,6 +79,23 @@ def fewer_residual_blocks(sizes: UNetSizes) -> UNetSizes:
     return sizes.model_copy(update={"levels": levels})
 
 
+def without_middle(sizes: UNetSizes) -> UNetSizes:
+    """No blocks between the way down and the way up."""
+    return sizes.model_copy(update={"middle": ()})
+
+
+def without_innermost(sizes: UNetSizes) -> UNetSizes:
+    """Without the lowest level."""
+    return sizes.model_copy(update={"levels": sizes.levels[:-1]})
+
+
+def bk_sdm(sizes: UNetSizes, size: Literal["base", "small", "tiny"]) -> UNetSizes:
+    """BK-SDM (arXiv 2305.15798), whose configurations are published: fewer blocks, no middle, no innermost level."""
+    sizes = fewer_residual_blocks(sizes)
+    sizes = sizes if size == "base" else without_middle(sizes)
+    return without_innermost(sizes) if size == "tiny" else sizes
+
+
 def cross_attention_only(sizes: UNetSizes, level: int) -> UNetSizes:
     """Self-attention decoupled from attention to the text: at this level only the latter stays."""
     old = sizes.levels[level]
@@ -140,6 +157,7 @@ PUBLISHED: dict[str, Change] = {
     "feed-forward trimmed": trimmed_feed_forward,
     "separable convolution below 64x64": lambda sizes: _all_levels(sizes, separable, range(1, len(sizes.levels))),
     "residual blocks pruned": fewer_residual_blocks,
+    "middle removed": without_middle,
     "swish": swish,
     "relu attention": relu_attention,
 }

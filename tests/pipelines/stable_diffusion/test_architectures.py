@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -115,9 +117,9 @@ def test_every_published_change_stands_alone(change: changes.Change) -> None:
     assert len(unet_of(changed).units) > 0
 
 
-def test_pruning_residual_blocks_gives_the_published_small_model() -> None:
-    # BK-SDM Base (arXiv 2305.15798), whose configuration is published.
-    assert parameters(unet_of(changes.fewer_residual_blocks(SD_V1_5.unet))) == 579_384_964
+@pytest.mark.parametrize(("size", "total"), [("base", 579_384_964), ("small", 482_346_884), ("tiny", 323_384_964)])
+def test_pruning_blocks_gives_the_published_small_models(size: Any, total: int) -> None:
+    assert parameters(unet_of(changes.bk_sdm(SD_V1_5.unet, size))) == total
 
 
 def test_a_second_residual_block_in_the_middle_gives_the_texts_eighteen() -> None:

@@ -172,8 +172,7 @@ def control(job: Job, case: Case) -> bool:
 
 
 def show(done: int, total: int, stage: str) -> None:
-    if done % 20 == 0:
-        print(f"{done}/{total} {stage}", flush=True)
+    print(f"{done}/{total} {stage}", flush=True)
 
 
 def text(case: Case, steps: int, trace: Trace, simulated: Trace, result: JobResult, control_was_killed: bool) -> str:

@@ -89,7 +89,8 @@ def one(case: Case, steps: int, folder: Path, out: Path) -> None:
     killed = control(job, case)
     trace = read_trace(out / "trace.json.gz")
     RESULTS.mkdir(exist_ok=True)
-    Image.open(out / f"{case.name}.png").save(RESULTS / f"full_size_{case.name}_image.png")
+    # It is noise: a small one shows that.
+    Image.open(out / f"{case.name}.png").resize((192, 192)).save(RESULTS / f"full_size_{case.name}_image.png")
     report = text(case, steps, trace, simulated, result, killed)
     print("\n" + report)
     (RESULTS / f"full_size_{case.name}.md").write_text(report)

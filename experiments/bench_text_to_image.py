@@ -5,7 +5,7 @@
         [--passes 3] [--folder DIR]
 
 The UNet of Stable Diffusion v1.5 at SIDE x SIDE pixels, both halves of the guidance in one batch. At 512 a step is
-bound by arithmetic on a CPU, at 128 by loading. Systems run in turns, each with its best number of threads, and find
+bound by arithmetic on a CPU, at 64 by loading. Systems run in turns, each with its best number of threads, and find
 nothing of their files in memory (see bench_executor.py, which this shares all but the network with). The store and the
 competitors' copies (3.4 GB each in fp32) go to a temporary folder, or to --folder, where they stay. Writes
 experiments/results/bench_sd_SIDE_DTYPE.md and .png.

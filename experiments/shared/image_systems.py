@@ -152,8 +152,7 @@ def modules_of(unet: Any) -> dict[str, int]:
     """The modules that are offloaded one by one, with their bytes: residual blocks, transformers, samplers, ends."""
     found = {}
     for name, module in unet.named_modules():
-        depth = name.split(".")
-        is_layer = len(depth) == 4 or (name.startswith("mid_block") and len(depth) == 3)
+        is_layer = len(name.split(".")) == (3 if name.startswith("mid_block") else 4)
         if is_layer or name in ("conv_in", "time_embedding", "conv_norm_out", "conv_out"):
             found[name] = sum(t.numel() * t.element_size() for t in module.parameters())
     return found

@@ -364,10 +364,11 @@ def test_plan_prints_the_figures_of_the_contract_and_every_baseline(workload, de
 
 def test_plan_without_a_policy_is_at_least_as_good_as_the_best_baseline(workload, device):
     figures = answer_of("plan", workload, device)
-    assert figures["lower_bound_s"] <= figures["makespan_s"] <= min(figures["baselines"].values())
+    fitting = [seconds for seconds in figures["baselines"].values() if seconds is not None]
+    assert figures["lower_bound_s"] <= figures["makespan_s"] <= min(fitting)
     assert figures["makespan_s"] < figures["baselines"]["sequential"]
     quick = answer_of("plan", workload, device, "--time-limit", "0")
-    assert quick["makespan_s"] == min(quick["baselines"].values())
+    assert quick["makespan_s"] == min(seconds for seconds in quick["baselines"].values() if seconds is not None)
 
 
 def test_plan_answers_inverse_questions(workload, device):

@@ -99,7 +99,7 @@ def test_settings_belong_to_named_workloads(tmp_path):
 def test_without_axes_every_policy_and_every_number_of_blocks():
     sweep = make_sweep([WORKLOAD], [PHONE])
     assert sweep.retained == tuple(range(17))  # the most blocks that a group has, and none
-    assert count_points(sweep) == 3 * 17 + 4
+    assert count_points(sweep) == 3 * 17 + 5
 
 
 def test_a_grid_has_every_combination_once():

@@ -23,8 +23,9 @@ CUTS = {"reference": 1, "fine": 0, "chunks2": -2, "whole": -1}
 def filled(state: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     """Random values of a size that activations survive, in place."""
     generator = torch.Generator().manual_seed(seed)
-    for tensor in state.values():
-        tensor.normal_(std=0.02, generator=generator).add_(1.0 if tensor.dim() == 1 else 0.0)
+    with torch.no_grad():
+        for tensor in state.values():
+            tensor.normal_(std=0.02, generator=generator).add_(1.0 if tensor.dim() == 1 else 0.0)
     return state
 
 

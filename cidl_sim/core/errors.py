@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from unicodedata import category
+
+# Control characters, and what ends a line or a paragraph.
+_CONTROLS = {"Cc", "Zl", "Zp"}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -16,10 +20,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks or other control characters: what files name may hold any."""
+    return "".join(repr(c)[1:-1] if category(c) in _CONTROLS else c for c in text)
+
+
 class CidlError(Exception):
-    """Base of everything the package raises on purpose."""
+    """Base of everything the package raises on purpose. Its words are one line, whatever a file put into them."""
 
     exit_code = 1
+
+    def __init__(self, words: str = "") -> None:
+        super().__init__(one_line(str(words)))
 
 
 class InputError(CidlError):

@@ -81,7 +81,7 @@ def of_document(document: Any, chance: random.Random) -> Any:
             case 0:
                 del holder[last]
             case 1 if isinstance(holder, dict):
-                holder[chance.choice(("", "x", "format", str(last) + " "))] = holder.pop(last)
+                holder[chance.choice(("", "x", "format", str(last) + " ", f"{last}\n", "\x1b[2J"))] = holder.pop(last)
             case 1 | 2 if isinstance(holder, list):
                 holder.insert(last, copy.deepcopy(holder[last]))
             case 3:

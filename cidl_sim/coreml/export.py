@@ -6,6 +6,7 @@ place when it is whole. `manifest.json` is written anew after each, so the same 
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -136,7 +137,7 @@ def export_package(job: PackageJob) -> Package:
     variants = job.variants()[job.weights]
     functions: dict[str, PackageFunction] = {}
     errors = []
-    with _scratch(job.out) as scratch:
+    with _as_os_errors(), _scratch(job.out) as scratch:
         try:
             tensors = load_file(job.file)
         except (OSError, SafetensorError) as problem:
@@ -254,6 +255,18 @@ def _exported(jobs: Sequence[PackageJob], workers: int) -> Iterator[tuple[str, P
         raise MachineError(f"{jobs[0].out}: cannot be written ({problem.strerror or problem})") from problem
     finally:
         pool.shutdown(wait=sys.exc_info()[0] is None, cancel_futures=True)
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """What the library's compiled part says of the disk: it raises a RuntimeError for the OSError that it is."""
+    try:
+        yield
+    except RuntimeError as problem:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            if os.strerror(code) in str(problem):
+                raise OSError(code, os.strerror(code)) from problem
+        raise
 
 
 @contextmanager

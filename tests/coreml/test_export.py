@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from functools import partial
@@ -193,6 +194,20 @@ def test_a_folder_that_cannot_be_written_is_the_machines_fault(tmp_path, tiny_st
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="cannot be written"):
         export_store(BlockStore.open(tiny_store), tmp_path / "file", "fp16", blocks=QUICK[:1])
+
+
+def test_a_full_disk_in_the_librarys_compiled_part_is_the_machines_fault(tmp_path, tiny_store, monkeypatch):
+    import coremltools as ct
+
+    def full(*_, **__):
+        # As libmodelpackage raises it.
+        raise RuntimeError("filesystem error: cannot copy: No space left on device [a.mlmodel] [b.mlmodel]")
+
+    monkeypatch.setattr(ct.models.MLModel, "save", full)
+    with pytest.raises(OSError, match="No space left on device") as failed:
+        export_store(BlockStore.open(tiny_store), tmp_path / "out", "fp16", blocks=QUICK[:1])
+    assert failed.value.errno == errno.ENOSPC
+    assert not list((tmp_path / "out").glob(".exporting*"))
 
 
 def test_a_failed_package_leaves_those_before_it(tmp_path, tiny_store):

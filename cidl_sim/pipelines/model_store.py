@@ -119,7 +119,7 @@ def _opened(folders: Mapping[str, Path], sizes: ModelSizes, variant: str | None)
         checkpoint = opened[part] = Checkpoint(folder, variant)
         if folder.is_file() and (views := pipeline.in_single_file(sizes, part)) is not None:
             checkpoint.see(*views)
-        checkpoint.rename(pipeline.other_names(part))
+        checkpoint.rename(pipeline.other_names(sizes, part))
     return opened
 
 

@@ -237,7 +237,7 @@ class Pipeline(ABC):
         """Keys of a published checkpoint, with their shapes, that the pipeline has no use for."""
         return {}
 
-    def other_names(self, part: str) -> dict[str, str]:
+    def other_names(self, sizes: Any, part: str) -> dict[str, str]:
         """By key of a published checkpoint the other name that its tensor may have there instead."""
         return {}
 

@@ -223,7 +223,7 @@ class OpenSora(Pipeline):
 
         return unused_keys(sizes, part)
 
-    def other_names(self, part: str) -> dict[str, str]:
+    def other_names(self, sizes: OpenSoraSizes, part: str) -> dict[str, str]:
         """T5's table of tokens has two names; some files hold one of them, some the other."""
         return {"shared.weight": "encoder.embed_tokens.weight"} if part == "t5" else {}
 

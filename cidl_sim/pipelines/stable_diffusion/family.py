@@ -188,11 +188,11 @@ class StableDiffusion(Pipeline):
         calls = 2 if workload.settings.get("guidance") == "split" else 1
         return super().ends_step(workload, visit) and visit.round % calls == calls - 1
 
-    def other_names(self, part: str) -> dict[str, str]:
+    def other_names(self, sizes: ImageSizes, part: str) -> dict[str, str]:
         """See `published.other_names`."""
         from cidl_sim.pipelines.stable_diffusion.published import other_names
 
-        return other_names(part)
+        return other_names(sizes, part)
 
     def unused_keys(self, sizes: ImageSizes, part: str) -> dict[str, tuple[int, ...]]:
         """See `published.unused_keys`."""

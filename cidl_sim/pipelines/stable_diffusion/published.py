@@ -22,6 +22,7 @@ from cidl_sim.pipelines.stable_diffusion.stages import networks_of
 Shapes = dict[str, tuple[int, ...]]
 
 _LEAVES = ("weight", "bias")
+_TEXT = "text_model."
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -43,12 +44,18 @@ _OPEN_CLIP = {
 }
 
 
-def other_names(part: str) -> dict[str, str]:
-    """By key the other name under which some published files have it: the decoder's attention before diffusers 0.18."""
-    if part != "vae":
+def other_names(sizes: ImageSizes, part: str) -> dict[str, str]:
+    """By key the other name under which some files have it.
+
+    The decoder's attention had others before diffusers 0.18; transformers 5 saves text encoders without the first word.
+    """
+    if part == "vae":
+        at = "decoder.mid_block.attentions.0."
+        return {f"{at}{new}.{leaf}": f"{at}{old}.{leaf}" for new, old in _OLD_ATTENTION.items() for leaf in _LEAVES}
+    if not part.startswith("text_encoder"):
         return {}
-    at = "decoder.mid_block.attentions.0."
-    return {f"{at}{new}.{leaf}": f"{at}{old}.{leaf}" for new, old in _OLD_ATTENTION.items() for leaf in _LEAVES}
+    keys = (*_keys(sizes, part), *unused_keys(sizes, part))
+    return {key: key.removeprefix(_TEXT) for key in keys if key.startswith(_TEXT)}
 
 
 def unused_keys(sizes: ImageSizes, part: str) -> Shapes:
@@ -91,6 +98,13 @@ def _encoder_keys(sizes: ImageDecoderSizes) -> Shapes:
     return unused
 
 
+def _keys(sizes: ImageSizes, part: str) -> list[str]:
+    """The keys of a part's tensors; none for a part that the model has not."""
+    own = networks_of(sizes, SMALLEST)
+    networks = {network.checkpoint: network for network in (*own.text_encoders, own.unet, *own.decoders.values())}
+    return networks[part].keys() if part in networks else []
+
+
 # Original files
 
 
@@ -100,11 +114,9 @@ def in_single_file(sizes: ImageSizes, part: str) -> tuple[dict[str, View], tuple
     Of the text encoders and the autoencoder an original file has more than is used, so these names are not given.
     None for a part that the model has not.
     """
-    own = networks_of(sizes, SMALLEST)
-    networks = {network.checkpoint: network for network in (*own.text_encoders, own.unet, *own.decoders.values())}
-    if part not in networks:
+    keys = _keys(sizes, part)
+    if not keys:
         return None
-    keys = networks[part].keys()
     if part == "unet":
         blocks_by_prefix = dict(_unet_prefixes(sizes.unet))
         return {key: View(_UNET + _unet_name(key, blocks_by_prefix)) for key in keys}, (_UNET,)

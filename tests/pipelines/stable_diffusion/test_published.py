@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cidl_sim.blocks.definition import BlockDefinition
 from cidl_sim.executor.store import TOKENIZER_FOLDER, BlockStore
-from cidl_sim.pipelines.checkpoint import Checkpoint, View
+from cidl_sim.pipelines.checkpoint import View
 from cidl_sim.pipelines.model_store import distinct_blocks, import_checkpoints, recognised
 from cidl_sim.pipelines.shards import CheckpointError
 from cidl_sim.pipelines.stable_diffusion.architectures import MODELS, SD_TINY
@@ -44,13 +44,14 @@ def states(sizes: ImageSizes) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def folder_of(tmp_path: Path, sizes: ImageSizes, *, variant: str = "") -> Path:
-    """As the diffusers library saves a pipeline, one file a part."""
-    names = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-    for part, state in states(sizes).items():
-        (tmp_path / part).mkdir()
-        file = tmp_path / part / f"{names.get(part, 'model')}{variant}.safetensors"
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, file)
+def folder_of(
+    tmp_path: Path, sizes: ImageSizes, *, variant: str | None = None, shards: str = "5GB", hub: bool = False
+) -> Path:
+    """As the libraries of today save a pipeline's parts; `hub`: text encoders by the names of published files."""
+    for part, network in library_networks(sizes).items():
+        network.save_pretrained(tmp_path / part, variant=variant, max_shard_size=shards)
+        if hub and part.startswith("text"):
+            save_file(text_keys(network), tmp_path / part / "model.safetensors")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "vocab.json").write_text("{}")
     (tmp_path / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
@@ -58,6 +59,17 @@ def folder_of(tmp_path: Path, sizes: ImageSizes, *, variant: str = "") -> Path:
     kind = {"v": "v_prediction"}.get(sizes.prediction, sizes.prediction)
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": kind}))
     return tmp_path
+
+
+def in_a_cache(folder: Path) -> Path:
+    """The same as the hub's cache has it: every file a link to one without a name."""
+    blobs, snapshot = folder.with_name("blobs"), folder.with_name("snapshot")
+    blobs.mkdir()
+    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.rename(blobs / f"{number:064x}"))
+    return snapshot
 
 
 def original_of(sizes: ImageSizes) -> dict[str, Tensor]:
@@ -94,13 +106,26 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(STABLE_DIFFUSION, "models", {sizes.name: sizes for sizes in TINY})
 
 
+FORMS: dict[str, dict[str, Any]] = {
+    "as saved": {},
+    "of the hub": {"hub": True},
+    "in shards": {"shards": "2MB"},
+    "a variant in shards": {"shards": "2MB", "variant": "fp16"},
+}
+
+
 @pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("sizes", TINY, ids=lambda sizes: sizes.name)
-def test_a_folder_of_diffusers_is_recognised_and_imported(tmp_path: Path, sizes: ImageSizes) -> None:
-    folder = folder_of(tmp_path, sizes)
-    found, parts = recognised(folder)
+def test_a_folder_of_diffusers_is_recognised_and_imported(
+    tmp_path: Path, sizes: ImageSizes, form: dict[str, Any]
+) -> None:
+    folder, variant = in_a_cache(folder_of(tmp_path / "pipeline", sizes, **form)), form.get("variant")
+    if "shards" in form:
+        assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    found, parts = recognised(folder, variant)
     assert found == sizes
-    store = import_checkpoints(tmp_path / "store", found, "fp32", parts, partition="dfine")
+    store = import_checkpoints(tmp_path / "store", found, "fp32", parts, partition="dfine", variant=variant)
     there, expected = tensors_of(store, sizes), states(sizes)
     assert there.keys() == expected.keys()
     for part, tensors in there.items():
@@ -190,7 +215,7 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("known")
 def test_variants_and_old_names_of_the_decoders_attention(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, SD_TINY, variant=".fp16")
+    folder = folder_of(tmp_path, SD_TINY, variant="fp16")
     file = folder / "vae" / "diffusion_pytorch_model.fp16.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = states(SD_TINY)["vae"]
@@ -207,12 +232,17 @@ def test_variants_and_old_names_of_the_decoders_attention(tmp_path: Path) -> Non
     assert all(torch.equal(t, expected[key]) for key, t in tensors_of(store, sizes)["vae"].items())
 
 
-def test_keys_of_a_checkpoint_that_is_a_symlink_into_a_cache(tmp_path: Path) -> None:
-    (tmp_path / "blobs").mkdir()
-    save_file({"a": torch.ones(2)}, tmp_path / "blobs" / "0123")
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").symlink_to(tmp_path / "blobs" / "0123")
-    assert Checkpoint(tmp_path / "unet").shapes == {"a": (2,)}
+@pytest.mark.parametrize(("said", "predicted"), [("v_prediction", "v"), ("epsilon", "epsilon")])
+def test_the_schedulers_file_says_what_the_network_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, predicted: str
+) -> None:
+    both = [SD2_TINY.model_copy(update={"name": kind, "prediction": kind}) for kind in ("epsilon", "v")]
+    monkeypatch.setattr(STABLE_DIFFUSION, "models", {sizes.name: sizes for sizes in both})
+    folder = folder_of(tmp_path, SD2_TINY)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": said}))
+    assert recognised(folder)[0].name == predicted
+    (folder / "scheduler" / "scheduler_config.json").write_text("[")
+    assert recognised(folder)[0].name == "epsilon"
 
 
 def test_blocks_of_every_model_have_their_own_keys() -> None:

@@ -87,6 +87,8 @@ def recognised(folder: Path, variant: str | None = None) -> tuple[ModelSizes, di
     `folder` may be one original file with all parts. CheckpointError if no family's model has just these tensors; it
     tells what is wrong with the one that has most of them.
     """
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: neither a checkpoint's folder nor a file")
     nearest: tuple[int, CheckpointError] | None = None
     for pipeline in pipelines().values():
         single = folder.is_file()

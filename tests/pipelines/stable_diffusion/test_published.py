@@ -207,6 +207,17 @@ def test_one_wrong_key_is_told_of_the_model_that_is_nearest(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("known")
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a checkpoint's folder nor a file"):
+        recognised(tmp_path / "nowhere.safetensors")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="not a file of weights"):
+        recognised(tmp_path / "notes.txt")
+    with pytest.raises(CheckpointError, match="laid out as no model's"):
+        recognised(tmp_path)
+
+
+@pytest.mark.usefixtures("known")
 def test_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
     (tmp_path / "v1.ckpt").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"a pickle, which can run code.*v1.safetensors"):

@@ -178,10 +178,13 @@ class OpenSora(Pipeline):
         from cidl_sim.executor.store import TOKENIZER_FOLDER
         from cidl_sim.pipelines.open_sora.program import TextToVideo
         from cidl_sim.pipelines.open_sora.prompt import encode_prompt
+        from cidl_sim.pipelines.prompts import check_tokens
         from cidl_sim.sampling.linear_proportional_leap import stopping_rule
 
         tokenizer = feed.folder / TOKENIZER_FOLDER
-        tokens = encode_prompt(feed.prompt, feed.sizes.text_encoder_tokens, tokenizer if tokenizer.is_dir() else None)
+        own = tokenizer if tokenizer.is_dir() else None
+        tokens = encode_prompt(feed.prompt, feed.sizes.text_encoder_tokens, own)
+        check_tokens(tokens[0].reshape(-1).tolist(), feed.sizes.t5.vocabulary, own)
         return TextToVideo(
             feed.workload,
             feed.sizes,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cidl_sim.models.unet_sizes import CLIPSizes
-from cidl_sim.pipelines.prompts import PromptError, check_text
+from cidl_sim.pipelines.prompts import PromptError, check_text, check_tokens
 from cidl_sim.pipelines.stable_diffusion.settings import ImageSizes
 
 # What a checkpoint's folder of a tokenizer holds: either is enough.
@@ -40,6 +40,7 @@ def encode_text(text: str, sizes: CLIPSizes, padding: str, folder: Path | None) 
     room = sizes.tokens - 2
     if folder is not None:
         ids = _library_ids(text, folder)[:room]
+        check_tokens(ids, sizes.vocabulary, folder)
     else:
         ids = list(text.encode())
         if len(ids) > room:

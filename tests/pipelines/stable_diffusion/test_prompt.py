@@ -68,6 +68,12 @@ def test_tokens_are_the_librarys(folder: Path, text: str, form: str) -> None:
     assert sizes.vocabulary - 1 not in found.ids[0, : int(found.ends)].tolist() or "<|endoftext|>" in text
 
 
+def test_a_tokenizer_of_another_model_is_told(folder: Path) -> None:
+    few = SIZES.model_copy(update={"vocabulary": 260})
+    with pytest.raises(PromptError, match=r"another model's tokenizer; it gives token \d+, the model knows 260"):
+        encode_text("a red circle", few, "end", folder)
+
+
 def test_without_a_tokenizer_bytes_are_tokens() -> None:
     found = encode_text("a\u00e9", SIZES, "zero", None)
     assert found.ids.tolist() == [[523, 97, 195, 169, 524, *[0] * 11]]

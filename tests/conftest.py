@@ -90,18 +90,23 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def spoiled_store(tiny_store: Path, tmp_path: Path) -> Path:
     """The tiny store with one value of the denoiser's last layer that is no number."""
+    return spoiled(tiny_store, tmp_path / "spoiled", "stdit.part2", "final_layer.linear.bias")
+
+
+def spoiled(store: Path, root: Path, spoiled_weights: str, name: str) -> Path:
+    """A store with one value of one tensor that is no number."""
     from safetensors.torch import load_file
 
     from cidl_sim.executor.store import BlockStore, write_store
 
-    whole = BlockStore.open(tiny_store).index
+    whole = BlockStore.open(store).index
 
     def tensors_of(weights: str) -> dict[str, Any]:
-        tensors = load_file(tiny_store / f"{weights}.safetensors")
-        if weights == "stdit.part2":
-            tensors["final_layer.linear.bias"][3] = float("nan")
+        tensors = load_file(store / f"{weights}.safetensors")
+        if weights == spoiled_weights:
+            tensors[name].view(-1)[min(3, tensors[name].numel() - 1)] = float("nan")
         return tensors
 
     blocks = [(weights, partial(tensors_of, weights)) for weights in whole.blocks]
     fields = whole.model_dump(include={"name", "dtype", "partition", "source", "model", "pipeline"})
-    return write_store(tmp_path / "spoiled", blocks, **fields).root
+    return write_store(root, blocks, **fields).root

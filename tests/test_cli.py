@@ -36,7 +36,7 @@ from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import find_workload, shipped
 from cidl_sim.policies.catalog import POLICIES, STREAMING
 from cidl_sim.validation.runs import Scenario, read_runs
-from tests.conftest import analytic_device, uniform_workload
+from tests.conftest import analytic_device, spoiled, uniform_workload
 from tests.in_process import run_jobs_here
 
 TINY = "opensora-tiny-32x32-17f-2s-fp32"
@@ -564,6 +564,17 @@ def test_a_run_whose_latent_is_not_finite_stops_at_that_step_unless_told_to_go_o
     assert all(words in said for words in ("step 1 of 2", "are not finite", "--not-finite go-on"))
     assert not video.exists()
     answer_of(*arguments, "--not-finite", "go-on")
+
+
+def test_a_video_whose_pixels_are_not_finite_is_not_written(tiny_store, roomy_device, tmp_path, monkeypatch):
+    run_jobs_here(monkeypatch)
+    plan, video = tmp_path / "plan.json", tmp_path / "video.mp4"
+    store = spoiled(tiny_store, tmp_path / "spoiled", "vae.spatial.part4", "conv_out.bias")
+    answer_of("plan", TINY, roomy_device, "--policy", "next_block", "-o", plan)
+    outcome = call_cidl("run", "--plan", plan, "--store", store, "--prompt", "a fox", "-o", video)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "cidl: decoder: " in outcome.err.splitlines()[-1]
+    assert not video.exists()
     assert video.exists()
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class VideoOptions(RunOptions):
     """`lpl_rule`: when dynamic LPL leaps, see `cidl_sim.sampling.linear_proportional_leap`.
 
-    `not_finite`: what to do at a step after which values of the latent are not finite.
+    `not_finite`: what to do where values of the latent, or of the decoded frames, are not finite.
     """
 
     lpl_rule: Literal["paper", "reference-python", "reference-app"] = "paper"

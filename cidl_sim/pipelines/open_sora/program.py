@@ -16,7 +16,7 @@ from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Call, Outcome, StepEvent
 from cidl_sim.models.sizes import spatial_chunks, temporal_chunks
 from cidl_sim.models.t5 import additive_mask
-from cidl_sim.pipelines.latents import check_latent
+from cidl_sim.pipelines.latents import check_latent, check_pixels
 from cidl_sim.pipelines.open_sora.prompt import Tokens
 from cidl_sim.pipelines.open_sora.settings import FRAMES_PER_SECOND, OpenSoraSizes, VideoSettings
 from cidl_sim.pipelines.pipeline import State
@@ -200,6 +200,8 @@ class TextToVideo:
     def _keep_frames(self, index: int) -> None:
         pieces = self._pieces(temporal=False)
         start = sum(pieces[:index])
+        if self._stops_where_not_finite:
+            check_pixels(self._hidden)
         pixels = ((self._hidden.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         self.frames[start : start + pieces[index]] = pixels.permute(0, 2, 3, 1)
         self._hidden = torch.empty(0)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class ImageOptions(RunOptions):
     """`guidance`: its scale, the model's own by default. `negative_prompt`: what the image is to be unlike.
 
-    `sampler`: another than the plan's, if it asks the denoiser as often. `not_finite`: what to do at a step after which
-    values of the latent are not finite.
+    `sampler`: another than the plan's, if it asks the denoiser as often. `not_finite`: what to do where values of the
+    latent, or of the decoded image, are not finite.
     """
 
     guidance: float | None = Field(default=None, ge=0, le=100)

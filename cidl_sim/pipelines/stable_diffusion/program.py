@@ -12,7 +12,7 @@ from torch import Tensor
 from cidl_sim.blocks.pieces import NetworkState
 from cidl_sim.core.workload import Visit, Workload
 from cidl_sim.executor.backend import Call, Outcome
-from cidl_sim.pipelines.latents import check_latent
+from cidl_sim.pipelines.latents import check_latent, check_pixels
 from cidl_sim.pipelines.pipeline import State
 from cidl_sim.pipelines.stable_diffusion.prompt import Text
 from cidl_sim.pipelines.stable_diffusion.settings import ImageSettings, ImageSizes
@@ -178,6 +178,8 @@ class TextToImage:
             self._hidden = self._z[:, :, top : top + height, left : left + width]
         self._hidden = decoder.run(visit.block.name, block, self._hidden)
         if visit.position == len(stages[visit.stage].blocks) - 1:
+            if self._stops_where_not_finite:
+                check_pixels(self._hidden)
             self._image.put(index, self._hidden.float().cpu())
             self._hidden = torch.empty(0)
         return Outcome()

@@ -245,3 +245,14 @@ def test_a_latent_that_is_not_finite_ends_the_run_unless_it_is_to_go_on() -> Non
     with pytest.raises(NotFiniteError, match="step 1 of 2"):
         model.run(model.program())
     model.run(model.program(not_finite="go-on"))
+
+
+def test_an_image_that_is_not_finite_is_never_written_as_if_it_were() -> None:
+    sizes, settings = MODELS["sd-tiny"], settings_of("sd-tiny", steps=1)
+    networks = library_networks(sizes)
+    with torch.no_grad():
+        networks["vae"].decoder.conv_out.bias[0] = float("inf")
+    model = InMemory(sizes, settings, networks)
+    with pytest.raises(NotFiniteError, match=r"decoder: 4096 of 12288 values"):
+        model.run(model.program())
+    model.run(model.program(not_finite="go-on"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -110,19 +109,27 @@ class ImageSettings(RunSettings):
 SMALLEST = ImageSettings(height=SIZE_STEP, width=SIZE_STEP, steps=1, sampler="ddim", guidance="off")
 
 
-class Tile(tuple[int, int, int, int]):
-    """Top, left, height and width of a part of the latent."""
+class Tile(NamedTuple):
+    """A part of the latent."""
 
-    __slots__ = ()
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
 
 
 def tiles_of(height: int, width: int, side: int) -> list[Tile]:
     """Overlapping tiles of at most `side` a side, row by row; `side` 0: one tile."""
     if not side or side >= max(height, width):
-        return [Tile((0, 0, height, width))]
+        return [Tile(0, 0, height, width)]
     stride = side - side // OVERLAP
     return [
-        Tile((top, left, min(side, height - top), min(side, width - left)))
+        Tile(top, left, min(side, height - top), min(side, width - left))
         for top in range(0, height, stride)
         for left in range(0, width, stride)
     ]
@@ -130,5 +137,4 @@ def tiles_of(height: int, width: int, side: int) -> list[Tile]:
 
 def grid(tiles: list[Tile]) -> tuple[int, int]:
     """Rows and columns of tiles."""
-    rows = len({tile[0] for tile in tiles})
-    return rows, math.ceil(len(tiles) / rows)
+    return len({tile.top for tile in tiles}), len({tile.left for tile in tiles})

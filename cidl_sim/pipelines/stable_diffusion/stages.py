@@ -35,7 +35,7 @@ def networks_of(sizes: ImageSizes, settings: ImageSettings) -> Networks:
     factor = sizes.decoder.factor
     height, width = settings.latent_size(factor)
     unet = networks.denoiser(sizes.unet, settings.batch, height, width, sizes.text_encoder.tokens, settings.dtype)
-    shapes = dict.fromkeys(tile[2:] for tile in settings.tiles(factor))
+    shapes = dict.fromkeys(tile.shape for tile in settings.tiles(factor))
     decoders = {shape: networks.decoder(sizes.decoder, *shape) for shape in shapes}
     return Networks(tuple(texts), unet, decoders)
 
@@ -68,7 +68,7 @@ def _stages_of_one_prompt(sizes: ImageSizes, settings: ImageSettings) -> list[St
     ]
     calls = settings.evaluations * (settings.halves if settings.guidance == "split" else 1)
     stages.append(StageDefinition("denoiser", "denoiser", calls, _blocks(own.unet, cuts["denoiser"], dtype)))
-    shapes = (tile[2:] for tile in settings.tiles(sizes.decoder.factor))
+    shapes = (tile.shape for tile in settings.tiles(sizes.decoder.factor))
     runs = [(shape, len(list(run))) for shape, run in groupby(shapes)]
     for i, (shape, rounds) in enumerate(runs):
         name = "decoder" if len(runs) == 1 else f"decoder.{i + 1:02}.{shape[0]}x{shape[1]}"
@@ -92,11 +92,13 @@ def state_bytes(sizes: ImageSizes, settings: ImageSettings, group: str) -> int:
     height, width = settings.latent_size(factor)
     latent = FLOAT_BYTES * sizes.unet.latent_channels * height * width
     text = FLOAT_BYTES * settings.halves * (sizes.text_encoder.tokens * sizes.unet.context + sizes.unet.pooled)
-    side = settings.tile * factor
-    tiles = 2 * FLOAT_BYTES * 3 * side * (settings.width + side) if settings.tile else 0
+    tiles = settings.tiles(factor)
+    # They overlap, so a row of them is wider than the image.
+    row = sum(tile.height * tile.width for tile in tiles if tile.top == 0) if len(tiles) > 1 else 0
+    kept = 2 * FLOAT_BYTES * 3 * row * factor**2
     image = 3 * settings.height * settings.width
     return {
         "text_encoder": text + latent,
         "denoiser": text + (2 + _REMEMBERED) * latent,
-        "decoder": latent + tiles + image,
+        "decoder": latent + kept + image,
     }[group]

@@ -19,8 +19,8 @@ class TiledImage:
         self._tiles, self._columns = tiles, grid(tiles)[1]
         self._kept = (side - side // OVERLAP) * factor
         self._blend = side // OVERLAP * factor
-        bottom, right = (max(tile[axis] + tile[axis + 2] for tile in tiles) * factor for axis in (0, 1))
-        self.pixels = torch.empty((bottom, right, 3), dtype=torch.uint8)
+        bottom, right = max(tile.top + tile.height for tile in tiles), max(tile.left + tile.width for tile in tiles)
+        self.pixels = torch.empty((bottom * factor, right * factor, 3), dtype=torch.uint8)
         self._above: list[Tensor] = []
         self._row: list[Tensor] = []
 

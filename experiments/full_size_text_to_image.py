@@ -76,15 +76,8 @@ def one(case: Case, steps: int, folder: Path, out: Path) -> None:
     plan, simulated = best(workload, device)
     plan.write(out / "plan.json")
     print(f"plan {plan.policy}: {simulated.makespan_s:.0f} s predicted", flush=True)
-    job = Job(
-        plan=plan,
-        workload=workload,
-        store=str(store.root.absolute()),
-        prompts=(PROMPT,),
-        options={"negative_prompt": UNLIKE},
-        outputs=(str(out / f"{case.name}.png"),),
-        trace=str(out / "trace.json.gz"),
-    )
+    job = job_of(plan, workload, store, out / "trace.json.gz")
+    job = job.model_copy(update={"outputs": (str(out / f"{case.name}.png"),)})
     result = run_job(job, kernel_limit_bytes=case.limit_bytes, on_progress=show)
     killed = control(job, case)
     trace = read_trace(out / "trace.json.gz")
@@ -126,14 +119,7 @@ def measured(store: BlockStore, case: Case, out: Path) -> DeviceProfile:
     device = device.model_copy(update={"executor": executor})
     workload = find_workload(case.workload.format(steps=1))
     plan, _ = evaluated_plan("sequential", workload, device)
-    job = Job(
-        plan=plan,
-        workload=workload,
-        store=str(store.root.absolute()),
-        prompts=(PROMPT,),
-        options={"negative_prompt": UNLIKE},
-        trace=str(out / "first.json"),
-    )
+    job = job_of(plan, workload, store, out / "first.json")
     run_job(job, kernel_limit_bytes=case.limit_bytes, on_progress=show)
     trace = read_trace(out / "first.json")
     taken: dict[str, dict[str, list[float]]] = {}
@@ -153,6 +139,18 @@ def measured(store: BlockStore, case: Case, out: Path) -> DeviceProfile:
         for kind, spans in taken.items()
     }
     return device.model_copy(update={"name": "one-step", "measured": found})
+
+
+def job_of(plan: Plan, workload: Workload, store: BlockStore, trace: Path) -> Job:
+    """A run of a plan that makes no file but its trace."""
+    return Job(
+        plan=plan,
+        workload=workload,
+        store=str(store.root.absolute()),
+        prompts=(PROMPT,),
+        options={"negative_prompt": UNLIKE},
+        trace=str(trace),
+    )
 
 
 def best(workload: Workload, device: DeviceProfile) -> tuple[Plan, Trace]:

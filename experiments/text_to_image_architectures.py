@@ -88,10 +88,10 @@ def model_row(name: str) -> str:
     sizes = MODELS[name]
     parameters, macs, decoder, remark = PUBLISHED[name]
     unet = unet_of(sizes.unet)
-    own, counted = numbers(unet) / 1e6, multiply_adds(unet)
+    own, counted = unet.parameters() / 1e6, multiply_adds(unet)
     bare = counted - in_padding(unet)
     large = f" ({multiply_adds(unet_of(sizes.unet, 128)):.1f})" if name == "sdxl" else ""
-    half = numbers(networks.decoder(sizes.decoder, 64, 64)) / 1e6
+    half = networks.decoder(sizes.decoder, 64, 64).parameters() / 1e6
     return (
         f"| {name} | {own:.1f} | {shown(parameters)} | {off(own, parameters)} | {counted:.1f}{large} | {bare:.1f} | "
         f"{shown(macs)} | {off(bare, macs)} | {half:.2f} | {shown(decoder)} | {remark} |"
@@ -100,10 +100,10 @@ def model_row(name: str) -> str:
 
 def change_rows() -> list[str]:
     rows, base = [], unet_of(SD_V1_5.unet)
-    first = numbers(base) / 1e6, multiply_adds(base) - in_padding(base)
+    first = base.parameters() / 1e6, multiply_adds(base) - in_padding(base)
     for name, change in {"none": lambda sizes: sizes, **changes.PUBLISHED}.items():
         unet = unet_of(change(SD_V1_5.unet))
-        found = numbers(unet) / 1e6, multiply_adds(unet) - in_padding(unet)
+        found = unet.parameters() / 1e6, multiply_adds(unet) - in_padding(unet)
         shares = [
             f"{now / before - 1:+.1%}" if name != "none" else "" for now, before in zip(found, first, strict=True)
         ]
@@ -116,26 +116,20 @@ def figures() -> dict[str, float]:
     other = MODELS["sdxl"].unet.model_copy(update={"middle": ("f", "")})
     only = unet_of(changes.without_attention(SD_V1_5.unet))
     return {
-        "sdxl_parameters": numbers(unet_of(other)) / 1e6,
+        "sdxl_parameters": unet_of(other).parameters() / 1e6,
         "sdxl_macs": multiply_adds(unet_of(other)) - in_padding(unet_of(other)),
-        "snapfusion": numbers(unet_of(MODELS["snapfusion"].unet)) / 1e6,
-        "talk": numbers(unet_of(MODELS["snapfusion-talk"].unet)) / 1e6,
-        "middle": numbers(unet_of(changes.snapfusion(SD_V1_5.unet, middle=2))) / 1e6,
-        "trimmed": numbers(unet_of(changes.trimmed_feed_forward(MODELS["mobile-diffusion"].unet))) / 1e6,
-        "trimmed_lite": numbers(unet_of(changes.trimmed_feed_forward(MODELS["mobile-diffusion-lite"].unet))) / 1e6,
-        "only": numbers(only) / 1e6,
+        "snapfusion": unet_of(MODELS["snapfusion"].unet).parameters() / 1e6,
+        "talk": unet_of(MODELS["snapfusion-talk"].unet).parameters() / 1e6,
+        "middle": unet_of(changes.snapfusion(SD_V1_5.unet, middle=2)).parameters() / 1e6,
+        "trimmed": unet_of(changes.trimmed_feed_forward(MODELS["mobile-diffusion"].unet)).parameters() / 1e6,
+        "trimmed_lite": unet_of(changes.trimmed_feed_forward(MODELS["mobile-diffusion-lite"].unet)).parameters() / 1e6,
+        "only": only.parameters() / 1e6,
         "only_macs": multiply_adds(only) - in_padding(only),
     }
 
 
 def unet_of(sizes: UNetSizes, side: int = 64) -> Network:
     return networks.denoiser(sizes, 1, side, side, 77, "fp32")
-
-
-def numbers(network: Network) -> int:
-    """Parameters of a network."""
-    with torch.device("meta"):
-        return sum(t.numel() for piece in network.pieces for t in piece.build().state_dict().values())
 
 
 def multiply_adds(network: Network) -> float:

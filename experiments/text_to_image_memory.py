@@ -2,9 +2,8 @@
 
     .venv/bin/python experiments/text_to_image_memory.py [--device iphone-15-pro-images]
 
-Simulated, in fp16, every policy at every limit; the decoder takes the latent whole where that fits, else in tiles of
-64, 32 or 16. "resident": everything loaded once and kept, as the papers measure, loads included. Writes
-experiments/results/text_to_image_memory.md and .png; a minute or two.
+Simulated, in fp16, every policy at every limit, loads included; the decoder takes the latent whole where that fits,
+else in tiles of 64, 32 or 16. Writes experiments/results/text_to_image_memory.md and .png; half a minute.
 """
 
 from __future__ import annotations

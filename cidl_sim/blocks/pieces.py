@@ -152,6 +152,10 @@ class Network:
                 found.append(piece.published[beginning] + name.removeprefix(beginning))
         return found
 
+    def parameters(self) -> int:
+        """How many numbers its weights are."""
+        return sum(map(_numbers, self.pieces))
+
     @cached_property
     def _firsts(self) -> tuple[int, ...]:
         """The number of each unit's first piece, and one past the last piece at the end."""

@@ -95,9 +95,9 @@ def one(case: Case, steps: int, folder: Path, out: Path) -> None:
     TRACES.mkdir(parents=True, exist_ok=True)
     trace.write(TRACES / f"{case.name}.json.gz")
     (TRACES / "README.md").write_text(
-        "# traces/text_to_image\n\nStable Diffusion v1.5 and SDXL at full size with random weights, made by "
-        "`experiments/full_size_text_to_image.py`; machine, date and figures are in "
-        "`experiments/results/full_size_sd*.md` and in each header. Origin: torch-cpu. Nothing here was recorded with "
+        "# traces/text_to_image\n\nStable Diffusion v1.5 and SDXL at full size with random weights, made by\n"
+        "`experiments/full_size_text_to_image.py`; machine, date and figures are in\n"
+        "`experiments/results/full_size_sd*.md` and in each header. Origin: torch-cpu. Nothing here was recorded with\n"
         "Core ML.\n"
     )
 

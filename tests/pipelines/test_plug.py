@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +20,7 @@ from cidl_sim.executor.store import BlockStore
 from cidl_sim.pipelines.catalog import VARIABLE
 from cidl_sim.sweep.results import scan
 from tests.in_process import run_jobs_here
+from tests.killed_runs import kill_once_saved
 from tests.test_cli import ROOM_FOR_THE_PROCESS, answer_of, assert_refused, call_cidl
 
 ROOT = Path(__file__).parents[2]
@@ -141,18 +137,8 @@ def test_a_killed_run_goes_on_and_makes_the_same_image(store, device, tmp_path, 
     run_jobs_here(monkeypatch)
     run(plan, store, whole)
     arguments = ["run", "--plan", plan, "--store", store, "--prompt", "two layers", "-o", killed]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cidl_sim.cli", *map(str, arguments)],
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     saved = tmp_path / "killed.png.resume"
-    while not saved.exists() and process.poll() is None:
-        time.sleep(0.01)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert saved.exists()
+    kill_once_saved(arguments, saved)
     assert not killed.exists()
     assert run(plan, store, killed, "--resume")["evaluations"] == 120
     assert (pixels(whole) == pixels(killed)).all()

@@ -11,6 +11,7 @@ from PIL import Image
 from cidl_sim.core.plan import read_plan
 from cidl_sim.core.trace import read_trace
 from tests.in_process import run_jobs_here
+from tests.killed_runs import kill_once_saved
 from tests.test_cli import ROOM_FOR_THE_PROCESS, answer_of, assert_refused, call_cidl
 
 PROMPT = ("--prompt", "a red circle", "--negative-prompt", "blue")
@@ -53,6 +54,18 @@ def test_an_image_is_made_under_the_kernels_limit_and_again_in_another_cut(store
     split = made(tmp_path, device, stores["reference"], "sd-tiny-cfgsplit", name="split")
     assert np.array_equal(first, cut)
     assert np.abs(first.astype(int) - split.astype(int)).max() <= 1
+
+
+def test_a_killed_run_goes_on_between_two_steps_and_makes_the_same_image(stores, device, tmp_path, monkeypatch):
+    plan, arguments = tmp_path / "whole.json", ("--store", stores["reference"], *PROMPT, "-o", tmp_path / "killed.png")
+    with pytest.MonkeyPatch.context() as patch:
+        run_jobs_here(patch)
+        whole = made(tmp_path, device, stores["reference"], "sd-tiny-60s-pndm-cfgsplit", name="whole")
+    kill_once_saved(["run", "--plan", plan, *arguments], tmp_path / "killed.png.resume")
+    assert not (tmp_path / "killed.png").exists()
+    run_jobs_here(monkeypatch)
+    assert answer_of("run", "--plan", plan, *arguments, "--resume")["evaluations"] == 61
+    assert np.array_equal(whole, np.asarray(Image.open(tmp_path / "killed.png")))
 
 
 def test_several_prompts_and_options_of_the_family(stores, device, tmp_path, monkeypatch):
